@@ -1,0 +1,163 @@
+"""Step 4 of 5, infer. Reads images and boxes, writes label maps, overlays and running times.
+
+    python 04_infer.py -i demo/imgs -o demo/segs                        a folder of challenge cases (.npz)
+    python 04_infer.py -i scan.png -o out --box 30 40 120 150           one PNG, JPG, TIFF or BMP file
+    python 04_infer.py --smoke                                          two tiny synthetic cases, 10 s
+
+For a folder it writes NAME.npz (`segs`, the input's shape, box i painted as i + 1), efficiency.csv, and with
+--overlay overlays/NAME.png; for one image NAME_mask.png (255 inside), NAME_overlay.png and NAME.npz.
+The command line is the challenge's: python 04_infer.py -i INPUTS -o OUTPUTS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from figures import flat_view, overlay
+from phantoms import tiny_case, write_case
+from presets import PRESETS, override
+from readers import Case, InputError, check_boxes, list_cases, modality_of, read_image, read_npz
+from segment import ENGINES, MODELS, Segmenter, load_segmenter
+from writers import save_image, save_json, save_npz, save_text
+
+STAGES = ("enhance", "encode", "decode", "upsample")
+COLUMNS = ("case", "modality", "shape", "objects", "read_s", *(f"{stage}_s" for stage in STAGES), "write_s", "total_s")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("-i", "--input", type=Path, help="folder of .npz cases, or one image file together with --box")
+    p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="folder for the results, made if missing")
+    p.add_argument(
+        "--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"),
+        help="box prompt for one image, pixels, x to the right, y down; repeat it for more objects",
+    )  # fmt: skip
+    p.add_argument("--model", choices=MODELS, default="baseline", help="baseline is LiteMedSAM, proposed the paper's")
+    p.add_argument("--weights", type=Path, help="checkpoint file (default: LiteMedSAM's for the baseline)")
+    p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
+    p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
+    p.add_argument("--force", action="store_true", help="use another preset than the checkpoint was trained with")
+    p.add_argument("--engine", choices=ENGINES, default="torch", help="what runs the network")
+    p.add_argument("--boxes-from-masks", action="store_true", help="take each box exactly from the key 'gts'")
+    p.add_argument("--overlay", action="store_true", help="also write a picture of each case with masks and boxes")
+    p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
+    args = p.parse_args(argv)
+    if args.input is None and not args.smoke:
+        p.error("name the input: -i FOLDER, or -i IMAGE --box X0 Y0 X1 Y1, or --smoke")
+    return args
+
+
+def infer_case(segmenter: Segmenter, case: Case, read_s: float, output: Path, with_overlay: bool) -> dict:
+    """Segment one case and write its files. Returns its row of efficiency.csv, times in seconds."""
+    start, before = time.perf_counter(), dict(segmenter.seconds)
+    labels = segmenter.segment(case)
+    segmented = time.perf_counter()
+    # 8 bits where they hold every label, as the challenge's own files; 16 above 255 objects
+    save_npz(output / f"{case.name}.npz", segs=labels.astype(np.uint8) if len(case.boxes) <= 255 else labels)
+    written = time.perf_counter()
+    if with_overlay:  # not part of the running time: the challenge writes none
+        save_image(output / "overlays" / f"{case.name}.png", overlay(*flat_view(case.image, labels, case.boxes)))
+    stages = {f"{stage}_s": segmenter.seconds[stage] - before.get(stage, 0.0) for stage in STAGES}
+    return {
+        "case": f"{case.name}.npz",
+        "modality": modality_of(case.name),
+        "shape": "x".join(map(str, case.image.shape)),
+        "objects": len(case.boxes),
+        "read_s": read_s,
+        **stages,
+        "write_s": written - segmented,
+        "total_s": read_s + written - start,
+    }
+
+
+def infer_folder(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
+    """Every case of a folder. A bad one is reported and left out; the others are done. Returns the rows."""
+    files, rows, problems = list_cases(args.input), [], []
+    if args.output.resolve() == args.input.resolve():
+        raise InputError(f"{args.output}: input and output are the same folder; the results would replace the cases")
+    for path in tqdm(files, desc="cases", disable=None):
+        start = time.perf_counter()
+        try:
+            case = read_npz(path, args.boxes_from_masks)
+            if case.boxes is None:
+                raise InputError(f"{path}: has no key 'boxes'; add box prompts, or use --boxes-from-masks")
+            rows.append(infer_case(segmenter, case, time.perf_counter() - start, args.output, args.overlay))
+        except InputError as error:
+            problems.append(str(error))
+            tqdm.write(f"04_infer.py: left out: {error}", file=sys.stderr)
+    if rows:
+        lines = [
+            ",".join(f"{row[c]:.4f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS) for row in rows
+        ]
+        save_text(args.output / "efficiency.csv", "\n".join([",".join(COLUMNS), *lines, ""]))
+    if problems:
+        sys.exit(f"04_infer.py: {len(rows)} of {len(files)} cases done, {len(problems)} left out as reported above.")
+    return rows
+
+
+def infer_image(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
+    """One image file with --box: its mask and overlay as PNG, its label map as npz."""
+    image = read_image(args.input)
+    boxes = check_boxes(np.array(args.box), image.shape[:2], args.input)
+    labels = segmenter.segment_image(image, boxes)
+    name = args.input.stem
+    save_npz(args.output / f"{name}.npz", segs=labels)
+    save_image(args.output / f"{name}_mask.png", np.where(labels > 0, 255, 0).astype(np.uint8))
+    save_image(args.output / f"{name}_overlay.png", overlay(image, labels, boxes))
+    shares = ", ".join(f"object {i + 1}: {np.count_nonzero(labels == i + 1)} pixels" for i in range(len(boxes)))
+    print(f"04_infer.py: {shares}; wrote {args.output / name}_mask.png, {name}_overlay.png and {name}.npz")
+    return [{"case": name, "objects": len(boxes), **{f"{k}_s": v for k, v in segmenter.seconds.items()}}]
+
+
+def run(args: argparse.Namespace) -> list[dict]:
+    # 1. The model with its weights, and the preset
+    segmenter = load_segmenter(args.model, args.weights, args.preset, args.engine, args.force)
+    segmenter.preset = override(segmenter.preset, args.set)
+    parameters = sum(p.numel() for p in segmenter.model.parameters())
+    print(f"04_infer.py: {args.model}, {parameters:,} parameters, preset {segmenter.preset.name}, engine {args.engine}")
+
+    # 2. One image, or a folder of cases
+    is_image = not args.smoke and not args.input.is_dir()
+    if is_image and not args.box:
+        raise InputError(f"{args.input}: not a folder; for one image give a box: --box X0 Y0 X1 Y1 (pixels)")
+    if args.box and not is_image:
+        raise InputError(f"{args.input}: --box is for one image file; the cases of a folder carry their own boxes")
+    rows = infer_image(segmenter, args) if is_image else infer_folder(segmenter, args)
+
+    # 3. What was run, beside what it wrote
+    save_json(args.output / "arguments.json", vars(args) | {"preset_fields": vars(segmenter.preset)})
+    if not is_image:
+        seconds = sum(row["total_s"] for row in rows)
+        print(
+            f"04_infer.py: {len(rows)} cases, {sum(row['objects'] for row in rows)} objects in {seconds:.1f} s, wrote "
+            f"{args.output}. Next: python 05_evaluate.py -s {args.output} -g GROUND_TRUTH"
+        )
+    return rows
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Returns one dict a case, the rows of efficiency.csv."""
+    args = parse(argv)
+    try:
+        if not args.smoke:
+            return run(args)
+        with tempfile.TemporaryDirectory() as folder:
+            for dims in (2, 3):
+                write_case(Path(folder), tiny_case(dims=dims))
+            args.input, args.output = Path(folder) / "imgs", Path(folder) / "segs"
+            return run(args)
+    except (InputError, OSError) as error:
+        sys.exit(f"04_infer.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""One function a figure: data and axes in, axes out; nothing here computes a result or reads a model.
+
+python figures.py --demo demo      draws Figure 2 and Figure 3 from the demo's files into demo/figures/
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from enhance import three_channels
+from presets import PRESETS
+from readers import InputError, boxes_from_labels, list_cases, load_npz, read_npz
+from writers import save_bytes
+
+YELLOW = (255, 221, 0)  # box prompts, as in the paper's Figure 3
+PALETTE = np.array(  # mask colours, RGB, told apart by colour-blind readers too (Okabe and Ito 2008)
+    [(86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (0, 114, 178), (230, 159, 0)], dtype=np.uint8
+)
+OVERLAY_SIDE = 512  # pixels; smaller images are enlarged to it, so that outlines can be seen
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, boxes_xyxy: np.ndarray | None = None) -> np.ndarray:
+    """Masks as tinted areas with outlines, boxes in yellow. [P Fig. 3]
+
+    image: (H, W) or (H, W, 3) uint8; labels: (H, W), 0 is background; boxes_xyxy: (N, 4), pixels of the image.
+    Returns (h, w, 3) RGB uint8, enlarged by a whole factor if the image is small.
+    """
+    factor = max(1, round(OVERLAY_SIDE / max(image.shape[:2])))
+    rgb = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
+    rgb = rgb.repeat(factor, axis=0).repeat(factor, axis=1).copy()
+    big = labels.repeat(factor, axis=0).repeat(factor, axis=1)
+    width = max(1, round(max(rgb.shape[:2]) / 400))
+    inside = big > 0
+    colours = PALETTE[(big[inside].astype(np.int64) - 1) % len(PALETTE)]
+    rgb[inside] = (0.65 * rgb[inside] + 0.35 * colours).astype(np.uint8)
+    edge = np.zeros_like(inside)
+    edge[:, 1:] |= big[:, 1:] != big[:, :-1]
+    edge[1:] |= big[1:] != big[:-1]
+    edge = cv2.dilate(edge.astype(np.uint8), np.ones((width, width), np.uint8)).astype(bool) & inside
+    rgb[edge] = PALETTE[(big[edge].astype(np.int64) - 1) % len(PALETTE)]
+    for box in boxes_xyxy if boxes_xyxy is not None else ():
+        x0, y0 = (np.floor(box[:2]) * factor).astype(int)
+        x1, y1 = ((np.floor(box[2:]) + 1) * factor - 1).astype(int)  # inclusive: the last pixel lies inside
+        cv2.rectangle(rgb, (int(x0), int(y0)), (int(x1), int(y1)), YELLOW, width)
+    return rgb
+
+
+def busiest_slice(labels: np.ndarray) -> int:
+    """The slice z of a label volume (D, H, W) that shows most objects, and of those the most voxels."""
+    objects = [len(np.unique(plane)) for plane in labels]
+    return max(range(len(labels)), key=lambda z: (objects[z], np.count_nonzero(labels[z])))
+
+
+def flat_view(image: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None) -> tuple:
+    """What `overlay` takes, of a 2D case as it is, of a 3D one its busiest slice and the boxes that cross it."""
+    if labels.ndim == 2:
+        return image, labels, boxes
+    z = busiest_slice(labels)
+    crossing = None if boxes is None else boxes[(boxes[:, 2] <= z) & (z <= boxes[:, 5])][:, [0, 1, 3, 4]]
+    return image[z], labels[z], crossing
+
+
+def figure2(image: np.ndarray, axes) -> None:
+    """[P Fig. 2] The three channels of one gray image (H, W) uint8: raw, diffused, equalized. axes: three Axes."""
+    channels = three_channels(image, PRESETS["fixed"])
+    for ax, channel, title in zip(axes, np.moveaxis(channels, -1, 0), ("raw", "diffused", "equalized"), strict=True):
+        ax.imshow(channel, cmap="gray", vmin=0, vmax=255)
+        ax.set_title(title)
+        ax.axis("off")
+
+
+def figure3(rows: list[tuple[str, tuple, tuple]], axes) -> None:
+    """[P Fig. 3] A row a case: image with boxes, prediction, truth. rows: (title, prediction, truth), each what `overlay`
+    takes; axes: (len(rows), 3) Axes."""
+    for (title, prediction, truth), (left, middle, right) in zip(rows, axes, strict=True):
+        image, labels, boxes = prediction
+        left.imshow(overlay(image, np.zeros_like(labels), boxes))
+        middle.imshow(overlay(image, labels, boxes))
+        right.imshow(overlay(*truth))
+        left.set_title(f"{title}: box prompts", fontsize=9)
+        middle.set_title("prediction", fontsize=9)
+        right.set_title("reference", fontsize=9)
+        for ax in (left, middle, right):
+            ax.axis("off")
+
+
+def save_figure(path: Path, figure) -> None:
+    """Write a matplotlib figure as PNG, whole or not at all."""
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    save_bytes(path, buffer.getvalue())
+
+
+def main(argv: list[str] | None = None) -> list[Path]:
+    import matplotlib
+
+    matplotlib.use("Agg")  # no window: this also runs on a server
+    import matplotlib.pyplot as plt
+
+    p = argparse.ArgumentParser(
+        description="Draw Figure 2 and Figure 3 from the demo's files.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    p.add_argument("--demo", type=Path, default=Path("demo"), help="folder with imgs/, gts/ and segs/")
+    p.add_argument("--cases", nargs="+", metavar="NAME", help="cases of Figure 3 (default: the first four)")
+    args = p.parse_args(argv)
+    try:
+        files = {path.stem: path for path in list_cases(args.demo / "imgs")}
+        names = args.cases or list(files)[:4]
+        unknown = [name for name in names if name not in files]
+        if unknown:
+            raise InputError(f"{args.demo / 'imgs'}: has no case {unknown[0]}; there are {', '.join(files)}")
+        rows = []
+        for name in names:
+            case = read_npz(files[name])
+            segs = load_npz(args.demo / "segs" / f"{name}.npz")["segs"]
+            gts = load_npz(args.demo / "gts" / f"{name}.npz")["gts"]
+            z = busiest_slice(gts) if case.is_3d else None
+            cut = (lambda a, z=z: a) if z is None else (lambda a, z=z: a[z])
+            boxes = case.boxes if z is None else boxes_from_labels(gts[z])[1]
+            rows.append((name, (cut(case.image), cut(segs), boxes), (cut(case.image), cut(gts), boxes)))
+    except InputError as error:
+        sys.exit(f"figures.py: {error}")
+    written = [args.demo / "figures" / "figure2.png", args.demo / "figures" / "figure3.png"]
+    gray = next((row[1][0] for row in rows if row[1][0].ndim == 2), rows[0][1][0].mean(axis=-1).astype(np.uint8))
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2))
+    figure2(gray, axes)
+    save_figure(written[0], figure)
+    figure, axes = plt.subplots(len(rows), 3, figsize=(9, 3 * len(rows)), squeeze=False)
+    figure3(rows, axes)
+    save_figure(written[1], figure)
+    print(f"figures.py: wrote {written[0]} and {written[1]}")
+    return written
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The whole network of Figure 1: image (B, 3, 256, 256) and boxes (N, 4) -> mask logits (N, 1, 256, 256).
+
+Read top to bottom, as Figure 1 does from left to right:
+    image -> ImageEncoder (efficientvit.py)  -> embedding (B, 256, 64, 64)
+    boxes -> PromptEncoder                   -> tokens (N, 2, 256)
+    embedding + tokens -> MaskDecoder        -> logits (N, 1, 256, 256), predicted IoU (N, 1)
+Letters: B images, N prompts, T tokens of a prompt, C channels, H, W height and width.
+Module names are those of the published checkpoints, so that they load without a map.
+
+Sources: [P] Lee, Ku, Choi, "Gray's Anatomy for Segment Anything Model", CVPR 2024 challenge on laptops;
+[SAM] Kirillov et al., "Segment Anything", arXiv:2304.02643 (prompt encoder and mask decoder, kept by MedSAM).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from efficientvit import EMBED_DIM, EMBED_GRID, ImageEncoder, LayerNorm2d
+
+GRID = 256  # side of the network's input image and of its mask logits, pixels [P 2.1]
+
+
+# ---------------------------------------------------------------- prompt encoder
+
+
+class FourierFeatures(nn.Module):
+    """Positions as sines and cosines of random frequencies. (..., 2) in 0..1 -> (..., 256) [SAM, appendix A]"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, EMBED_DIM // 2))
+
+    def forward(self, xy: Tensor) -> Tensor:
+        angle = 2 * math.pi * ((2 * xy - 1) @ self.positional_encoding_gaussian_matrix)
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class PromptEncoder(nn.Module):
+    """Boxes, points and masks -> tokens (N, T, 256) and a dense prompt (N, 256, 64, 64). [P 2.2; SAM 3]
+
+    The paper prompts with boxes only; points and masks are here because the checkpoints carry their weights.
+    Frame: pixels of the 256 grid, (x, y); floats welcome.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pe_layer = FourierFeatures()
+        # one learnt vector a kind of point: background, foreground, a box's top left, its bottom right
+        self.point_embeddings = nn.ModuleList([nn.Embedding(1, EMBED_DIM) for _ in range(4)])
+        self.not_a_point_embed = nn.Embedding(1, EMBED_DIM)
+        self.mask_downscaling = nn.Sequential(
+            nn.Conv2d(1, 4, 2, stride=2), LayerNorm2d(4), nn.GELU(),
+            nn.Conv2d(4, 16, 2, stride=2), LayerNorm2d(16), nn.GELU(),
+            nn.Conv2d(16, EMBED_DIM, 1),
+        )  # fmt: skip
+        self.no_mask_embed = nn.Embedding(1, EMBED_DIM)
+
+    def forward(
+        self,
+        boxes: Tensor | None = None,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """boxes (N, 4) x0 y0 x1 y1; points (N, P, 2) with point_labels (N, P), 1 foreground, 0 background;
+        masks (N, 1, 256, 256) logits. Any may be left out, not all. -> tokens (N, T, 256), dense (N, 256, 64, 64)"""
+        tokens = []
+        if points is not None:
+            tokens.append(self._embed_points(points, point_labels, pad=boxes is None))
+        if boxes is not None:
+            corners = self.pe_layer((boxes.reshape(-1, 2, 2) + 0.5) / GRID)  # +0.5: the centre of the pixel
+            kinds = torch.cat([self.point_embeddings[2].weight, self.point_embeddings[3].weight])  # (2, 256)
+            tokens.append(corners + kinds)
+        if masks is not None:
+            dense = self.mask_downscaling(masks)
+        else:
+            n = len(tokens[0]) if tokens else 0
+            dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(n, -1, EMBED_GRID, EMBED_GRID)
+        sparse = torch.cat(tokens, dim=1) if tokens else dense.new_zeros(len(dense), 0, EMBED_DIM)
+        return sparse, dense
+
+    def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
+        """(N, P, 2), (N, P) -> (N, P or P + 1, 256). Without a box SAM was trained with one more token, "not a point"."""
+        embedded = self.pe_layer((points + 0.5) / GRID)
+        background, foreground = self.point_embeddings[0].weight[0], self.point_embeddings[1].weight[0]
+        embedded = embedded + torch.where(labels[..., None] == 1, foreground, background)
+        if pad:
+            nothing = self.not_a_point_embed.weight.expand(len(points), 1, -1)
+            embedded = torch.cat([embedded, nothing], dim=1)
+        return embedded
+
+    def dense_positions(self) -> Tensor:
+        """Position code of every embedding cell. -> (1, 256, 64, 64)"""
+        centre = (torch.arange(EMBED_GRID, device=self.no_mask_embed.weight.device) + 0.5) / EMBED_GRID
+        y, x = torch.meshgrid(centre, centre, indexing="ij")
+        return self.pe_layer(torch.stack([x, y], dim=-1)).permute(2, 0, 1).unsqueeze(0)
+
+
+# ---------------------------------------------------------------- mask decoder
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose inner width may be smaller than its outer one. [SAM, appendix A]"""
+
+    def __init__(self, inner: int = EMBED_DIM, heads: int = 8) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(EMBED_DIM, inner)
+        self.k_proj = nn.Linear(EMBED_DIM, inner)
+        self.v_proj = nn.Linear(EMBED_DIM, inner)
+        self.out_proj = nn.Linear(inner, EMBED_DIM)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (N, Q, 256), k and v (N, K, 256) -> (N, Q, 256)"""
+        q, k, v = (
+            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, heads, Q or K, inner / heads)
+            for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        )
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)
+
+
+class FeedForward(nn.Module):
+    """The transformer layer's two linear layers (named apart from `MLP` because the checkpoint names them so)."""
+
+    def __init__(self, hidden: int = 2048) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(EMBED_DIM, hidden)
+        self.lin2 = nn.Linear(hidden, EMBED_DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin2(self.lin1(x).relu())
+
+
+class TwoWayLayer(nn.Module):
+    """Tokens attend to themselves, tokens to image, feed-forward, image to tokens. [SAM Fig. 14]"""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first  # in the first layer the tokens *are* their position codes
+        self.self_attn = Attention()
+        self.norm1 = nn.LayerNorm(EMBED_DIM)
+        self.cross_attn_token_to_image = Attention(EMBED_DIM // 2)
+        self.norm2 = nn.LayerNorm(EMBED_DIM)
+        self.mlp = FeedForward()
+        self.norm3 = nn.LayerNorm(EMBED_DIM)
+        self.norm4 = nn.LayerNorm(EMBED_DIM)
+        self.cross_attn_image_to_token = Attention(EMBED_DIM // 2)
+
+    def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens, token_pe (N, T, 256); image (N, 4096, 256); image_pe (1, 4096, 256)"""
+        if self.first:
+            tokens = self.self_attn(tokens, tokens, tokens)
+        else:
+            q = tokens + token_pe
+            tokens = tokens + self.self_attn(q, q, tokens)
+        tokens = self.norm1(tokens)
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, image + image_pe, image))
+        tokens = self.norm3(tokens + self.mlp(tokens))
+        image = self.norm4(image + self.cross_attn_image_to_token(image + image_pe, tokens + token_pe, tokens))
+        return tokens, image
+
+
+class TwoWayTransformer(nn.Module):
+    """Two two-way layers and a last look of the tokens at the image. [SAM Fig. 14]"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([TwoWayLayer(first=True), TwoWayLayer(first=False)])
+        self.final_attn_token_to_image = Attention(EMBED_DIM // 2)
+        self.norm_final_attn = nn.LayerNorm(EMBED_DIM)
+
+    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """image (N, 4096, 256), image_pe (1, 4096, 256), tokens (N, T, 256) -> tokens, image of the same shapes"""
+        token_pe = tokens
+        for layer in self.layers:
+            tokens, image = layer(tokens, image, token_pe, image_pe)
+        seen = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        return self.norm_final_attn(tokens + seen), image
+
+
+class MaskDecoder(nn.Module):
+    """Embedding and prompt -> mask logits and predicted IoU. [P 2.2; SAM Fig. 14]"""
+
+    def __init__(self, mask_count: int = 4) -> None:
+        super().__init__()
+        c = EMBED_DIM
+        self.transformer = TwoWayTransformer()
+        self.iou_token = nn.Embedding(1, c)
+        self.mask_tokens = nn.Embedding(mask_count, c)  # 0: the single mask we use; 1..3: SAM's ambiguous points
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(c, c // 4, 2, stride=2), LayerNorm2d(c // 4), nn.GELU(),
+            nn.ConvTranspose2d(c // 4, c // 8, 2, stride=2), nn.GELU(),
+        )  # fmt: skip
+        self.output_hypernetworks_mlps = nn.ModuleList([MLP(c, c, c, c // 8) for _ in range(mask_count)])
+        self.iou_prediction_head = MLP(c, c, c, mask_count)
+
+    def forward(
+        self, embedding: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """embedding (N, 256, 64, 64), one row a prompt; image_pe (1, 256, 64, 64); sparse (N, T, 256);
+        dense (N, 256, 64, 64) -> logits (N, 1 or 3, 256, 256), IoU (N, 1 or 3)"""
+        n = len(sparse)
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)  # (N, 5, 256)
+        image = (embedding + dense).flatten(2).mT  # (N, 4096, 256)
+        tokens, image = self.transformer(image, image_pe.flatten(2).mT, torch.cat([own, sparse], dim=1))
+        fine = self.output_upscaling(image.mT.reshape(n, EMBED_DIM, EMBED_GRID, EMBED_GRID))  # (N, 32, 256, 256)
+        chosen = range(1, len(self.output_hypernetworks_mlps)) if multimask else range(1)
+        weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
+        logits = (weights @ fine.flatten(2)).unflatten(2, (GRID, GRID))  # each mask is a weighted sum of the 32 maps
+        iou = self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
+        return logits, iou
+
+
+# ---------------------------------------------------------------- the whole model
+
+
+class BoxSegmenter(nn.Module):
+    """Image encoder, prompt encoder, mask decoder: Figure 1 of [P], and the baseline with another encoder."""
+
+    def __init__(self, image_encoder: nn.Module) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.mask_decoder = MaskDecoder()
+        self.prompt_encoder = PromptEncoder()
+
+    def forward(self, images: Tensor, boxes: Tensor, image_of_box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """images (B, 3, 256, 256) in 0..1; boxes (N, 4) x0 y0 x1 y1, pixels of the 256 grid;
+        image_of_box (N,) int64, which image each box belongs to (default: box i to image i, or all to the only one)
+        -> logits (N, 1, 256, 256), a mask where above 0; predicted IoU (N, 1)"""
+        return self.decode(self.image_encoder(images), boxes, image_of_box)
+
+    def decode(self, embedding: Tensor, boxes: Tensor, image_of_box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same from an embedding (B, 256, 64, 64): encode an image once, decode any number of boxes."""
+        if image_of_box is None:
+            if len(embedding) not in (1, len(boxes)):
+                raise ValueError(f"{len(boxes)} boxes for {len(embedding)} images: say which with image_of_box")
+            image_of_box = torch.arange(len(boxes), device=boxes.device) % len(embedding)
+        sparse, dense = self.prompt_encoder(boxes)
+        return self.mask_decoder(embedding[image_of_box], self.prompt_encoder.dense_positions(), sparse, dense)
+
+
+def build_model() -> BoxSegmenter:
+    """The proposed model with EfficientViT-SAM-L0, 34,792,784 parameters, random weights. [P 2.2, Table 3]"""
+    return BoxSegmenter(ImageEncoder())

@@ -1,0 +1,94 @@
+"""Three readings of the paper, in one frozen table: `fixed` (ours, the default), `paper`, `released`.
+
+The paper's text and its released code differ in some fifty places. PAPER_VS_CODE.md lists them by
+number; each field below names the entries (#) that it settles. `paper` is what the text says, `released`
+what the released code computes where that changes results, and `fixed` what we recommend.
+Faults that only crash the released code are in no preset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+
+from readers import InputError
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One column of the table. Defaults are `fixed`."""
+
+    name: str = "fixed"
+    # three channels [P 2.1]
+    conductance: str = "exponential"  # Perona-Malik: "exponential" or "quadratic" (the text names none)
+    iterations: int = 10  # #1 diffusion steps
+    gamma: float = 0.1  # #1 time step of one diffusion step
+    kappa: float = 20.0  # #1 edge threshold, on an image that ranges over 0..diffusion_range
+    diffusion_range: float = 255.0  # #1 the released code puts kappa = 20 on a 0..1 image: no edge is ever that steep
+    border: str = "reflect"  # #3 "reflect" lets nothing flow out, "wrap" joins opposite borders
+    rounding: str = "nearest"  # #4 back to 8 bits: "nearest" or "truncate"
+    equalize: str = "diffused"  # #2 what channel 3 equalizes: "diffused" (channel 2) or "raw" (channel 1)
+    color: str = "keep"  # #5 colour images: "keep" their RGB, or turn them "gray"
+    # 256 grid [P 2.1]
+    enhance_at: str = "grid"  # #7 enhance on the 256 "grid" or at "original" size, before resizing
+    pad: str = "after"  # zero padding to a square "after" or "before" resizing
+    # box prompts [P 2.2]
+    box_rounding: str = "float"  # #43 boxes on the 256 grid: "float", or truncated to "int" as LiteMedSAM does
+    overlap: str = "logit"  # #46 pixels of two masks: higher "logit" wins, or the "last" object
+    propagation: str = "prompted"  # #40-42, #47 3D: "prompted" (ours), "mended" (LiteMedSAM's), "released"
+
+
+PRESETS = {
+    "fixed": Preset(),
+    "paper": Preset(name="paper", pad="before", box_rounding="int", overlap="last", propagation="mended"),
+    "released": Preset(
+        name="released",
+        iterations=1,
+        diffusion_range=1.0,
+        border="wrap",
+        rounding="truncate",
+        equalize="raw",
+        color="gray",
+        enhance_at="original",
+        box_rounding="int",
+        overlap="last",
+        propagation="released",
+    ),
+}
+
+
+CHOICES = {  # what a field of text may be
+    "conductance": ("exponential", "quadratic"),
+    "border": ("reflect", "wrap"),
+    "rounding": ("nearest", "truncate"),
+    "equalize": ("diffused", "raw"),
+    "color": ("keep", "gray"),
+    "enhance_at": ("grid", "original"),
+    "pad": ("after", "before"),
+    "box_rounding": ("float", "int"),
+    "overlap": ("logit", "last"),
+    "propagation": ("prompted", "mended", "released"),
+}
+
+
+def override(preset: Preset, settings: list[str]) -> Preset:
+    """The preset with fields replaced, settings as "field=value". InputError for an unknown field or value."""
+    changes = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in asdict(preset) or name == "name":
+            raise InputError(f"--set {setting}: no such field; the fields are {', '.join(list(asdict(preset))[1:])}")
+        if name in CHOICES and text not in CHOICES[name]:
+            raise InputError(f"--set {setting}: {name} is one of {', '.join(CHOICES[name])}")
+        try:
+            changes[name] = type(getattr(preset, name))(text)
+        except ValueError as error:
+            raise InputError(f"--set {setting}: {name} takes a number") from error
+    return replace(preset, **changes)
+
+
+def table() -> str:
+    """The presets side by side as a Markdown table, one row per field."""
+    rows = ["| field | " + " | ".join(PRESETS) + " |", "| --- |" + " --- |" * len(PRESETS)]
+    columns = [asdict(preset) for preset in PRESETS.values()]
+    rows += [f"| `{f.name}` | " + " | ".join(str(c[f.name]) for c in columns) + " |" for f in fields(Preset)[1:]]
+    return "\n".join(rows)

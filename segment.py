@@ -1,0 +1,133 @@
+"""Box-prompted segmentation of a case, 2D or 3D: images and boxes in, a label map out. [P 2.2, 4.3]
+
+Each image or slice is encoded once, whatever the number of objects; boxes are decoded in chunks.
+Box i (0-based) paints label i + 1, uint16. What a preset changes here: how boxes are rounded, which object
+wins a pixel that two masks claim, and how a 3D box becomes a box on each slice (volumes.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import volumes
+from baseline import build_baseline
+from data import boxes_to_grid, logits_to_original, network_input
+from model import BoxSegmenter, build_model
+from presets import PRESETS, Preset
+from readers import Case, InputError
+from weights import lite_medsam_path, load_weights
+
+MODELS = ("baseline", "proposed")
+ENGINES = ("torch",)  # what can run the network; 03_quantize.py will bring more
+BOX_CHUNK = 16  # boxes in one decoder call: 1.0 GB at its peak, and no faster with more
+
+
+class Segmenter:
+    """A model, a preset, and the time spent in each stage.
+
+    model: anything with `image_encoder(images (B, 3, 256, 256)) -> (B, 256, 64, 64)` and
+    `decode(embedding, boxes (N, 4)) -> (logits (N, 1, 256, 256), iou (N, 1))`: the seam for other engines.
+    enhanced: True if the model was trained on the three channels, False for raw images (the baseline).
+    """
+
+    def __init__(self, model: BoxSegmenter, preset: Preset, enhanced: bool) -> None:
+        self.model, self.preset, self.enhanced = model.eval(), preset, enhanced
+        self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed over all cases so far
+
+    def segment(self, case: Case) -> np.ndarray:
+        """Label map of a case: (H, W) or (D, H, W) uint16, original frame, object i + 1 for box i, 0 background."""
+        if not case.is_3d:
+            return self.segment_image(case.image, case.boxes)
+        if self.preset.propagation == "prompted":
+            return volumes.prompted(self, case.image, case.boxes)
+        return volumes.published_loop(self, case.image, case.boxes, mended=self.preset.propagation == "mended")
+
+    def segment_image(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """image (H, W) or (H, W, 3) uint8; boxes (N, 4), original pixels -> (H, W) uint16."""
+        height, width = image.shape[:2]
+        canvas = Canvas((height, width), self.preset.overlap)
+        embedding = self.embed(image)
+        for first in range(0, len(boxes), BOX_CHUNK):
+            chunk = boxes_to_grid(boxes[first : first + BOX_CHUNK], height, width, self.preset.box_rounding)
+            logits, _ = self.decode(embedding, chunk)
+            with self.stage("upsample"):
+                for i, one in enumerate(logits, start=first + 1):
+                    canvas.paint(i, logits_to_original(one, height, width))
+        return canvas.labels
+
+    def embed(self, image: np.ndarray) -> torch.Tensor:
+        """One image or slice, original frame -> its embedding (1, 256, 64, 64)."""
+        with self.stage("enhance"):
+            tensor = torch.from_numpy(network_input(image, self.preset, self.enhanced)).unsqueeze(0)
+        with self.stage("encode"), torch.inference_mode():
+            return self.model.image_encoder(tensor)
+
+    def decode(self, embedding: torch.Tensor, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32. Keep N small."""
+        with self.stage("decode"), torch.inference_mode():
+            logits, iou = self.model.decode(embedding, torch.as_tensor(boxes, dtype=torch.float32))
+            return logits[:, 0].numpy(), iou[:, 0].numpy()
+
+    @contextmanager
+    def stage(self, name: str):
+        """Adds the time spent inside to `seconds[name]`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] += time.perf_counter() - start
+
+
+class Canvas:
+    """A label map that objects are painted on, one after another.
+
+    overlap "last": a later object covers an earlier one, so that the result depends on the order of the boxes.
+    overlap "logit": the object whose logit is higher keeps the pixel, whatever the order.
+    """
+
+    def __init__(self, shape: tuple[int, int], overlap: str) -> None:
+        self.labels = np.zeros(shape, dtype=np.uint16)
+        self.best = np.zeros(shape, dtype=np.float32) if overlap == "logit" else None
+
+    def paint(self, label: int, mask: tuple[np.ndarray, slice, slice] | None) -> None:
+        """mask: (logits (r, c), rows, columns) as `logits_to_original` returns it; None paints nothing."""
+        if mask is None:
+            return
+        logits, rows, columns = mask
+        if self.best is None:
+            won = logits > 0
+        else:
+            won = logits > self.best[rows, columns]  # `best` starts at 0, the threshold of a mask
+            self.best[rows, columns][won] = logits[won]
+        self.labels[rows, columns][won] = label
+
+
+def load_segmenter(
+    model: str, weights: Path | None = None, preset: str | None = None, engine: str = "torch", force: bool = False
+) -> Segmenter:
+    """A model by name with its weights and preset, ready to segment.
+
+    model: "baseline" (LiteMedSAM; its published weights by default) or "proposed" (needs `weights`).
+    preset: a name of PRESETS; by default the one that the checkpoint carries, else "fixed".
+    Raises InputError if weights are missing or of another architecture, or if the checkpoint was trained with
+    another preset than the one asked for (unless `force`): its images would not be those it learnt from.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r}: unknown; choose one of {', '.join(ENGINES)}")
+    if model == "proposed" and weights is None:
+        raise InputError(
+            "the proposed model has no weights yet: name a checkpoint with --weights (efficientvit_sam_l0.pt or one "
+            "of 02_train.py), or use --model baseline"
+        )
+    network = build_baseline() if model == "baseline" else build_model()
+    stored = load_weights(weights or lite_medsam_path(), network)
+    trained_with = stored.get("preset")
+    if preset and trained_with and preset != trained_with and not force:
+        raise InputError(
+            f"{weights}: trained with preset {trained_with}, not {preset}; leave out --preset, or add --force"
+        )
+    return Segmenter(network, PRESETS[preset or trained_with or "fixed"], enhanced=model == "proposed")
