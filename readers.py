@@ -19,6 +19,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from metrics import label_bounds
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_LABEL = 65_535  # labels are uint16 everywhere: the challenge has images with more than 255 objects
 
@@ -86,14 +88,10 @@ def boxes_from_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labels: (H, W) or (D, H, W), integers, 0 is background.
     Returns (ids (N,) ascending, boxes (N, 4) or (N, 6) float64, pixels, inclusive of the outermost ones).
     """
-    points = np.nonzero(labels)  # one index array an axis: (y, x) or (z, y, x)
-    ids, which = np.unique(labels[points], return_inverse=True)
-    low = np.full((len(ids), labels.ndim), np.iinfo(np.int64).max)
-    high = np.full((len(ids), labels.ndim), -1)
-    for axis, index in enumerate(reversed(points)):  # x first, then y, then z
-        np.minimum.at(low[:, axis], which, index)
-        np.maximum.at(high[:, axis], which, index)
-    return ids, np.concatenate([low, high], axis=1).astype(np.float64)
+    bounds = label_bounds(labels)
+    ids = np.array(list(bounds), dtype=labels.dtype)
+    corners = [(*low[::-1], *high[::-1]) for low, high in bounds.values()]  # array order to x first
+    return ids, np.array(corners, dtype=np.float64).reshape(len(ids), 2 * labels.ndim)
 
 
 def list_cases(folder: Path) -> list[Path]:

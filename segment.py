@@ -38,6 +38,7 @@ class Segmenter:
 
     def __init__(self, model: BoxSegmenter, preset: Preset, enhanced: bool) -> None:
         self.model, self.preset, self.enhanced = model.eval(), preset, enhanced
+        self.box_chunk = BOX_CHUNK
         self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed over all cases so far
 
     def segment(self, case: Case) -> np.ndarray:
@@ -51,15 +52,19 @@ class Segmenter:
     def segment_image(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """image (H, W) or (H, W, 3) uint8; boxes (N, 4), original pixels -> (H, W) uint16."""
         height, width = image.shape[:2]
-        canvas = Canvas((height, width), self.preset.overlap)
+        canvas = self.new_canvas((height, width))
         embedding = self.embed(image)
-        for first in range(0, len(boxes), BOX_CHUNK):
-            chunk = boxes_to_grid(boxes[first : first + BOX_CHUNK], height, width, self.preset.box_rounding)
+        for first in range(0, len(boxes), self.box_chunk):
+            chunk = boxes_to_grid(boxes[first : first + self.box_chunk], height, width, self.preset.box_rounding)
             logits, _ = self.decode(embedding, chunk)
             with self.stage("upsample"):
                 for i, one in enumerate(logits, start=first + 1):
                     canvas.paint(i, logits_to_original(one, height, width))
         return canvas.labels
+
+    def new_canvas(self, shape: tuple[int, int]) -> Canvas:
+        """An empty label map (H, W) on which this preset's overlap rule holds."""
+        return Canvas(shape, self.preset.overlap)
 
     def embed(self, image: np.ndarray) -> torch.Tensor:
         """One image or slice, original frame -> its embedding (1, 256, 64, 64)."""

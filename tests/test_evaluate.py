@@ -1,0 +1,288 @@
+"""05_evaluate.py: scores by hand through to the tables, the reference rows, and one sentence for every bad input."""
+
+import csv
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+evaluate = importlib.import_module("05_evaluate")  # `import 05_evaluate` is a syntax error
+ROOT = Path(__file__).parent.parent
+
+# 5 x 5 pixels predicted in the middle of 9 x 9, see test_metrics.py for the count
+SQUARE_DSC = 50 / 106
+SQUARE_NSD = 1 - (8 + 4 * math.sqrt(0.5)) / (48 + 8 * math.sqrt(0.5))
+
+
+def squares(label=1):
+    gts, segs = np.zeros((2, 11, 11), np.uint8)
+    gts[1:10, 1:10] = label
+    segs[3:8, 3:8] = label
+    return gts, segs
+
+
+def save(folder, name, **arrays):
+    folder.mkdir(exist_ok=True, parents=True)
+    np.savez_compressed(folder / f"{name}.npz", **arrays)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Two CT images, predicted exactly and too small, and one ultrasound image, predicted exactly, plus times."""
+    gts, segs = squares()
+    for name, prediction in (("2DBox_CT_a", gts), ("2DBox_CT_b", segs), ("2DBox_US_c", gts)):
+        save(tmp_path / "gts", name, gts=gts)
+        save(tmp_path / "segs", name, segs=prediction)
+    lines = ["case,modality,shape,objects,encode_s,decode_s,total_s"]
+    lines += [f"{name}.npz,CT,11x11,1,0,0,{total}" for name, total in (("2DBox_CT_a", 1.0), ("2DBox_CT_b", 2.0))]
+    (tmp_path / "segs" / "efficiency.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def run(folder, *more, segs="ours=segs"):
+    """main() on the folder's segs and gts, in this process; tables go to folder/eval."""
+    name, _, sub = segs.partition("=")
+    args = ["--segs", f"{name}={folder / sub}", "--gts", str(folder / "gts"), "--out", str(folder / "eval")]
+    return evaluate.main([*args, "--jobs", "1", *more])
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scores_by_hand_reach_every_table(folders, capsys):
+    found = run(folders)
+    assert found["ours", "CT"]["dsc_strict"] == pytest.approx((1 + SQUARE_DSC) / 2)
+    assert found["ours", "CT"]["nsd_strict"] == pytest.approx((1 + SQUARE_NSD) / 2)
+    assert found["ours", "US"]["nsd_strict"] == 1
+    # the average is over modalities, not over cases: CT counts once though it has two
+    average = found["ours", "Average"]
+    assert average["dsc_strict"] == pytest.approx(((1 + SQUARE_DSC) / 2 + 1) / 2)
+    assert (average["cases"], average["objects"]) == (3, 3)
+    assert found["ours", "CT"]["seconds"] == pytest.approx(1.5)
+    assert found["filled box", "Average"]["dsc_strict"] == 1  # the truth is a square
+
+    cases = rows_of(folders / "eval" / "cases.csv")
+    assert [row["system"] for row in cases] == ["ours"] * 3 + ["filled box"] * 3 + ["inscribed ellipse"] * 3
+    assert (cases[1]["case"], cases[1]["modality"], cases[1]["objects"]) == ("2DBox_CT_b.npz", "CT", "1")
+    assert float(cases[1]["dsc_strict"]) == pytest.approx(SQUARE_DSC, abs=1e-6)
+    assert float(cases[1]["nsd_strict"]) == pytest.approx(SQUARE_NSD, abs=1e-6)
+    assert float(cases[1]["nsd_challenge"]) > float(cases[1]["nsd_strict"])
+    assert [row["seconds"] for row in cases[:4]] == ["1.000000", "2.000000", "", ""]  # no time: blank, not 0
+    labels = rows_of(folders / "eval" / "labels.csv")
+    assert (labels[1]["label"], labels[1]["dsc_strict"]) == ("1", cases[1]["dsc_strict"])
+    modalities = rows_of(folders / "eval" / "modalities.csv")
+    assert [row["modality"] for row in modalities[:3]] == ["CT", "US", "Average"]
+
+    table = (folders / "eval" / "table.md").read_text()
+    header, _, ct, us, mean = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[:5])
+    at = header.index("ours: NSD strict")
+    assert (ct[0], us[0], mean[0]) == ("CT", "US", "Average")
+    assert (ct[at], us[at]) == (f"{50 * (1 + SQUARE_NSD):.2f}", "100.00")
+    assert (ct[header.index("ours: s")], us[header.index("ours: s")]) == ("1.50", "-")
+    assert "ours: NSD challenge" in header and "inscribed ellipse: DSC strict" in header
+    assert not any("paper" in title for title in header)
+    out = capsys.readouterr().out
+    assert table in out
+    assert out.splitlines()[-1].startswith("05_evaluate.py: 3 cases, problems: 0; wrote")
+    saved = json.loads((folders / "eval" / "arguments.json").read_text())
+    assert (saved["protocol"], saved["jobs"]) == ("both", 1)
+    assert not list((folders / "eval").glob("*.tmp"))
+
+
+def test_a_volume_uses_its_stored_spacing_turned_to_array_order(tmp_path):
+    gts = np.zeros((7, 5, 5), np.uint8)
+    gts[1:4, 2, 2] = 1
+    save(tmp_path / "gts", "3DBox_MR_a", gts=gts, spacing=np.array([1.0, 1.0, 5.0]))  # x, y, z
+    save(tmp_path / "segs", "3DBox_MR_a", segs=np.roll(gts, 1, axis=0))
+    found = run(tmp_path)["ours", "MR"]
+    assert found["nsd_challenge"] == 1  # takes the slices to be 1 mm apart
+    corner, strip = 0.125 * math.sqrt(51), 5 * math.sqrt(0.5)  # see test_metrics.py
+    assert found["nsd_strict"] == pytest.approx(1 - 4 * corner / (8 * corner + 8 * strip))
+
+
+def test_two_systems_two_processes_and_short_options(folders):
+    gts, segs = squares()
+    for name in ("2DBox_CT_a", "2DBox_CT_b", "2DBox_US_c"):
+        save(folders / "other", name, segs=segs)
+    args = ["-s", f"ours={folders / 'segs'}", str(folders / "other"), "-g", str(folders / "gts")]
+    many = evaluate.main([*args, "-o", str(folders / "many"), "--jobs", "2"])
+    one = evaluate.main([*args, "-o", str(folders / "one"), "--jobs", "1"])
+    assert many["other", "Average"]["dsc_strict"] == pytest.approx(SQUARE_DSC)  # a bare folder lends its name
+    assert list(many) == list(one)
+    for name in ("cases.csv", "labels.csv", "modalities.csv", "table.md"):
+        assert (folders / "many" / name).read_text() == (folders / "one" / name).read_text()
+
+
+@pytest.mark.parametrize("protocol", ["strict", "challenge"])
+def test_one_protocol_computes_only_that(folders, protocol):
+    found = run(folders, "--protocol", protocol)
+    other = "challenge" if protocol == "strict" else "strict"
+    assert f"nsd_{protocol}" in found["ours", "CT"] and f"nsd_{other}" not in found["ours", "CT"]
+    header = (folders / "eval" / "table.md").read_text().splitlines()[0]
+    assert f"ours: DSC {protocol}" in header and f"NSD {other}" not in header
+    assert {row[f"nsd_{other}"] for row in rows_of(folders / "eval" / "cases.csv")} == {""}
+
+
+def test_references_keep_the_labels_of_the_truth(tmp_path):
+    gts = np.zeros((20, 20), np.uint8)
+    gts[1:6, 1:6], gts[10:18, 10:15] = 3, 7  # two boxes, labels 3 and 7: painted 1 and 2
+    save(tmp_path / "gts", "2D_OCT_a", gts=gts)
+    save(tmp_path / "segs", "2D_OCT_a", segs=gts)
+    found = run(tmp_path)
+    assert found["filled box", "OCT"]["dsc_strict"] == 1
+    assert found["filled box", "OCT"]["objects"] == 2
+    labels = [row for row in rows_of(tmp_path / "eval" / "labels.csv") if row["system"] == "filled box"]
+    assert [row["label"] for row in labels] == ["3", "7"]
+    # the challenge also asks for 1, 2, 4, 5, 6, which nobody has: no DSC, so no mean, and no NSD
+    assert math.isnan(found["ours", "OCT"]["dsc_challenge"]) and found["ours", "OCT"]["nsd_challenge"] == 0
+    assert rows_of(tmp_path / "eval" / "cases.csv")[0]["dsc_challenge"] == ""
+
+
+def test_a_label_that_only_one_protocol_scores_stays_blank_for_the_other(tmp_path):
+    gts, segs = squares(label=3)
+    segs[0, 0] = 1  # an object that is not there: counted by the challenge, since 1 < 3
+    save(tmp_path / "gts", "2D_US_a", gts=gts)
+    save(tmp_path / "segs", "2D_US_a", segs=segs)
+    run(tmp_path)
+    one, three = rows_of(tmp_path / "eval" / "labels.csv")[:2]
+    assert (one["label"], one["dsc_strict"], one["dsc_challenge"]) == ("1", "", "0.000000")
+    assert three["dsc_strict"] == three["dsc_challenge"] == f"{SQUARE_DSC:.6f}"
+
+
+def test_references_take_the_boxes_of_the_file_if_it_has_them(tmp_path):
+    gts, _ = squares()
+    save(tmp_path / "gts", "2D_US_a", gts=gts, boxes=np.array([[3, 3, 7, 7]]))  # not the exact box
+    save(tmp_path / "segs", "2D_US_a", segs=gts)
+    assert run(tmp_path)["filled box", "US"]["dsc_strict"] == pytest.approx(SQUARE_DSC)
+
+
+def test_paper_columns_are_the_printed_ones_and_say_so(folders):
+    run(folders, "--paper")
+    lines = (folders / "eval" / "table.md").read_text().splitlines()
+    header, _, ct, us, mean = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:5])
+    assert all("on its own split" in title for title in header[-4:])
+    assert ct[-4:] == ["72.47", "88.49", "84.46", "97.74"]
+    assert us[-4:] == ["94.80", "98.41", "94.91", "98.38"]
+    assert mean[-4:] == ["83.83", "95.20", "88.20", "98.05"]
+    assert "not comparable" in lines[-1]
+    for *scores, average in evaluate.PAPER_SCORES.values():  # a typing error would show against the printed average
+        assert sum(scores) / 9 == pytest.approx(average, abs=0.011)
+
+
+def test_modalities_without_a_row_in_the_paper_get_dashes(tmp_path):
+    gts, _ = squares()
+    save(tmp_path / "gts", "2D_Mammo_a", gts=gts)
+    save(tmp_path / "segs", "2D_Mammo_a", segs=gts)
+    run(tmp_path, "--paper")
+    line = (tmp_path / "eval" / "table.md").read_text().splitlines()[2]
+    assert line.startswith("| Mammography | 1 |") and line.endswith("| - | - | - | - |")
+
+
+def spoil_truncated(folder):
+    path = folder / "segs" / "2DBox_CT_b.npz"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+BAD_CASES = {  # how to spoil case b, and what the sentence says
+    "no prediction": (lambda f: (f / "segs" / "2DBox_CT_b.npz").unlink(), "no prediction for this case"),
+    "no truth": (lambda f: (f / "gts" / "2DBox_CT_b.npz").unlink(), "has no ground truth"),
+    "truncated": (spoil_truncated, "truncated"),
+    "wrong key": (lambda f: save(f / "segs", "2DBox_CT_b", masks=squares()[0]), "has no key 'segs' (found ['masks'])"),
+    "shape": (lambda f: save(f / "segs", "2DBox_CT_b", segs=squares()[0][1:]), "(10, 11)"),
+    "dtype": (lambda f: save(f / "segs", "2DBox_CT_b", segs=squares()[0] / 2), "float64"),
+    "objects": (lambda f: save(f / "segs", "2DBox_CT_b", segs=np.array([{}], dtype=object)), "object array"),
+    "no gts": (lambda f: save(f / "gts", "2DBox_CT_b", imgs=squares()[0]), "has no key 'gts'"),
+    "no object": (lambda f: save(f / "gts", "2DBox_CT_b", gts=0 * squares()[0]), "with an object"),
+    "no spacing": (lambda f: save(f / "gts", "2DBox_CT_b", gts=squares()[0][None]), "has no key 'spacing'"),
+    "bad spacing": (
+        lambda f: save(f / "gts", "2DBox_CT_b", gts=squares()[0][None], spacing=np.zeros(3)),
+        "three positive numbers",
+    ),
+    "bad boxes": (lambda f: save(f / "gts", "2DBox_CT_b", gts=squares()[0], boxes=np.zeros((1, 6))), "expected (N, 4)"),
+}
+
+
+@pytest.mark.parametrize("spoil, words", BAD_CASES.values(), ids=BAD_CASES)
+def test_a_bad_case_is_told_in_a_sentence_and_the_others_are_done(folders, capsys, spoil, words):
+    spoil(folders)
+    with pytest.raises(SystemExit) as stop:
+        run(folders)
+    assert stop.value.code == 1
+    streams = capsys.readouterr()
+    (sentence,) = streams.err.splitlines()
+    assert "2DBox_CT_b.npz" in sentence and words in sentence
+    assert "problems: 1" in streams.out.splitlines()[-1]
+    done = {row["case"] for row in rows_of(folders / "eval" / "cases.csv") if row["system"] == "ours"}
+    assert done == {"2DBox_CT_a.npz", "2DBox_US_c.npz"}
+
+
+def test_from_the_command_line_a_bad_case_gives_exit_code_1_and_no_traceback(folders):
+    spoil_truncated(folders)
+    command = [sys.executable, str(ROOT / "05_evaluate.py"), "--segs", str(folders / "segs"), "--jobs", "2"]
+    command += ["--gts", str(folders / "gts"), "--out", str(folders / "eval")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folders)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "truncated" in done.stderr  # one sentence; no bar when not a terminal
+    assert (folders / "eval" / "table.md").is_file()
+
+
+def test_if_nothing_can_be_scored_no_table_is_written(tmp_path, capsys):
+    save(tmp_path / "gts", "2D_US_a", imgs=np.zeros((4, 4)))
+    save(tmp_path / "segs", "2D_US_a", segs=np.zeros((4, 4), int))
+    with pytest.raises(SystemExit, match="no case could be scored"):
+        run(tmp_path)
+    assert "has no key 'gts'" in capsys.readouterr().err
+    assert not (tmp_path / "eval").exists()
+
+
+def test_missing_folders_say_what_to_run_first(folders):
+    with pytest.raises(SystemExit, match=r"python 04_infer\.py -i CASES -o"):
+        run(folders, segs="ours=nowhere")
+    for path in (folders / "gts").iterdir():
+        path.unlink()
+    with pytest.raises(SystemExit, match=r"python 01_preprocess\.py"):
+        run(folders)
+
+
+@pytest.mark.parametrize("args", [[], ["--segs", "x"], ["--gts", "x"], ["--smoke", "--jobs", "0"]])
+def test_missing_arguments_are_named(args):
+    with pytest.raises(SystemExit, match="--segs NAME=FOLDER and --gts FOLDER, or --smoke"):
+        evaluate.main(args)
+
+
+@pytest.mark.parametrize("name", ["", "filled box", "twice"])
+def test_names_of_systems_must_be_free(folders, name):
+    entries = [f"{name}={folders / 'segs'}"] * 2
+    with pytest.raises(SystemExit, match="is empty or taken"):
+        evaluate.main(["--segs", *entries, "--gts", str(folders / "gts")])
+
+
+@pytest.mark.parametrize("text", ["case,seconds\na.npz,1\n", "case,total_s\na.npz,fast\n", "case,total_s\na.npz\n"])
+def test_a_bad_efficiency_file_is_told(folders, text):
+    (folders / "segs" / "efficiency.csv").write_text(text)
+    with pytest.raises(SystemExit, match="needs columns case and total_s"):
+        run(folders)
+
+
+def test_smoke_makes_its_own_cases_and_leaves_only_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = evaluate.main(["--smoke", "--jobs", "1"])
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
+        "arguments.json",
+        "cases.csv",
+        "labels.csv",
+        "modalities.csv",
+        "table.md",
+    ]
+    assert (tmp_path / "eval" / "smoke" / "table.md").is_file()
+    # US: 12 x 16 box (13 x 17 pixels) without 7 x 9 of them, one pixel off: 13 of its 221 - 63 = 158 pixels are new
+    assert found["shifted", "US"]["dsc_strict"] == pytest.approx(1 - 13 / 158)
+    assert found["filled box", "US"]["dsc_strict"] == pytest.approx(2 * 158 / (221 + 158))
+    assert found["shifted", "Average"]["seconds"] == pytest.approx(0.1)

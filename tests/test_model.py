@@ -1,0 +1,212 @@
+"""model.py, efficientvit.py, baseline.py, weights.py: equal to the originals, strict about names, right in batches."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from filled_weights import filled
+
+from baseline import build_baseline
+from data import boxes_to_grid, network_input
+from model import build_model
+from presets import PRESETS
+from readers import InputError
+from segment import Segmenter
+from weights import lite_medsam_path, load_weights
+
+GOLDEN = Path(__file__).parent / "golden"
+EVS = np.load(GOLDEN / "efficientvit_sam_l0_golden.npz")
+LITE = np.load(GOLDEN / "lite_medsam_golden.npz")
+
+
+def relative_error(got: torch.Tensor, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got.numpy() - want) / np.linalg.norm(want))
+
+
+@pytest.fixture(scope="module")
+def model():
+    layout = json.loads((GOLDEN / "efficientvit_sam_l0_layout.json").read_text())
+    net = build_model().eval()
+    net.load_state_dict({name: filled(name, tuple(shape)) for name, shape in layout}, strict=True)
+    return net
+
+
+@pytest.fixture(scope="module")
+def embedding(model):
+    images = torch.from_numpy(np.random.default_rng(7).random((2, 3, 256, 256), dtype=np.float32))
+    with torch.inference_mode():
+        return model.image_encoder(images)
+
+
+@pytest.fixture(scope="module")
+def baseline():
+    net = build_baseline().eval()
+    load_weights(lite_medsam_path(), net)
+    return net
+
+
+def test_parameter_counts_are_the_papers(model):
+    parts = (model, model.image_encoder, model.mask_decoder, model.prompt_encoder)
+    assert [sum(p.numel() for p in part.parameters()) for part in parts] == [34_792_784, 30_728_224, 4_058_340, 6_220]
+
+
+@pytest.mark.parametrize("build, file", [(build_model, "efficientvit_sam_l0"), (build_baseline, "lite_medsam")])
+def test_names_and_shapes_are_those_of_the_published_checkpoint(build, file):
+    layout = json.loads((GOLDEN / f"{file}_layout.json").read_text())
+    state = build().state_dict()
+    assert {name: list(value.shape) for name, value in state.items()} == {name: shape for name, shape in layout}
+
+
+def test_every_stage_equals_the_original(model):
+    x = torch.from_numpy(np.random.default_rng(7).random((2, 3, 256, 256), dtype=np.float32))
+    with torch.inference_mode():
+        for i, stage in enumerate(model.image_encoder.backbone.stages):
+            x = stage(x)
+            assert tuple(x.shape) == tuple(EVS[f"stage{i}_shape"])
+            assert float(x.abs().mean()) == pytest.approx(float(EVS[f"stage{i}_abs_mean"]), rel=1e-5)
+
+
+def test_embedding_equals_the_original(embedding):
+    assert relative_error(embedding[:, ::16, ::4, ::4], EVS["embedding_16_4_4"]) < 1e-5
+
+
+@torch.inference_mode()
+def test_box_prompts_equal_the_original(model, embedding):
+    logits, iou = model.decode(embedding, torch.from_numpy(EVS["boxes"][:, 0]))  # one box for each image of a batch
+    assert relative_error(logits[..., ::8, ::8], EVS["logits_8_8"]) < 1e-5
+    assert relative_error(iou, EVS["iou"]) < 1e-5
+    logits, iou = model.decode(embedding[:1], torch.from_numpy(EVS["three_boxes"][:, 0]))  # three for one image
+    assert relative_error(logits[..., ::8, ::8], EVS["three_box_logits_8_8"]) < 1e-5
+    assert relative_error(iou, EVS["three_box_iou"]) < 1e-5
+
+
+@torch.inference_mode()
+def test_point_prompts_with_three_masks_equal_the_original(model, embedding):
+    points, labels = torch.from_numpy(EVS["points"]), torch.from_numpy(EVS["point_labels"])
+    sparse, dense = model.prompt_encoder(points=points, point_labels=labels)
+    positions = model.prompt_encoder.dense_positions()
+    logits, iou = model.mask_decoder(embedding[:1], positions, sparse, dense, multimask=True)
+    assert relative_error(logits[..., ::8, ::8], EVS["point_multimask_logits_8_8"]) < 1e-5
+    assert relative_error(iou, EVS["point_multimask_iou"]) < 1e-5
+    assert relative_error(positions[:, ::8, ::8, ::8], EVS["dense_pe_8_8"]) < 1e-5
+
+
+@torch.inference_mode()
+def test_mask_prompts_reach_the_dense_prompt(model):
+    masks = torch.randn(2, 1, 256, 256)
+    sparse, dense = model.prompt_encoder(masks=masks)
+    assert sparse.shape == (2, 0, 256) and dense.shape == (2, 256, 64, 64)
+    assert not torch.allclose(dense[0], dense[1])
+
+
+@torch.inference_mode()
+def test_boxes_of_several_images_in_one_batch_equal_one_by_one(model, embedding):
+    boxes = torch.tensor([[10.0, 20, 100, 90], [5, 5, 250, 250], [60.5, 70.25, 90, 200]])
+    belongs_to = torch.tensor([1, 0, 1])
+    together, iou = model.decode(embedding, boxes, belongs_to)
+    for i in range(3):
+        alone, iou_alone = model.decode(embedding[belongs_to[i] : belongs_to[i] + 1], boxes[i : i + 1])
+        assert torch.allclose(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
+        assert torch.allclose(iou[i : i + 1], iou_alone, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_two_images_equal_one_by_one(model, embedding):
+    images = torch.from_numpy(np.random.default_rng(7).random((2, 3, 256, 256), dtype=np.float32))
+    for i in range(2):
+        assert torch.allclose(model.image_encoder(images[i : i + 1]), embedding[i : i + 1], rtol=1e-4, atol=1e-4)
+
+
+def test_boxes_that_fit_no_image_are_refused(model, embedding):
+    with pytest.raises(ValueError, match="image_of_box"):
+        model.decode(embedding, torch.zeros(3, 4))
+
+
+@torch.inference_mode()
+def test_linear_attention_equals_the_quadratic_form():
+    from efficientvit import LinearAttention
+
+    torch.manual_seed(0)
+    layer = LinearAttention(64).eval()
+    x = torch.randn(1, 64, 6, 7)
+    qkv = layer.qkv(x)
+    qkv = torch.cat([qkv, layer.aggreg[0](qkv)], dim=1).reshape(1, -1, 96, 42)
+    q, k, v = qkv.chunk(3, dim=2)
+    similarity = k.relu().mT @ q.relu()  # (1, heads, keys, queries): every pair, written out
+    slow = v @ (similarity / (similarity.sum(dim=2, keepdim=True) + 1e-15))
+    assert torch.allclose(layer(x), layer.proj(slow.reshape(1, -1, 6, 7)), rtol=1e-4, atol=1e-5)
+
+
+IMAGES = {
+    "retina": skimage.data.retina,
+    "ihc": skimage.data.immunohistochemistry,
+    "cell": skimage.data.cell,
+    "camera_wide": lambda: skimage.data.camera()[100:400],
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_baseline_equals_lite_medsam_on_real_images(baseline, name):
+    image, boxes = IMAGES[name](), LITE[f"{name}_boxes"]
+    segmenter = Segmenter(baseline, PRESETS["released"], enhanced=False)
+    embedding = segmenter.embed(image)
+    assert relative_error(embedding[:, ::16, ::8, ::8], LITE[f"{name}_embedding_16_8_8"]) < 1e-5
+    _, iou = segmenter.decode(embedding, boxes_to_grid(boxes, *image.shape[:2], "int"))
+    assert iou == pytest.approx(LITE[f"{name}_iou"], abs=1e-4)
+    assert (segmenter.segment_image(image, boxes) != LITE[f"{name}_segs"]).mean() <= 0.001
+
+
+def test_loader_unwraps_the_customary_forms(tmp_path):
+    net = build_model()
+    wanted = net.state_dict()
+    forms = {
+        "bare": wanted,
+        "model": {"model": wanted, "preset": "paper", "step": 3},
+        "state_dict": {"state_dict": wanted},
+        "ddp": {"model": {f"module.{name}": value for name, value in wanted.items()}},
+        "half": {name: value.half() if value.is_floating_point() else value for name, value in wanted.items()},
+    }
+    for form, stored in forms.items():
+        torch.save(stored, tmp_path / f"{form}.pt")
+        fresh = build_model()
+        rest = load_weights(tmp_path / f"{form}.pt", fresh)
+        assert rest == ({"preset": "paper", "step": 3} if form == "model" else {})
+        name = "mask_decoder.iou_token.weight"
+        assert torch.allclose(fresh.state_dict()[name], wanted[name], atol=1e-2 if form == "half" else 0)
+
+
+def test_loader_refuses_another_architecture_and_says_which_names():
+    with pytest.raises(InputError, match=r"another architecture.*missing \(first: image_encoder.*unexpected"):
+        load_weights(lite_medsam_path(), build_model())
+
+
+def test_loader_refuses_damaged_unsafe_and_nan_files(tmp_path):
+    good = tmp_path / "good.pt"
+    state = build_baseline().state_dict()
+    torch.save(state, good)
+    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:5000])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    torch.save({"model": Path("x")}, tmp_path / "object.pt")
+    state["mask_decoder.iou_token.weight"][0, 0] = float("nan")
+    torch.save(state, tmp_path / "nan.pt")
+    for name, message in {
+        "cut": "cut short", "empty": "cut short|damaged", "object": "plain tensors", "nan": "NaN", "none": "no such",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            load_weights(tmp_path / f"{name}.pt", build_baseline())
+
+
+def test_network_input_is_normalized_padded_and_the_baselines_is_raw():
+    image = skimage.data.camera()[:300]
+    for preset in PRESETS.values():
+        proposed = network_input(image, preset, enhanced=True)
+        assert proposed.shape == (3, 256, 256) and proposed.dtype == np.float32
+        assert (
+            proposed.min() == 0 and proposed.max() == 1 and not proposed[:, 165:].any()
+        )  # `paper` diffuses over the seam
+        raw = network_input(image, preset, enhanced=False)
+        assert np.array_equal(raw[0], raw[1]) and np.array_equal(raw[0], raw[2])
+        assert not np.array_equal(proposed[1], raw[1])

@@ -1,0 +1,204 @@
+"""segment.py and volumes.py: label maps, overlaps, and what each 3D preset does, right and wrong."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_model import BrightModel
+
+from baseline import build_baseline
+from metrics import dsc
+from presets import PRESETS, override
+from readers import Case, boxes_from_labels, read_npz
+from segment import Segmenter, load_segmenter
+from volumes import crop_to_box, ellipsoid_depth, ellipsoid_section, slice_box, with_prior
+
+VALIDATION = os.environ.get("VALIDATION_CASES")  # a folder with 3D_MR_MSDHippocampus_114.npz, where one has it
+
+
+def segmenter(preset="fixed", **settings):
+    changed = override(PRESETS[preset], [f"{k}={v}" for k, v in settings.items()])
+    return Segmenter(BrightModel(), changed, enhanced=False)
+
+
+def case(image, labels):
+    return Case("case", image, boxes_from_labels(labels)[1], labels, None, labels.ndim == 3)
+
+
+def volume_of(labels, seed=0):
+    """Bright objects on a dark ground with noise, uint8."""
+    noise = np.random.default_rng(seed).normal(0, 6, labels.shape)
+    return np.clip(40 + 160 * (labels > 0) + noise, 0, 255).astype(np.uint8)
+
+
+def cylinder():
+    """A cylinder of 14 slices along z, radius 15: nothing shrinks towards its ends."""
+    z, y, x = np.mgrid[:18, :64, :64]
+    return (((y - 30) ** 2 + (x - 34) ** 2 < 15**2) & (z >= 2) & (z < 16)).astype(np.uint16)
+
+
+def touching_balls():
+    """Two balls side by side that share a face; slices are 3 times as thick as pixels."""
+    z, y, x = np.mgrid[:16, :64, :96]
+    first = ((z - 7) * 3) ** 2 + (y - 30) ** 2 + (x - 30) ** 2 < 18**2
+    second = ((z - 8) * 3) ** 2 + (y - 34) ** 2 + (x - 65) ** 2 < 17**2
+    return (first + 2 * (second & ~first)).astype(np.uint16)
+
+
+def scores(found, labels):
+    return [dsc(found == i, labels == i) for i in np.unique(labels)[1:]]
+
+
+def test_300_objects_get_300_labels_from_one_embedding():
+    labels = np.zeros((400, 600), np.uint16)
+    for i in range(300):
+        y, x = divmod(i, 20)
+        labels[5 + 26 * y : 17 + 26 * y, 5 + 29 * x : 19 + 29 * x] = i + 1
+    one = segmenter()
+    found = one.segment(case(np.where(labels > 0, 220, 20).astype(np.uint8), labels))
+    assert found.dtype == np.uint16 and found.max() == 300
+    assert np.mean(scores(found, labels)) > 0.9
+    assert one.model.encoded == 1 and one.model.decoded == 300
+
+
+def test_boxes_in_chunks_equal_boxes_one_by_one():
+    labels = np.zeros((100, 256), np.uint16)
+    for i in range(40):
+        labels[10 + 40 * (i % 2) : 40 + 40 * (i % 2), 6 * i + 4 : 6 * i + 8] = i + 1
+    image = np.where(labels > 0, 220, 20).astype(np.uint8)
+    boxes = boxes_from_labels(labels)[1]
+    together = segmenter().segment_image(image, boxes)
+    for i, box in enumerate(boxes):
+        alone = segmenter().segment_image(image, box[None])
+        assert np.array_equal(together == i + 1, alone == 1)
+
+
+def test_overlap_goes_to_the_last_object_or_to_the_higher_logit():
+    from segment import Canvas
+
+    sure = (np.full((4, 6), 5.0, np.float32), slice(0, 4), slice(0, 6))
+    unsure = (np.full((4, 6), 1.0, np.float32), slice(0, 4), slice(3, 9))
+    for overlap, want in (("last", [1, 1, 1, 2, 2, 2, 2, 2, 2]), ("logit", [1, 1, 1, 1, 1, 1, 2, 2, 2])):
+        canvas = Canvas((4, 9), overlap)
+        canvas.paint(1, sure)
+        canvas.paint(2, unsure)
+        canvas.paint(3, None)
+        assert canvas.labels[0].tolist() == want
+
+
+@pytest.mark.parametrize("shape", [cylinder, touching_balls])
+def test_fixed_is_right_on_a_cylinder_and_on_touching_objects(shape):
+    labels = shape()
+    one = segmenter()
+    found = one.segment(case(volume_of(labels), labels))
+    assert min(scores(found, labels)) > 0.9
+    assert one.model.encoded == np.count_nonzero(labels.any(axis=(1, 2))), "each slice is encoded once"
+    assert not found[~labels.any(axis=(1, 2))].any(), "nothing outside the boxes' slices"
+
+
+def test_fixed_keeps_every_mask_inside_its_box():
+    labels = touching_balls()
+    found = segmenter().segment(case(volume_of(np.ones_like(labels)), labels))  # all is bright: nothing but the box
+    for i, box in enumerate(boxes_from_labels(labels)[1], start=1):
+        z, y, x = np.nonzero(found == i)
+        assert (x.min(), y.min(), z.min()) >= tuple(box[:3]) and (x.max(), y.max(), z.max()) <= tuple(box[3:])
+
+
+def test_fixed_falls_back_to_the_ellipsoid_when_the_network_is_unsure():
+    depth = ellipsoid_depth(np.array([20.0, 30, 2, 60, 90, 10]), 6, 256, 256)
+    everywhere = np.full((256, 256), 3.0, np.float32)
+    assert (with_prior(everywhere, 1.0, depth) > 0).all(), "a sure network is not overruled"
+    assert dsc(with_prior(everywhere, 0.2, depth) > 0, depth > 0) > 0.97
+
+
+def test_ellipsoid_section_by_hand():
+    box = np.array([0.0, 0, 0, 9, 19, 4])  # centre (4.5, 9.5, 2), radii (5, 10, 2.5)
+    assert ellipsoid_section(box, 2) == pytest.approx([-0.5, -0.5, 9.5, 19.5])
+    assert ellipsoid_section(box, 0) == pytest.approx([4.5 - 3, 9.5 - 6, 4.5 + 3, 9.5 + 6])  # sqrt(1 - 0.8^2) = 0.6
+    one_slice = np.array([3.0, 4, 7, 11, 12, 7])
+    assert ellipsoid_section(one_slice, 7) == pytest.approx([2.5, 3.5, 11.5, 12.5])
+
+
+def test_slice_box_lies_between_the_section_and_the_prompt():
+    box = np.array([0.0, 0, 0, 100, 100, 20])
+    assert slice_box(box, 10, None, 10).tolist() == [0, 0, 100, 100]
+    section = ellipsoid_section(box, 18)
+    assert np.array_equal(slice_box(box, 18, None, 10), section)
+    assert np.array_equal(slice_box(box, 18, np.array([48.0, 48, 52, 52]), 10), section), "never smaller"
+    assert slice_box(box, 18, np.array([-9.0, 1, 99, 130]), 10).tolist() == [0, 0, 100, 100], "never larger"
+    assert slice_box(box, 18, np.array([10.0, 10, 80, 90]), 10).tolist() == [7, 7, 83, 93], "3 % wider than before"
+
+
+def test_crop_to_box_is_inclusive():
+    mask = (np.ones((20, 20), np.float32), slice(10, 30), slice(5, 25))
+    values, rows, columns = crop_to_box(mask, np.array([0.0, 12, 9, 40]))
+    assert (rows, columns, values.shape) == (slice(12, 30), slice(5, 10), (18, 5))
+    assert crop_to_box(mask, np.array([30.0, 12, 40, 40])) is None and crop_to_box(None, np.zeros(4)) is None
+
+
+def test_released_never_visits_the_end_slices_and_mended_does():
+    labels = cylinder()
+    first, last = np.flatnonzero(labels.any(axis=(1, 2)))[[0, -1]]
+    released, mended = (segmenter(p).segment(case(volume_of(labels), labels)) for p in ("released", "paper"))
+    assert not released[[first, last]].any() and released[first + 1].any() and released[last - 1].any()
+    assert mended[first].any() and mended[last].any()
+    assert not mended[:first].any() and not mended[last + 1 :].any()
+
+
+def test_released_follows_other_objects_and_mended_follows_its_own():
+    # object 2 stands still behind object 1 in the list; its released boxes are those of object 1's masks
+    labels = np.zeros((13, 64, 128), np.uint16)
+    labels[1:12, 8:24, 30:60] = 1
+    labels[1:12, 40:50, 70:110] = 2
+    released, mended = (segmenter(p).segment(case(volume_of(labels), labels)) for p in ("released", "paper"))
+    assert dsc(mended == 2, labels == 2) > 0.8
+    assert dsc(released == 2, labels == 2) < 0.5, "its boxes come from object 1's masks (#40)"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_box_of_one_slice_and_a_volume_with_no_answer(preset):
+    labels = np.zeros((5, 40, 40), np.uint16)
+    labels[2, 10:30, 10:30] = 1
+    found = segmenter(preset).segment(case(volume_of(labels), labels))
+    assert found.shape == labels.shape and not found[[0, 1, 3, 4]].any()
+    dark = Segmenter(BrightModel(threshold=2.0), PRESETS[preset], enhanced=False)  # no pixel is ever bright enough
+    assert dark.segment(case(volume_of(labels), labels)).shape == labels.shape
+
+
+@pytest.fixture(scope="module")
+def lite_medsam():
+    return load_segmenter("baseline").model
+
+
+@pytest.mark.skipif(not VALIDATION, reason="set VALIDATION_CASES to the folder that holds the hippocampus volume")
+def test_published_loops_equal_the_originals(lite_medsam):
+    golden = np.load(Path(__file__).parent / "golden" / "lite_medsam_3d_golden.npz")
+    hippocampus = read_npz(Path(VALIDATION) / str(golden["case"]), boxes_from_masks=True)
+    assert np.array_equal(hippocampus.boxes, golden["boxes"])
+    embeddings = {}
+
+    class Remembering(Segmenter):
+        """Both presets give the baseline the same image: encode it once."""
+
+        def embed(self, image):
+            key = image.tobytes()
+            if key not in embeddings:
+                embeddings[key] = super().embed(image)
+            return embeddings[key]
+
+    for preset, key in (("released", "released_segs"), ("paper", "upstream_segs")):
+        found = Remembering(lite_medsam, PRESETS[preset], enhanced=False).segment(hippocampus)
+        assert (found != golden[key]).mean() <= 0.001
+
+
+def test_lite_medsam_with_fixed_is_right_on_a_cylinder(lite_medsam):
+    labels = np.pad(cylinder()[::2], ((0, 0), (16, 16), (16, 16)))  # 9 slices, to be quick
+    one = case(volume_of(labels, seed=1), labels)
+    found = Segmenter(lite_medsam, PRESETS["fixed"], enhanced=False).segment(one)
+    assert dsc(found == 1, labels == 1) > 0.9  # the inscribed ellipsoid scores 0.79
+
+
+def test_baseline_needs_no_preset_and_proposed_needs_weights():
+    assert load_segmenter("baseline").preset.name == "fixed"
+    assert isinstance(build_baseline(), type(load_segmenter("baseline").model))
