@@ -12,6 +12,8 @@ The command line is the challenge's: python 04_infer.py -i INPUTS -o OUTPUTS.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 import tempfile
 import time
@@ -23,7 +25,7 @@ from tqdm import tqdm
 from figures import flat_view, overlay
 from phantoms import tiny_case, write_case
 from presets import PRESETS, override
-from readers import Case, InputError, check_boxes, list_cases, modality_of, read_image, read_npz
+from readers import Case, InputError, boxes_from_labels, check_boxes, list_cases, modality_of, read_image, read_npz
 from segment import ENGINES, MODELS, Segmenter, load_segmenter
 from writers import save_image, save_json, save_npz, save_text
 
@@ -47,7 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
     p.add_argument("--force", action="store_true", help="use another preset than the checkpoint was trained with")
     p.add_argument("--engine", choices=ENGINES, default="torch", help="what runs the network")
-    p.add_argument("--boxes-from-masks", action="store_true", help="take each box exactly from the key 'gts'")
+    p.add_argument(
+        "--boxes-from-masks", action="store_true", help="take each box exactly from 'gts', and keep its labels"
+    )
     p.add_argument("--overlay", action="store_true", help="also write a picture of each case with masks and boxes")
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
     args = p.parse_args(argv)
@@ -56,16 +60,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def infer_case(segmenter: Segmenter, case: Case, read_s: float, output: Path, with_overlay: bool) -> dict:
+def infer_case(segmenter: Segmenter, case: Case, read_s: float, args: argparse.Namespace) -> dict:
     """Segment one case and write its files. Returns its row of efficiency.csv, times in seconds."""
     start, before = time.perf_counter(), dict(segmenter.seconds)
     labels = segmenter.segment(case)
+    if args.boxes_from_masks:  # box i is the i-th label that occurs, which need not be label i + 1
+        labels = np.append(0, boxes_from_labels(case.labels)[0]).astype(np.uint16)[labels]
     segmented = time.perf_counter()
     # 8 bits where they hold every label, as the challenge's own files; 16 above 255 objects
-    save_npz(output / f"{case.name}.npz", segs=labels.astype(np.uint8) if len(case.boxes) <= 255 else labels)
+    save_npz(args.output / f"{case.name}.npz", segs=labels.astype(np.uint8) if labels.max() <= 255 else labels)
     written = time.perf_counter()
-    if with_overlay:  # not part of the running time: the challenge writes none
-        save_image(output / "overlays" / f"{case.name}.png", overlay(*flat_view(case.image, labels, case.boxes)))
+    if args.overlay:  # not part of the running time: the challenge writes none
+        save_image(args.output / "overlays" / f"{case.name}.png", overlay(*flat_view(case.image, labels, case.boxes)))
     stages = {f"{stage}_s": segmenter.seconds[stage] - before.get(stage, 0.0) for stage in STAGES}
     return {
         "case": f"{case.name}.npz",
@@ -79,9 +85,9 @@ def infer_case(segmenter: Segmenter, case: Case, read_s: float, output: Path, wi
     }
 
 
-def infer_folder(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
-    """Every case of a folder. A bad one is reported and left out; the others are done. Returns the rows."""
-    files, rows, problems = list_cases(args.input), [], []
+def infer_folder(segmenter: Segmenter, args: argparse.Namespace) -> tuple[list[dict], int]:
+    """Every case of a folder. A bad one is reported and left out; the others are done. -> (rows, number left out)"""
+    files, rows, left_out = list_cases(args.input), [], 0
     if args.output.resolve() == args.input.resolve():
         raise InputError(f"{args.output}: input and output are the same folder; the results would replace the cases")
     for path in tqdm(files, desc="cases", disable=None):
@@ -90,18 +96,17 @@ def infer_folder(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
             case = read_npz(path, args.boxes_from_masks)
             if case.boxes is None:
                 raise InputError(f"{path}: has no key 'boxes'; add box prompts, or use --boxes-from-masks")
-            rows.append(infer_case(segmenter, case, time.perf_counter() - start, args.output, args.overlay))
+            rows.append(infer_case(segmenter, case, time.perf_counter() - start, args))
         except InputError as error:
-            problems.append(str(error))
+            left_out += 1
             tqdm.write(f"04_infer.py: left out: {error}", file=sys.stderr)
     if rows:
-        lines = [
-            ",".join(f"{row[c]:.4f}" if isinstance(row[c], float) else str(row[c]) for c in COLUMNS) for row in rows
-        ]
-        save_text(args.output / "efficiency.csv", "\n".join([",".join(COLUMNS), *lines, ""]))
-    if problems:
-        sys.exit(f"04_infer.py: {len(rows)} of {len(files)} cases done, {len(problems)} left out as reported above.")
-    return rows
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows([f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] for c in COLUMNS] for row in rows)
+        save_text(args.output / "efficiency.csv", text.getvalue())
+    return rows, left_out
 
 
 def infer_image(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
@@ -126,22 +131,29 @@ def run(args: argparse.Namespace) -> list[dict]:
     print(f"04_infer.py: {args.model}, {parameters:,} parameters, preset {segmenter.preset.name}, engine {args.engine}")
 
     # 2. One image, or a folder of cases
-    is_image = not args.smoke and not args.input.is_dir()
+    is_image = not args.smoke and not args.input.is_dir() and (args.input.exists() or bool(args.box))
     if is_image and not args.box:
         raise InputError(f"{args.input}: not a folder; for one image give a box: --box X0 Y0 X1 Y1 (pixels)")
     if args.box and not is_image:
         raise InputError(f"{args.input}: --box is for one image file; the cases of a folder carry their own boxes")
-    rows = infer_image(segmenter, args) if is_image else infer_folder(segmenter, args)
+    rows, left_out = (infer_image(segmenter, args), 0) if is_image else infer_folder(segmenter, args)
 
     # 3. What was run, beside what it wrote
-    save_json(args.output / "arguments.json", vars(args) | {"preset_fields": vars(segmenter.preset)})
+    if rows:
+        save_json(args.output / "arguments.json", vars(args) | {"preset_fields": vars(segmenter.preset)})
+    if left_out:
+        sys.exit(f"04_infer.py: {len(rows)} of {len(rows) + left_out} cases done, {left_out} left out as told above.")
     if not is_image:
-        seconds = sum(row["total_s"] for row in rows)
-        print(
-            f"04_infer.py: {len(rows)} cases, {sum(row['objects'] for row in rows)} objects in {seconds:.1f} s, wrote "
-            f"{args.output}. Next: python 05_evaluate.py -s {args.output} -g GROUND_TRUTH"
-        )
+        objects, seconds = sum(row["objects"] for row in rows), sum(row["total_s"] for row in rows)
+        print(f"04_infer.py: {len(rows)} cases, {objects} objects in {seconds:.1f} s, {what_next(args)}")
     return rows
+
+
+def what_next(args: argparse.Namespace) -> str:
+    """How the last line ends: where the results are, and the next command."""
+    if args.smoke:
+        return "results removed again. Next: python 05_evaluate.py --smoke"
+    return f"wrote {args.output}. Next: python 05_evaluate.py -s {args.output} -g GROUND_TRUTH"
 
 
 def main(argv: list[str] | None = None) -> list[dict]:

@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
+SMOKE ?=
 
 .PHONY: demo test lint clean
 
 demo: .venv/run
 	$(BIN)/python 00_check.py
-	$(BIN)/python phantoms.py --out $(DEMO)
+	$(BIN)/python phantoms.py --out $(DEMO) $(SMOKE)
 	$(BIN)/python 04_infer.py -i $(DEMO)/imgs -o $(DEMO)/segs --model baseline --overlay
 	$(BIN)/python 05_evaluate.py -s baseline=$(DEMO)/segs -g $(DEMO)/gts -o $(DEMO)/eval
 	$(BIN)/python figures.py --demo $(DEMO)

@@ -6,15 +6,17 @@ python figures.py --demo demo      draws Figure 2 and Figure 3 from the demo's f
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from enhance import three_channels
+from data import resize_to_grid
+from enhance import is_gray, three_channels
 from presets import PRESETS
-from readers import InputError, boxes_from_labels, list_cases, load_npz, read_npz
+from readers import InputError, list_cases, load_npz, read_npz
 from writers import save_bytes
 
 YELLOW = (255, 221, 0)  # box prompts, as in the paper's Figure 3
@@ -34,7 +36,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, boxes_xyxy: np.ndarray | None
     rgb = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
     rgb = rgb.repeat(factor, axis=0).repeat(factor, axis=1).copy()
     big = labels.repeat(factor, axis=0).repeat(factor, axis=1)
-    width = max(1, round(max(rgb.shape[:2]) / 400))
+    width = max(2, round(max(rgb.shape[:2]) / 200))
     inside = big > 0
     colours = PALETTE[(big[inside].astype(np.int64) - 1) % len(PALETTE)]
     rgb[inside] = (0.65 * rgb[inside] + 0.35 * colours).astype(np.uint8)
@@ -66,8 +68,9 @@ def flat_view(image: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None) -
 
 
 def figure2(image: np.ndarray, axes) -> None:
-    """[P Fig. 2] The three channels of one gray image (H, W) uint8: raw, diffused, equalized. axes: three Axes."""
-    channels = three_channels(image, PRESETS["fixed"])
+    """[P Fig. 2] The three channels of one gray image (H, W) uint8: raw, diffused, equalized, as the
+    network sees them: on the 256 grid. axes: three Axes."""
+    channels = three_channels(resize_to_grid(image), PRESETS["fixed"])
     for ax, channel, title in zip(axes, np.moveaxis(channels, -1, 0), ("raw", "diffused", "equalized"), strict=True):
         ax.imshow(channel, cmap="gray", vmin=0, vmax=255)
         ax.set_title(title)
@@ -91,11 +94,22 @@ def figure3(rows: list[tuple[str, tuple, tuple]], axes) -> None:
 
 def save_figure(path: Path, figure) -> None:
     """Write a matplotlib figure as PNG, whole or not at all."""
-    import io
-
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     save_bytes(path, buffer.getvalue())
+
+
+def demo_row(folder: Path, name: str) -> tuple[str, tuple, tuple]:
+    """One row of Figure 3: a case of the demo with its prediction and truth, in 3D its busiest slice."""
+    case = read_npz(folder / "imgs" / f"{name}.npz")
+    segs, gts = (load_npz(folder / key / f"{name}.npz").get(key) for key in ("segs", "gts"))
+    if segs is None or gts is None or segs.shape != gts.shape:
+        raise InputError(f"{folder}: case {name} has no prediction or truth of its shape; run 04_infer.py again")
+    if not case.is_3d:
+        return name, (case.image, segs, case.boxes), (case.image, gts, case.boxes)
+    z = busiest_slice(gts)
+    _, _, boxes = flat_view(case.image, gts, case.boxes)
+    return f"{name}, slice {z}", (case.image[z], segs[z], boxes), (case.image[z], gts[z], boxes)
 
 
 def main(argv: list[str] | None = None) -> list[Path]:
@@ -104,38 +118,31 @@ def main(argv: list[str] | None = None) -> list[Path]:
     matplotlib.use("Agg")  # no window: this also runs on a server
     import matplotlib.pyplot as plt
 
-    p = argparse.ArgumentParser(
-        description="Draw Figure 2 and Figure 3 from the demo's files.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    p.add_argument("--demo", type=Path, default=Path("demo"), help="folder with imgs/, gts/ and segs/")
-    p.add_argument("--cases", nargs="+", metavar="NAME", help="cases of Figure 3 (default: the first four)")
+    p = argparse.ArgumentParser(description="Draw Figure 2 and Figure 3 from the demo's files.")
+    p.add_argument("--demo", type=Path, default=Path("demo"), help="folder with imgs/, gts/ and segs/ (default: demo)")
+    p.add_argument("--figure2", metavar="NAME", help="case of Figure 2 (default: the first gray 2D one)")
+    p.add_argument("--figure3", nargs="+", metavar="NAME", help="cases of Figure 3 (default: the first four)")
     args = p.parse_args(argv)
     try:
         files = {path.stem: path for path in list_cases(args.demo / "imgs")}
-        names = args.cases or list(files)[:4]
-        unknown = [name for name in names if name not in files]
-        if unknown:
-            raise InputError(f"{args.demo / 'imgs'}: has no case {unknown[0]}; there are {', '.join(files)}")
-        rows = []
-        for name in names:
-            case = read_npz(files[name])
-            segs = load_npz(args.demo / "segs" / f"{name}.npz")["segs"]
-            gts = load_npz(args.demo / "gts" / f"{name}.npz")["gts"]
-            z = busiest_slice(gts) if case.is_3d else None
-            cut = (lambda a, z=z: a) if z is None else (lambda a, z=z: a[z])
-            boxes = case.boxes if z is None else boxes_from_labels(gts[z])[1]
-            rows.append((name, (cut(case.image), cut(segs), boxes), (cut(case.image), cut(gts), boxes)))
+        for name in [args.figure2, *(args.figure3 or [])]:
+            if name and name not in files:
+                raise InputError(f"{args.demo / 'imgs'}: has no case {name}; there are {', '.join(files)}")
+        rows = [demo_row(args.demo, name) for name in args.figure3 or list(files)[:4]]
+        cases = [read_npz(files[args.figure2])] if args.figure2 else map(read_npz, files.values())
+        gray = next((c.image for c in cases if not c.is_3d and is_gray(c.image)), None)
+        if gray is None:
+            raise InputError(f"{args.figure2 or args.demo / 'imgs'}: no gray 2D image; Figure 2 is about gray ones")
     except InputError as error:
         sys.exit(f"figures.py: {error}")
     written = [args.demo / "figures" / "figure2.png", args.demo / "figures" / "figure3.png"]
-    gray = next((row[1][0] for row in rows if row[1][0].ndim == 2), rows[0][1][0].mean(axis=-1).astype(np.uint8))
     figure, axes = plt.subplots(1, 3, figsize=(9, 3.2))
     figure2(gray, axes)
     save_figure(written[0], figure)
-    figure, axes = plt.subplots(len(rows), 3, figsize=(9, 3 * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(len(rows), 3, figsize=(9, 2.6 * len(rows)), squeeze=False)
     figure3(rows, axes)
     save_figure(written[1], figure)
+    plt.close("all")
     print(f"figures.py: wrote {written[0]} and {written[1]}")
     return written
 

@@ -70,6 +70,9 @@ CHOICES = {  # what a field of text may be
 }
 
 
+RANGES = {"iterations": (0, 1000), "gamma": (1e-6, 0.25), "kappa": (1e-6, 1e9), "diffusion_range": (1e-6, 1e6)}
+
+
 def override(preset: Preset, settings: list[str]) -> Preset:
     """The preset with fields replaced, settings as "field=value". InputError for an unknown field or value."""
     changes = {}
@@ -83,6 +86,8 @@ def override(preset: Preset, settings: list[str]) -> Preset:
             changes[name] = type(getattr(preset, name))(text)
         except ValueError as error:
             raise InputError(f"--set {setting}: {name} takes a number") from error
+        if name in RANGES and not RANGES[name][0] <= changes[name] <= RANGES[name][1]:
+            raise InputError(f"--set {setting}: {name} must lie in {RANGES[name][0]} to {RANGES[name][1]}")
     return replace(preset, **changes)
 
 
@@ -92,3 +97,7 @@ def table() -> str:
     columns = [asdict(preset) for preset in PRESETS.values()]
     rows += [f"| `{f.name}` | " + " | ".join(str(c[f.name]) for c in columns) + " |" for f in fields(Preset)[1:]]
     return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(table())

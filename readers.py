@@ -21,7 +21,6 @@ import numpy as np
 
 from metrics import label_bounds
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_LABEL = 65_535  # labels are uint16 everywhere: the challenge has images with more than 255 objects
 
 # First word of a file name, lower case, hyphens removed -> modality. Order matters: the first match wins
@@ -107,19 +106,22 @@ def list_cases(folder: Path) -> list[Path]:
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file. Never unpickles: an object array could run code. InputError if it can't be read."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
+        with path.open("rb") as file:  # given a path, np.load leaves a damaged file open
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                raise ValueError("it holds a single array, as .npy files do")
+            return {key: np.asarray(stored[key]) for key in stored.files}  # what is no array comes as bytes
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:  # Runtime: flags of a bad header
         raise InputError(
             f"{path}: not a complete .npz file (truncated or damaged); copy or download it again"
         ) from error
     except ValueError as error:
         if "pickle" in str(error).lower():
             raise InputError(
-                f"{path}: holds an object array or a pickle, which could run code and is refused; "
-                "save plain numeric arrays with np.savez_compressed"
+                f"{path}: holds an object array or a pickle, which could run code and is refused, or is no .npz "
+                "file at all; save plain numeric arrays with np.savez_compressed"
             ) from error
         raise InputError(
             f"{path}: not a readable .npz file ({error}); save it again with np.savez_compressed"
@@ -164,7 +166,10 @@ def read_image(path: Path) -> np.ndarray:
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
     # decode from memory: cv2.imread cannot open non-ASCII paths on Windows
-    pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
+    except cv2.error:  # a size beyond OpenCV's limit, true or from a damaged header
+        pixels = None
     if pixels is None:
         raise InputError(f"{path}: not an image that OpenCV can read; give a PNG, JPG, TIFF or BMP file")
     if pixels.ndim == 3:

@@ -131,6 +131,8 @@ def load_segmenter(
     network = build_baseline() if model == "baseline" else build_model()
     stored = load_weights(weights or lite_medsam_path(), network)
     trained_with = stored.get("preset")
+    if trained_with is not None and trained_with not in tuple(PRESETS):
+        raise InputError(f"{weights}: names the preset {trained_with!r}, which does not exist; give another checkpoint")
     if preset and trained_with and preset != trained_with and not force:
         raise InputError(
             f"{weights}: trained with preset {trained_with}, not {preset}; leave out --preset, or add --force"

@@ -51,7 +51,8 @@ def published_loop(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, 
             if z not in embeddings:
                 embeddings[z] = segmenter.embed(volume[z])
             logits, _ = segmenter.decode(embeddings[z], prompt)
-            mask = logits_to_original(logits[0], *volume.shape[1:])
+            with segmenter.stage("upsample"):
+                mask = logits_to_original(logits[0], *volume.shape[1:])
             if mask is not None:
                 values, rows, columns = mask
                 own[z, rows, columns][values > 0] = label
@@ -67,7 +68,7 @@ def _box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
     """
     if mask is None or not mask.any():
         return None
-    y, x = np.nonzero(pad_to_square(resize_to_grid(mask.astype(np.uint8)), GRID))
+    y, x = np.nonzero(pad_to_square(resize_to_grid(mask), GRID))
     if len(x) == 0:
         return None
     low = np.maximum([x.min() - BOX_SHIFT, y.min() - BOX_SHIFT], 0)
@@ -122,8 +123,10 @@ def ask(segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z
         on_grid = boxes_to_grid(asked[chunk], height, width, segmenter.preset.box_rounding)
         logits, iou = segmenter.decode(embedding, on_grid)
         for one, sure, box in zip(logits, iou, boxes[chunk], strict=True):
-            one = with_prior(one, float(sure), ellipsoid_depth(box, z, height, width))
-            yield crop_to_box(logits_to_original(one, height, width), box[[0, 1, 3, 4]])
+            with segmenter.stage("upsample"):
+                one = with_prior(one, float(sure), ellipsoid_depth(box, z, height, width))
+                mask = crop_to_box(logits_to_original(one, height, width), box[[0, 1, 3, 4]])
+            yield mask
 
 
 def slice_box(box: np.ndarray, z: int, followed: np.ndarray | None, middle: float) -> np.ndarray:

@@ -1,0 +1,98 @@
+"""Scores of cases -> means by modality -> the tables that people read. [P Table 4]"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+
+from metrics import PROTOCOLS, filled_box, inscribed_ellipse
+
+# systems that never look at the image: what a box alone is worth
+REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
+SCORES = tuple(f"{score}_{protocol}" for protocol in PROTOCOLS for score in ("dsc", "nsd"))
+AVERAGE = "Average"
+PAPER_MODALITIES = "CT MR PET US X-Ray Dermoscopy Endoscopy Fundus Microscopy".split()  # rows of [P Table 4]
+MODALITIES = [*PAPER_MODALITIES, "OCT", "Mammography", "Other"]
+PAPER_SCORES = {  # columns of [P Table 4], per cent: PAPER_MODALITIES, then the average as printed
+    "paper's Baseline on its own split: DSC": (72.47, 76.40, 70.56, 94.80, 96.04, 94.23, 91.47, 92.68, 65.80, 83.83),
+    "paper's Baseline on its own split: NSD": (88.49, 93.02, 95.71, 98.41, 99.30, 98.09, 98.46, 98.90, 86.43, 95.20),
+    "paper's Proposed on its own split: DSC": (84.46, 80.92, 79.22, 94.91, 95.21, 94.60, 91.38, 89.93, 83.24, 88.20),
+    "paper's Proposed on its own split: NSD": (97.74, 95.86, 98.61, 98.38, 98.67, 98.12, 98.60, 98.60, 97.90, 98.05),
+}
+
+
+def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
+    """{(system, modality or "Average"): cases, objects, mean scores and seconds}, in the order of the table."""
+    keys, summary = [key for key in (*SCORES, "seconds") if key in rows[0]], {}
+
+    def mean(members: list[dict]) -> dict[str, float]:  # of the numbers; nan (no score, no time) if there is none
+        known = {key: [row[key] for row in members if not math.isnan(row[key])] for key in keys}
+        return {key: sum(values) / len(values) if values else math.nan for key, values in known.items()}
+
+    for system in dict.fromkeys(row["system"] for row in rows):
+        lines = {}
+        for modality in MODALITIES:
+            if members := [row for row in rows if (row["system"], row["modality"]) == (system, modality)]:
+                objects = sum(row["objects"] for row in members)
+                lines[modality] = {"cases": len(members), "objects": objects, **mean(members)}
+        counts = {key: sum(line[key] for line in lines.values()) for key in ("cases", "objects")}
+        summary |= {(system, modality): line for modality, line in lines.items()}
+        summary[system, AVERAGE] = counts | mean(list(lines.values()))
+    return summary
+
+
+def markdown_table(summary: dict[tuple[str, str], dict], protocols: tuple[str, ...], paper: bool) -> str:
+    """A row a modality and the average; for each system DSC and NSD of the first protocol, challenge NSD, seconds."""
+    first, systems = protocols[0], list(dict.fromkeys(system for system, _ in summary))
+    keys = {f"DSC {first}": f"dsc_{first}", f"NSD {first}": f"nsd_{first}", "NSD challenge": "nsd_challenge"}
+    keys = {title: key for title, key in keys.items() if key in summary[systems[-1], AVERAGE]} | {"s": "seconds"}
+    fields = {f"{s}: {t}": (s, k) for s in systems for t, k in keys.items() if k != "seconds" or s not in REFERENCES}
+    lines = [header := ["modality", "cases", *fields, *(PAPER_SCORES if paper else ())], ["---"] * len(header)]
+    printed = {name: column for name, *column in zip([*PAPER_MODALITIES, AVERAGE], *PAPER_SCORES.values(), strict=True)}
+    for modality in (m for s, m in summary if s == systems[-1]):  # a reference: it has a score for every case
+        line_of = {system: summary.get((system, modality), {}) for system in systems}
+        values = [line_of[s].get(key, math.nan) * (1 if key == "seconds" else 100) for s, key in fields.values()]
+        values += printed.get(modality, [math.nan] * 4) if paper else []
+        cells = ["-" if math.isnan(value) else f"{value:.2f}" for value in values]
+        lines.append([modality, str(line_of[systems[-1]]["cases"]), *cells])
+    notes = ["DSC and NSD in per cent, s in seconds: means over the cases that have one. Average: over the modalities."]
+    notes += ["Paper: its Table 4, slices of other cases at 256 x 256, average over its nine: not comparable."] * paper
+    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + ["", *notes, ""])
+
+
+def terminal_table(summary: dict[tuple[str, str], dict], protocol: str) -> str:
+    """The same in a terminal's width: DSC and NSD of one protocol for each system, seconds where known."""
+    systems = list(dict.fromkeys(system for system, _ in summary))
+    modalities = [m for s, m in summary if s == systems[-1]]
+    columns = [
+        ["", "modality", *modalities],
+        ["", "cases", *(str(summary[systems[-1], m]["cases"]) for m in modalities)],
+    ]
+    for system in systems:
+        keys = {"DSC": f"dsc_{protocol}", "NSD": f"nsd_{protocol}"} | ({} if system in REFERENCES else {"s": "seconds"})
+        for title, key in keys.items():
+            values = [
+                summary.get((system, m), {}).get(key, math.nan) * (1 if title == "s" else 100) for m in modalities
+            ]
+            cells = ["-" if math.isnan(value) else f"{value:.1f}" for value in values]
+            columns.append([system if title == "DSC" else "", title, *cells])
+    widths = [max(5, *(len(cell) for cell in column[1:])) for column in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        line = row[0].ljust(widths[0])
+        for cell, width in zip(row[1:], widths[1:], strict=True):
+            line = line.ljust(len(line) + 2) + cell.rjust(width) if cell not in systems else f"{line}    {cell}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def csv_text(rows: list[dict], columns: tuple[str, ...]) -> str:
+    """Rows as CSV, floats with 6 decimals; a score that was not computed, or is nan, is left blank."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = [row.get(column, "") for column in columns]
+        writer.writerow([("" if math.isnan(c) else f"{c:.6f}") if isinstance(c, float) else c for c in cells])
+    return text.getvalue()

@@ -1,0 +1,367 @@
+"""04_infer.py and load_segmenter: every file that a run writes, and one sentence for everything that stops it.
+
+Most runs use the stand-in of fake_model.py, which needs no weights; the last test is the real thing.
+"""
+
+import csv
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_model import BrightModel
+
+import segment
+from metrics import dsc
+from model import build_model
+from phantoms import Phantom, tiny_case, write_case
+from presets import PRESETS
+from readers import InputError, load_npz, read_image
+from segment import Segmenter, load_segmenter
+from weights import lite_medsam_path
+from writers import save_image, save_npz
+
+infer = importlib.import_module("04_infer")  # `import 04_infer` is a syntax error
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """04_infer.py with the stand-in for a model."""
+    monkeypatch.setattr(infer, "load_segmenter", lambda *_: Segmenter(BrightModel(), PRESETS["fixed"], enhanced=False))
+
+
+def crowd():
+    """300 bright squares of 12 x 14 pixels, 20 a row: more objects than 8 bits can number."""
+    labels = np.zeros((400, 600), np.uint16)
+    for i in range(300):
+        y, x = divmod(i, 20)
+        labels[5 + 26 * y : 17 + 26 * y, 5 + 29 * x : 19 + 29 * x] = i + 1
+    return Phantom("2DBox_Microscope_crowd", np.where(labels > 0, 220, 20).astype(np.uint8), labels, None, ())
+
+
+def color(case):
+    return Phantom("2DBox_Fundus_color", np.stack([case.image] * 3, -1), case.labels, None, ())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two good cases in tmp_path/imgs, gray 2D and 3D, their truth in tmp_path/gts."""
+    for dims in (2, 3):
+        write_case(tmp_path, tiny_case(dims=dims))
+    return tmp_path
+
+
+def run(folder, *more):
+    return infer.main(["-i", str(folder / "imgs"), "-o", str(folder / "segs"), *map(str, more)])
+
+
+def sentence(*args):
+    """What main(args) stops with: one line that names the script."""
+    with pytest.raises(SystemExit) as stop:
+        infer.main([str(arg) for arg in args])
+    text = stop.value.code
+    assert isinstance(text, str) and text.startswith("04_infer.py: ")
+    assert "\n" not in text and "Traceback" not in text and len(text) > 30
+    return text
+
+
+def written(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_folder_of_all_kinds_gets_label_maps_times_arguments_and_overlays(fake, folder, capsys):
+    cases = [tiny_case(dims=2), tiny_case(dims=3), color(tiny_case(dims=2)), crowd()]
+    for case in cases[2:]:
+        write_case(folder, case)
+    found = run(folder, "--overlay")
+
+    for case in cases:
+        stored = load_npz(folder / "segs" / f"{case.name}.npz")
+        assert list(stored) == ["segs"]
+        segs, objects = stored["segs"], int(case.labels.max())
+        assert segs.shape == case.labels.shape
+        assert segs.dtype == (np.uint16 if objects == 300 else np.uint8)
+        assert np.unique(segs).tolist() == list(range(objects + 1))
+        assert np.mean([dsc(segs == i, case.labels == i) for i in range(1, objects + 1)]) > 0.85
+        picture = read_image(folder / "segs" / "overlays" / f"{case.name}.png")
+        assert picture.ndim == 3 and max(picture.shape[:2]) >= 400  # small ones are enlarged
+        assert (picture == (255, 221, 0)).all(axis=-1).any()  # boxes are yellow
+    names = [f"{case.name}.npz" for case in cases]
+    assert written(folder / "segs") == sorted(
+        [*names, "arguments.json", "efficiency.csv", *(f"overlays/{case.name}.png" for case in cases)]
+    )
+
+    rows = rows_of(folder / "segs" / "efficiency.csv")
+    assert [row["case"] for row in rows] == [row["case"] for row in found] == sorted(names)
+    told = {row["case"]: (row["modality"], row["shape"], row["objects"]) for row in rows}
+    assert told["2DBox_US_tiny0.npz"] == ("US", "64x80", "2")
+    assert told["2DBox_Fundus_color.npz"] == ("Fundus", "64x80x3", "2")
+    assert told["3DBox_CT_tiny0.npz"] == ("CT", "6x48x40", "2")
+    assert told["2DBox_Microscope_crowd.npz"] == ("Microscopy", "400x600", "300")
+    for row, one in zip(rows, found, strict=True):
+        parts = [one[f"{stage}_s"] for stage in ("read", *infer.STAGES, "write")]
+        assert min(parts) >= 0 and 0 < sum(parts) <= one["total_s"]  # stages are of this case alone, not summed up
+        assert one["encode_s"] > 0 and one["decode_s"] > 0
+        assert float(row["total_s"]) == pytest.approx(one["total_s"], abs=1e-4)
+
+    saved = json.loads((folder / "segs" / "arguments.json").read_text())
+    assert (saved["input"], saved["model"]) == (str(folder / "imgs"), "baseline")
+    assert saved["preset_fields"]["name"] == "fixed"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("04_infer.py: 4 cases, 306 objects in ") and "Next: python 05_evaluate.py" in last
+
+
+def test_times_are_read_by_the_next_step_also_with_a_comma_in_a_name(fake, tmp_path):
+    evaluate = importlib.import_module("05_evaluate")
+    case = tiny_case(dims=2)
+    write_case(tmp_path, Phantom("US_a, b", case.image, case.labels, None, ()))
+    (one,) = run(tmp_path)
+    seconds = evaluate.read_seconds({"ours": tmp_path / "segs"})
+    assert seconds == {("ours", "US_a, b.npz"): pytest.approx(one["total_s"], abs=1e-4)}
+
+
+def test_without_overlay_no_picture_is_written(fake, folder):
+    run(folder)
+    assert not (folder / "segs" / "overlays").exists()
+
+
+def test_bad_cases_are_told_and_the_others_are_done(fake, folder, capsys):
+    image = np.full((20, 30), 9, np.uint8)
+    (folder / "imgs" / "2DBox_CT_cut.npz").write_bytes((folder / "imgs" / "2DBox_US_tiny0.npz").read_bytes()[:300])
+    save_npz(folder / "imgs" / "2DBox_CT_outside.npz", imgs=image, boxes=np.array([[5, 5, 40, 10]]))
+    save_npz(folder / "imgs" / "2DBox_US_train.npz", imgs=image, gts=image)
+    text = sentence("-i", folder / "imgs", "-o", folder / "segs")
+    assert text == "04_infer.py: 2 of 5 cases done, 3 left out as told above."
+    told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    words = ("truncated", "outside the image", "has no key 'boxes'; add box prompts, or use --boxes-from-masks")
+    for line, name, word in zip(told, ("2DBox_CT_cut", "2DBox_CT_outside", "2DBox_US_train"), words, strict=True):
+        assert line.startswith("04_infer.py: left out: ") and f"{name}.npz: " in line and word in line
+    good = ["2DBox_US_tiny0.npz", "3DBox_CT_tiny0.npz"]
+    assert written(folder / "segs") == [*good, "arguments.json", "efficiency.csv"]
+    assert [row["case"] for row in rows_of(folder / "segs" / "efficiency.csv")] == good
+
+
+def test_if_every_case_is_bad_nothing_is_written(fake, tmp_path):
+    save_npz(tmp_path / "imgs" / "a.npz", boxes=np.zeros((1, 4)))
+    assert "0 of 1 cases done, 1 left out" in sentence("-i", tmp_path / "imgs", "-o", tmp_path / "segs")
+    assert written(tmp_path) == ["imgs/a.npz"]
+
+
+def test_a_folder_without_boxes_is_done_with_boxes_from_masks(fake, tmp_path):
+    case = tiny_case(dims=3)
+    save_npz(tmp_path / "imgs" / "CT_AMOS_a.npz", imgs=case.image, gts=case.labels, spacing=np.array([1.0, 1.0, 3.0]))
+    assert "0 of 1 cases done" in sentence("-i", tmp_path / "imgs", "-o", tmp_path / "segs")
+    run(tmp_path, "--boxes-from-masks")
+    exact = load_npz(tmp_path / "segs" / "CT_AMOS_a.npz")["segs"]
+    write_case(tmp_path / "other", case)  # the same boxes, stored
+    run(tmp_path / "other")
+    assert np.array_equal(exact, load_npz(tmp_path / "other" / "segs" / f"{case.name}.npz")["segs"])
+    save_npz(tmp_path / "imgs" / "b.npz", imgs=case.image[0], boxes=np.array([[1, 1, 9, 9]]))
+    text = sentence("-i", tmp_path / "imgs", "-o", tmp_path / "segs", "--boxes-from-masks")
+    assert "1 of 2 cases done" in text
+
+
+def test_boxes_from_masks_keep_labels_that_are_not_counted_from_one(fake, tmp_path):
+    case = tiny_case()
+    save_npz(tmp_path / "imgs" / "US_a.npz", imgs=case.image, gts=np.array([0, 7, 300], np.uint16)[case.labels])
+    run(tmp_path, "--boxes-from-masks")
+    assert np.unique(load_npz(tmp_path / "segs" / "US_a.npz")["segs"]).tolist() == [0, 7, 300]
+
+
+def two_squares(path):
+    """A color image of 60 x 90 pixels with two bright squares."""
+    image = np.full((60, 90, 3), 30, np.uint8)
+    image[10:30, 12:32], image[35:55, 50:70] = (230, 200, 210), (250, 220, 230)
+    save_image(path, image)
+
+
+BOXES = ["--box", 12, 10, 31, 29, "--box", 50, 35, 69, 54]
+
+
+def test_one_image_with_two_boxes_gives_mask_overlay_and_label_map(fake, tmp_path, capsys):
+    two_squares(tmp_path / "scan é.png")
+    (row,) = infer.main([str(a) for a in ["-i", tmp_path / "scan é.png", "-o", tmp_path / "out" / "new", *BOXES]])
+    assert row["objects"] == 2 and row["encode_s"] > 0
+    out = tmp_path / "out" / "new"
+    assert written(out) == ["arguments.json", "scan é.npz", "scan é_mask.png", "scan é_overlay.png"]
+    segs, mask = load_npz(out / "scan é.npz")["segs"], read_image(out / "scan é_mask.png")
+    truth = np.zeros((60, 90), int)
+    truth[10:30, 12:32], truth[35:55, 50:70] = 1, 2
+    assert segs.shape == (60, 90) and dsc(segs == 1, truth == 1) > 0.9 and dsc(segs == 2, truth == 2) > 0.9
+    assert mask.shape == (60, 90) and np.array_equal(mask, 255 * (segs > 0))
+    assert read_image(out / "scan é_overlay.png").shape == (360, 540, 3)  # 6 times as large
+    assert json.loads((out / "arguments.json").read_text())["box"] == [[12, 10, 31, 29], [50, 35, 69, 54]]
+    assert f"object 1: {np.count_nonzero(segs == 1)} pixels, object 2: " in capsys.readouterr().out
+
+
+def test_an_image_that_cannot_be_used_writes_nothing(fake, tmp_path):
+    two_squares(tmp_path / "scan.png")
+    (tmp_path / "text.png").write_text("no image")
+    save_image(tmp_path / "deep.png", np.full((60, 90), 40_000, np.uint16))
+    before = written(tmp_path)
+    for name, box, words in (
+        ("scan.png", [12, 10, 91, 29], "outside the image of size [90 60]"),
+        ("scan.png", [31, 10, 12, 29], "swapped"),
+        ("scan.png", ["nan", 10, 12, 29], "finite numbers"),
+        ("text.png", [1, 1, 9, 9], "not an image that OpenCV can read"),
+        ("deep.png", [1, 1, 9, 9], "window it to 8 bits first"),
+        ("missing.png", [1, 1, 9, 9], "no such file"),
+    ):
+        assert words in sentence("-i", tmp_path / name, "-o", tmp_path / "out", "--box", *box)
+    assert "for one image give a box: --box X0 Y0 X1 Y1" in sentence("-i", tmp_path / "scan.png", "-o", tmp_path)
+    assert written(tmp_path) == before
+
+
+def test_input_and_output_must_differ_also_by_another_name(fake, folder):
+    before = (folder / "imgs" / "2DBox_US_tiny0.npz").read_bytes()
+    for output in (folder / "imgs", folder / "gts" / ".." / "imgs"):
+        assert "same folder" in sentence("-i", folder / "imgs", "-o", output)
+    assert (folder / "imgs" / "2DBox_US_tiny0.npz").read_bytes() == before
+    assert written(folder / "imgs") == ["2DBox_US_tiny0.npz", "3DBox_CT_tiny0.npz"]
+
+
+def test_missing_and_empty_folders_say_what_to_run(fake, tmp_path):
+    text = sentence("-i", tmp_path / "missing", "-o", tmp_path / "out")
+    assert "no such folder" in text and "python phantoms.py" in text
+    text = sentence("-i", tmp_path, "-o", tmp_path / "out")
+    assert "holds no .npz case" in text and "python phantoms.py" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_box_is_refused_with_a_folder(fake, folder):
+    text = sentence("-i", folder / "imgs", "-o", folder / "segs", "--box", 1, 1, 9, 9)
+    assert "--box is for one image file" in text and not (folder / "segs").exists()
+
+
+@pytest.mark.parametrize("below", ["", "deeper"])
+def test_a_file_where_the_output_folder_should_be_is_told(fake, folder, below):
+    two_squares(folder / "scan.png")
+    (folder / "segs").write_text("in the way")
+    for args in (["-i", folder / "imgs"], ["-i", folder / "scan.png", *BOXES]):
+        assert str(folder / "segs") in sentence(*args, "-o", folder / "segs" / below)
+    assert (folder / "segs").read_text() == "in the way"
+
+
+def test_a_write_that_fails_leaves_no_half_file(fake, folder, monkeypatch):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("writers.os.replace", fail)
+    assert "No space left" in sentence("-i", folder / "imgs", "-o", folder / "segs")
+    assert written(folder / "segs") == []
+
+
+def test_set_overrides_the_preset_and_is_recorded(fake, folder):
+    run(folder, "--set", "propagation=mended", "iterations=3")
+    saved = json.loads((folder / "segs" / "arguments.json").read_text())
+    assert (saved["preset_fields"]["propagation"], saved["preset_fields"]["iterations"]) == ("mended", 3)
+    assert saved["set"] == ["propagation=mended", "iterations=3"]
+
+
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ("nonsense=1", "no such field; the fields are conductance"),
+        ("name=paper", "no such field"),
+        ("overlap=first", "overlap is one of logit, last"),
+        ("iterations=ten", "iterations takes a number"),
+        ("kappa", "kappa takes a number"),
+    ],
+)
+def test_a_bad_setting_is_refused(fake, folder, setting, words):
+    assert words in sentence("-i", folder / "imgs", "-o", folder / "segs", "--set", setting)
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["-i", "x", "--preset", "best"], "invalid choice: 'best' (choose from"),
+        (["-i", "x", "--model", "sam"], "invalid choice: 'sam'"),
+        (["-i", "x", "--engine", "abacus"], "invalid choice: 'abacus'"),
+        (["-i", "x", "--box", "1", "2", "3"], "expected 4 arguments"),
+        ([], "name the input: -i FOLDER"),
+    ],
+)
+def test_wrong_options_are_named_by_the_parser(args, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        infer.main(args)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and words in error and "Traceback" not in error
+
+
+# --- load_segmenter ---
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """In place of the proposed model a layer of nine numbers, and its checkpoint, trained with preset `released`."""
+    monkeypatch.setattr(segment, "build_model", lambda: torch.nn.Linear(2, 3))
+    torch.save({"model": torch.nn.Linear(2, 3).state_dict(), "preset": "released"}, tmp_path / "small.pt")
+    return tmp_path / "small.pt"
+
+
+def test_the_proposed_model_comes_with_its_weights_and_the_preset_it_was_trained_with(tmp_path):
+    network = build_model()
+    torch.save({"model": network.state_dict(), "preset": "released", "step": 7}, tmp_path / "last.pt")
+    found = load_segmenter("proposed", tmp_path / "last.pt")
+    assert found.preset == PRESETS["released"] and found.enhanced and not found.model.training
+    name, value = next(iter(network.state_dict().items()))
+    assert torch.equal(found.model.state_dict()[name], value)
+    with pytest.raises(InputError, match="weights of another architecture"):
+        load_segmenter("baseline", tmp_path / "last.pt")
+    (tmp_path / "last.pt").unlink()  # 140 MB
+
+
+def test_the_baseline_is_raw_and_fixed_by_default():
+    found = load_segmenter("baseline")
+    assert (found.preset.name, found.enhanced, found.model.training) == ("fixed", False, False)
+
+
+def test_another_preset_than_the_checkpoints_needs_force(small, folder):
+    text = sentence("-i", folder / "imgs", "--model", "proposed", "--weights", small, "--preset", "fixed")
+    assert "trained with preset released, not fixed; leave out --preset, or add --force" in text
+    assert load_segmenter("proposed", small, "released").preset.name == "released"
+    assert load_segmenter("proposed", small, "fixed", force=True).preset.name == "fixed"
+
+
+def test_a_bare_state_dict_takes_the_preset_asked_for(small):
+    torch.save(torch.nn.Linear(2, 3).state_dict(), small)
+    assert load_segmenter("proposed", small).preset.name == "fixed"
+    assert load_segmenter("proposed", small, "paper").preset.name == "paper"
+
+
+def test_weights_that_cannot_be_used_are_told(small, folder):
+    proposed = ["-i", folder / "imgs", "-o", folder / "segs", "--model", "proposed"]
+    text = sentence(*proposed)
+    assert "has no weights yet" in text and "--weights" in text
+    assert "no such checkpoint" in sentence(*proposed, "--weights", folder / "missing.pt")
+    assert "weights of another architecture" in sentence(*proposed, "--weights", lite_medsam_path())
+    small.write_bytes(small.read_bytes()[:200])
+    assert str(small) in sentence(*proposed, "--weights", small)
+    assert not (folder / "segs").exists()
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises(InputError, match="engine 'abacus': unknown; choose one of torch"):
+        load_segmenter("baseline", engine="abacus")
+
+
+def test_smoke_runs_the_real_model_and_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, str(ROOT / "04_infer.py"), "--smoke"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, last = done.stdout.splitlines()
+    assert first == "04_infer.py: baseline, 9,791,300 parameters, preset fixed, engine torch"
+    assert last.startswith("04_infer.py: 2 cases, 4 objects in ")
+    assert last.endswith("results removed again. Next: python 05_evaluate.py --smoke")
+    assert not list(tmp_path.iterdir())
