@@ -27,6 +27,12 @@ def resize_to_grid(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
+def resize_labels_to_grid(labels: np.ndarray) -> np.ndarray:
+    """(H, W) uint16 -> (h, w) uint16, not padded. Nearest pixel centre, so no label is invented; small ones may vanish."""
+    height, width = grid_size(*labels.shape)
+    return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
 def pad_to_square(image: np.ndarray, side: int) -> np.ndarray:
     """Zeros at the right and bottom: (h, w) or (h, w, 3) -> (side, side) or (side, side, 3)."""
     missing = [(0, side - image.shape[0]), (0, side - image.shape[1])] + [(0, 0)] * (image.ndim - 2)
@@ -83,12 +89,20 @@ def network_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarr
     Returns (3, 256, 256) float32: min-max normalized to 0..1, zero padding.
     """
     if enhanced and preset.enhance_at == "original":
-        image = three_channels(image, preset)
+        return normalized(resize_to_grid(three_channels(image, preset)))
     if enhanced and preset.pad == "before":
         image = pad_to_square(image, max(image.shape[:2]))
-    image = resize_to_grid(image)
-    if enhanced and preset.enhance_at == "grid":
-        image = three_channels(image, preset)
+    return grid_input(resize_to_grid(image), preset, enhanced)
+
+
+def grid_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarray:
+    """The same from an image that is on the grid already, as the cache holds it: (h, w) or (h, w, 3) uint8, no padding
+    unless the preset wants to enhance it too. -> (3, 256, 256) float32"""
+    return normalized(three_channels(image, preset) if enhanced else image)
+
+
+def normalized(image: np.ndarray) -> np.ndarray:
+    """(h, w) or (h, w, 3) uint8 on the grid -> (3, 256, 256) float32, min-max to 0..1, then zero padding."""
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=-1)
     low, high = float(image.min()), float(image.max())

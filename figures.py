@@ -92,6 +92,26 @@ def figure3(rows: list[tuple[str, tuple, tuple]], axes) -> None:
             ax.axis("off")
 
 
+def plot_losses(log: list[dict], ax) -> None:
+    """Training and validation loss over the steps. log: rows of log.csv, step, train_loss, validation_loss."""
+    steps = [row["step"] for row in log]
+    for key, label in (("train_loss", "training"), ("validation_loss", "validation")):
+        ax.plot(steps, [row[key] for row in log], marker="o", markersize=3, label=label)
+    ax.set(xlabel="optimiser steps", ylabel="loss")
+    ax.legend(frameon=False)
+
+
+def save_loss_curve(path: Path, log: list[dict]) -> None:
+    """`plot_losses` as a PNG; nothing if there is no row yet."""
+    if not log:
+        return
+    from matplotlib.figure import Figure  # not pyplot: no window system, and no state to clean up
+
+    figure = Figure(figsize=(6, 4))
+    plot_losses(log, figure.subplots())
+    save_figure(path, figure)
+
+
 def save_figure(path: Path, figure) -> None:
     """Write a matplotlib figure as PNG, whole or not at all."""
     buffer = io.BytesIO()

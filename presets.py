@@ -35,11 +35,28 @@ class Preset:
     box_rounding: str = "float"  # #43 boxes on the 256 grid: "float", or truncated to "int" as LiteMedSAM does
     overlap: str = "logit"  # #46 pixels of two masks: higher "logit" wins, or the "last" object
     propagation: str = "prompted"  # #40-42, #47 3D: "prompted" (ours), "mended" (LiteMedSAM's), "released"
+    # training [P 3.2, Table 3]
+    sampling: str = "equal"  # #20 an epoch: "equal" quotas of modalities, or 1,000 a group "without" or "with" repeats
+    jitter: str = "both"  # #18 each side of a box moves up to 5 pixels in or out ("both"), or only "outward"
+    flips: str = "off"  # #17 mirror images at random, "on" or "off"; the text calls flips misleading
+    decoder: str = "lite_medsam"  # #24 initial prompt encoder and mask decoder: "lite_medsam" (MedSAM's) or "random"
+    learning_rate: float = 5e-5  # #25
+    plateau: str = "validation"  # #26 the loss that lowers the learning rate: "validation" or "train"
+    # int8 [P 2.3]
+    weight_int8: str = "channel"  # #39 scales of int8 weights: one an output "channel", or a "tensor" as PyTorch's
 
 
 PRESETS = {
     "fixed": Preset(),
-    "paper": Preset(name="paper", pad="before", box_rounding="int", overlap="last", propagation="mended"),
+    "paper": Preset(
+        name="paper",
+        pad="before",
+        box_rounding="int",
+        overlap="last",
+        propagation="mended",
+        sampling="without",
+        weight_int8="tensor",
+    ),
     "released": Preset(
         name="released",
         iterations=1,
@@ -52,6 +69,13 @@ PRESETS = {
         box_rounding="int",
         overlap="last",
         propagation="released",
+        sampling="with",
+        jitter="outward",
+        flips="on",
+        decoder="random",
+        learning_rate=2e-5,
+        plateau="train",
+        weight_int8="tensor",
     ),
 }
 
@@ -67,10 +91,22 @@ CHOICES = {  # what a field of text may be
     "box_rounding": ("float", "int"),
     "overlap": ("logit", "last"),
     "propagation": ("prompted", "mended", "released"),
+    "sampling": ("equal", "without", "with"),
+    "jitter": ("both", "outward"),
+    "flips": ("off", "on"),
+    "decoder": ("lite_medsam", "random"),
+    "plateau": ("validation", "train"),
+    "weight_int8": ("channel", "tensor"),
 }
 
 
-RANGES = {"iterations": (0, 1000), "gamma": (1e-6, 0.25), "kappa": (1e-6, 1e9), "diffusion_range": (1e-6, 1e6)}
+RANGES = {
+    "learning_rate": (1e-9, 1.0),
+    "iterations": (0, 1000),
+    "gamma": (1e-6, 0.25),
+    "kappa": (1e-6, 1e9),
+    "diffusion_range": (1e-6, 1e6),
+}
 
 
 def override(preset: Preset, settings: list[str]) -> Preset:

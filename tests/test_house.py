@@ -15,7 +15,7 @@ SOURCES = sorted(ROOT.glob("*.py"))
 SCRIPTS = [path for path in SOURCES if path.name[0].isdigit()]
 # a module may import only those before it
 ORDER = [
-    "metrics", "tables", "readers", "writers", "presets", "enhance", "efficientvit", "model", "data", "baseline", "weights",
+    "metrics", "tables", "readers", "writers", "presets", "enhance", "efficientvit", "model", "data", "runlength", "cache", "baseline", "weights", "quantize",
     "volumes", "segment", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures",
 ]  # fmt: skip
 

@@ -1,0 +1,222 @@
+"""Step 3 of 5, quantize. Reads a checkpoint, writes its dynamic int8 form and a report of what that bought. [P 2.3]
+
+    python 03_quantize.py                                               LiteMedSAM, the baseline -> checkpoints/
+    python 03_quantize.py --model proposed --weights checkpoints/best.pt -i demo/imgs      with scores on these cases
+    python 03_quantize.py --smoke                                       a tiny synthetic case, nothing is kept
+
+Writes NAME.dynamic.pt (step 4 runs it with --engine torch-int8) and beside it NAME.dynamic.md and NAME.dynamic.json:
+which layers became int8, their share of weights and of multiply-adds, file sizes, speed, DSC and NSD at the same boxes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from metrics import case_scores
+from model import build_model
+from phantoms import tiny_case, write_case
+from presets import PRESETS
+from quantize import compare_speed, int8_reach, quantize_linear_layers, save_int8
+from readers import Case, InputError, boxes_from_labels, check_labels, list_cases, load_npz, read_npz
+from segment import MODELS, Segmenter, load_segmenter
+from weights import lite_medsam_path, read_checkpoint
+from writers import save_json, save_text
+
+SYSTEMS = ("float", "int8")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--model", choices=MODELS, default="baseline", help="baseline is LiteMedSAM, proposed the paper's")
+    p.add_argument("--weights", type=Path, help="float checkpoint (default: LiteMedSAM's for the baseline)")
+    p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
+    p.add_argument("--method", choices=("dynamic",), default="dynamic", help="linear layers, activations at run time")
+    p.add_argument(
+        "-o", "--out", type=Path, help="int8 file (default: NAME.dynamic.pt beside the weights, or in checkpoints/)"
+    )
+    p.add_argument("-i", "--input", type=Path, help="folder of .npz cases to score (default: two tiny synthetic ones)")
+    p.add_argument("-g", "--gts", type=Path, help="folder of their truth, unless the cases hold it (default: ../gts)")
+    p.add_argument("--cases", type=int, help="score the first so many cases only (default: all)")
+    p.add_argument("--repeats", type=int, default=9, help="timed runs of each part, of which the median counts")
+    p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of the network")
+    p.add_argument("--smoke", action="store_true", help="1 repeat, 1 tiny case, weights of the proposed random, 20 s")
+    args = p.parse_args(argv)
+    if min(args.repeats, args.threads, 1 if args.cases is None else args.cases) < 1:
+        p.error("--repeats, --threads and --cases must be 1 or more")
+    if args.model == "proposed" and args.weights is None and not args.smoke:
+        p.error("the proposed model has no weights yet: name a checkpoint with --weights, or try --smoke")
+    if args.smoke:
+        args.repeats = 1
+    return args
+
+
+def float_segmenter(args: argparse.Namespace) -> Segmenter:
+    """The float model; with --smoke and no weights the proposed one is random, which is enough for sizes and speed."""
+    if args.model == "proposed" and args.weights is None:
+        torch.manual_seed(0)
+        return Segmenter(build_model(), PRESETS[args.preset or "fixed"], enhanced=True)
+    return load_segmenter(args.model, args.weights, args.preset)
+
+
+def output_path(args: argparse.Namespace) -> Path:
+    """Where the int8 file goes. InputError if it would replace the float weights."""
+    beside = args.weights.with_name(f"{args.weights.stem}.dynamic.pt") if args.weights else None
+    out = args.out or beside or Path("checkpoints/lite_medsam.dynamic.pt")
+    if args.weights and out.resolve() == args.weights.resolve():
+        raise InputError(f"{out}: is the float checkpoint itself; name another file with --out")
+    return out
+
+
+# ---------------------------------------------------------------- measurements
+
+
+def truth_of(case: Case, path: Path, gts: Path) -> np.ndarray:
+    """Label map of a case, from the case itself or from gts/NAME.npz. InputError if there is none."""
+    if case.labels is None:
+        stored = load_npz(gts / path.name)
+        if "gts" not in stored:
+            raise InputError(f"{gts / path.name}: has no key 'gts'; name the folder of truth with --gts")
+        labels = check_labels(stored["gts"], case.image.shape[: 3 if case.is_3d else 2], gts / path.name)
+    else:
+        labels = case.labels
+    if not labels.any():
+        raise InputError(f"{path}: its truth holds no object; leave the file out")
+    if case.is_3d and case.spacing_mm is None:
+        raise InputError(f"{path}: has no key 'spacing', and a 3D NSD is in mm; save (x, y, z) in mm as 'spacing'")
+    return labels
+
+
+def score(path: Path, gts: Path, segmenters: dict[str, Segmenter]) -> dict:
+    """One case: DSC and NSD (strict) of each model at the same boxes, and the share of pixels where they differ."""
+    case = read_npz(path)
+    labels = truth_of(case, path, gts)
+    ids, exact = boxes_from_labels(labels)
+    if case.boxes is not None:  # box i asks for label i + 1
+        ids = np.arange(1, len(case.boxes) + 1)
+    label_of = np.append(0, ids).astype(np.uint16)
+    boxed = Case(case.name, case.image, exact if case.boxes is None else case.boxes, None, None, case.is_3d)
+    maps = {name: label_of[segmenter.segment(boxed)] for name, segmenter in segmenters.items()}
+    row = {"case": case.name, "objects": len(ids), "differ": float((maps["float"] != maps["int8"]).mean())}
+    for name, segs in maps.items():
+        found = case_scores(segs, labels, case.spacing_mm if case.is_3d else None)
+        row |= {f"dsc_{name}": found.mean_dsc, f"nsd_{name}": found.mean_nsd}
+    return row
+
+
+def score_folder(folder: Path, args: argparse.Namespace, segmenters: dict[str, Segmenter]) -> tuple[list[dict], int]:
+    """Every case of a folder; a bad one is told and left out. -> (rows, number left out)"""
+    rows, left_out = [], 0
+    for path in tqdm(list_cases(folder)[: args.cases], "score", disable=None):
+        try:
+            rows.append(score(path, args.gts or folder.parent / "gts", segmenters))
+        except InputError as error:
+            left_out += 1
+            tqdm.write(f"03_quantize.py: left out: {error}", file=sys.stderr)
+    return rows, left_out
+
+
+# ---------------------------------------------------------------- the report
+
+
+def markdown(report: dict) -> str:
+    """The report as people read it."""
+    weights, macs, size = report["weights"], report["macs"], report["bytes"]
+    lines = [
+        f"# {report['model']}, {report['method']} int8, one weight scale per {report['weight_int8']}",
+        "",
+        f"- Layers: {len(report['layers'])} linear layers became int8; the rest stays float32.",
+        f"- Weights: {weights['linear']:,} of {weights['total']:,} ({weights['share']:.1%}).",
+        f"- Multiply-adds, one image and one box: {report['mac_share']['total']:.1%} of {macs['total'] / 1e9:.2f} G "
+        f"(encoder {report['mac_share']['encoder']:.1%}, decoder {report['mac_share']['decoder']:.1%}).",
+        f"- File: {size['float'] / 1e6:.1f} MB -> {size['int8'] / 1e6:.1f} MB ({size['int8'] / size['float']:.0%}).",
+        f"- Speed: {report['speed']['threads']} threads, median of {report['speed']['repeats']}, in turns.",
+        "",
+        "| part | float, ms | int8, ms | times as fast |",
+        "| --- | --- | --- | --- |",
+    ]
+    for part, found in report["speed"].items():
+        if isinstance(found, dict):
+            lines.append(f"| {part} | {found['float'] * 1e3:.0f} | {found['int8'] * 1e3:.0f} | {found['ratio']:.2f} |")
+    keys = [f"{metric}_{name}" for metric in ("dsc", "nsd") for name in SYSTEMS] + ["differ"]
+    titles = [f"{metric} {name}" for metric in ("DSC", "NSD") for name in SYSTEMS] + ["pixels that differ"]
+    lines += ["", f"| case | objects | {' | '.join(titles)} |", "| --- |" + " --- |" * (1 + len(titles))]
+    for row in [*report["cases"], report["mean"]]:
+        lines.append(f"| {row['case']} | {row['objects']} | " + " | ".join(f"{100 * row[k]:.2f}" for k in keys) + " |")
+    lines += ["", "In per cent, protocol strict, the same boxes for both models.", "", "Layers that became int8:", ""]
+    return "\n".join(lines + [f"- `{name}`" for name in report["layers"]] + [""])
+
+
+def mean_row(rows: list[dict]) -> dict:
+    """Plain means over the cases."""
+    keys = [key for key in rows[0] if key not in ("case", "objects")]
+    means = {key: float(np.nanmean([row[key] for row in rows])) for key in keys}
+    return {"case": "mean", "objects": sum(row["objects"] for row in rows)} | means
+
+
+def run(args: argparse.Namespace, cases: Path) -> dict:
+    # 1. The float model, and its int8 copy in a file
+    torch.set_num_threads(args.threads)
+    list_cases(cases)  # stops now, not after the measurements, if there are none
+    out, segmenter = output_path(args), float_segmenter(args)
+    per, size = segmenter.preset.weight_int8, io.BytesIO()
+    torch.save(segmenter.model.state_dict(), size)
+    quantized = copy.deepcopy(segmenter.model)
+    names = quantize_linear_layers(quantized, per)
+    random = args.model == "proposed" and args.weights is None
+    trained_with = None if random else read_checkpoint(args.weights or lite_medsam_path()).get("preset")
+    carried = {"architecture": args.model} | ({"preset": trained_with} if trained_with else {})
+    written = save_int8(out, quantized, per, carried)
+    print(f"03_quantize.py: {args.model}, preset {segmenter.preset.name}, {len(names)} layers int8, scales per {per}")
+
+    # 2. The file read back is what gets measured
+    int8 = load_segmenter(args.model, out, segmenter.preset.name, "torch-int8")
+    both = dict(zip(SYSTEMS, (segmenter, int8), strict=True))
+    models = {name: one.model for name, one in both.items()}
+    report = {"model": args.model, "method": args.method, "weight_int8": per, "layers": names}
+    report |= int8_reach(segmenter.model) | {"bytes": {"float": len(size.getvalue()), "int8": written}}
+    report["speed"] = compare_speed(models, args.repeats, (1,) if args.smoke else (1, 16))
+    rows, left_out = score_folder(cases, args, both)
+    if not rows:
+        raise InputError(f"{cases}: no case could be scored; {left_out} left out as told above")
+    report |= {"cases": rows, "mean": mean_row(rows), "arguments": vars(args)}
+
+    # 3. The report, beside the file
+    text = markdown(report)
+    save_text(out.with_suffix(".md"), text)
+    save_json(out.with_suffix(".json"), report)
+    print("\n".join(text.split("\nLayers that")[0].splitlines()[2:]))
+    if left_out:
+        sys.exit(f"03_quantize.py: {len(rows)} cases scored, {left_out} left out as told above; wrote {out}")
+    command = f"python 04_infer.py --model {args.model} --weights {out} --engine torch-int8 -i CASES -o segs_int8"
+    print("03_quantize.py: removed again. Next: 04_infer.py --smoke" if args.smoke else f"Wrote {out}. Next: {command}")
+    return report
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Returns the report."""
+    args = parse(argv)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            if args.input is None:
+                for dims in (2,) if args.smoke else (2, 3):
+                    write_case(Path(scratch), tiny_case(dims=dims))
+            if args.smoke:
+                args.out = Path(scratch) / "smoke.dynamic.pt"
+            return run(args, args.input or Path(scratch) / "imgs")
+    except (InputError, OSError) as error:
+        sys.exit(f"03_quantize.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

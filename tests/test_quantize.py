@@ -1,0 +1,282 @@
+"""quantize.py and 03_quantize.py: int8 by hand, against the slow way, and against PyTorch's own."""
+
+import copy
+import importlib
+import json
+import platform
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import quantize
+from baseline import build_baseline
+from model import MaskDecoder, build_model
+from phantoms import real_cases, tiny_case, write_case
+from presets import PRESETS
+from quantize import Int8Linear, count_macs, float_int_matmul, int_matmul, quantize_activation, quantize_linear_layers
+from quantize import quantize_weight as to_int8
+from readers import InputError, boxes_from_labels
+from segment import Segmenter, load_segmenter
+from weights import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint
+
+script = importlib.import_module("03_quantize")
+
+
+def linear(weight, bias=None):
+    layer = nn.Linear(len(weight[0]), len(weight), bias=bias is not None)
+    layer.weight.data = torch.tensor(weight)
+    if bias is not None:
+        layer.bias.data = torch.tensor(bias)
+    return layer
+
+
+def pytorchs(model):
+    """PyTorch's dynamic int8 form of a copy of the model; skips where PyTorch has it no more."""
+    try:
+        from torch.ao.quantization import quantize_dynamic
+    except ImportError:
+        pytest.skip("this PyTorch has torch.ao.quantization.quantize_dynamic no more")
+    if torch.backends.quantized.engine not in ("x86", "fbgemm"):
+        pytest.skip(f"engine {torch.backends.quantized.engine} on {platform.machine()} rounds in another way than x86")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        return quantize_dynamic(copy.deepcopy(model), {nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.fixture(scope="module")
+def baseline():
+    net = build_baseline().eval()
+    load_weights(lite_medsam_path(), net)
+    return net
+
+
+@pytest.fixture(scope="module")
+def int8_file(baseline, tmp_path_factory):
+    """(path of the baseline's int8 file, per tensor; the model that was saved)"""
+    model = copy.deepcopy(baseline)
+    quantize_linear_layers(model, "tensor")
+    path = tmp_path_factory.mktemp("int8") / "lite.dynamic.pt"
+    quantize.save_int8(path, model, "tensor", {"architecture": "baseline"})
+    return path, model
+
+
+# ---------------------------------------------------------------- the layer
+
+
+def test_a_layer_of_two_by_two_by_hand():
+    layer = Int8Linear(linear([[127.5, -63.0], [2.0, 1.0]], [10.0, 0.0]), "tensor")
+    assert float(layer.scale) == 1 and layer.weight.tolist() == [[127, -63], [2, 1]]  # 127.5 -> 128, cut to 127
+    assert layer.row_sums.tolist() == [64, 3]
+    x = torch.tensor([[-1.0, 126.0]])  # range 127 in 127 steps of 1: -1 becomes 0, 0 becomes 1, 126 becomes 127
+    whole, scale, zero_point = quantize_activation(x, bits=7)
+    assert (whole.tolist(), scale, zero_point) == ([[0, 127]], 1.0, 1)
+    # 0 * 127 + 127 * -63 - 1 * 64 + 10 = -8055 (exact: -8055.5);  0 * 2 + 127 * 1 - 1 * 3 = 124
+    assert layer(x).tolist() == [[-8055.0, 124.0]]
+    whole, scale, zero_point = quantize_activation(torch.tensor([-1.0, 0.0, 254.0]))
+    assert (whole.tolist(), scale, zero_point) == ([-128, -127, 127], 1.0, -127)
+
+
+def test_a_scale_per_channel_and_8_bits_err_less():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 32), torch.randn(50, 64)
+    layer.weight.data *= torch.logspace(-2, 0, 32)[:, None]  # channels of very different size
+    error = {per: (Int8Linear(layer, per)(x) - layer(x)).norm().item() for per in quantize.BITS}
+    assert error["channel"] < 0.6 * error["tensor"]
+    for per in quantize.BITS:
+        whole, scale = to_int8(layer.weight, per)
+        off = (whole * scale[:, None] - layer.weight).abs()
+        assert (off <= scale[:, None] * 0.5001).all()  # no weight is off by more than half a step
+
+
+@pytest.mark.parametrize("n, k, o", [(1, 256, 4), (7, 2048, 256), (3, 1025, 5), (0, 8, 3)])
+def test_integer_sums_equal_the_float_fallback_exactly(n, k, o, monkeypatch):
+    a, b = (torch.randint(-128, 128, (rows, k), dtype=torch.int8) for rows in (n, o))
+    a[:1], b[:1] = -128, -128  # the largest sum there is
+    exact = a.long() @ b.long().T
+    assert torch.equal(int_matmul(a, b).long(), exact) and torch.equal(float_int_matmul(a, b).long(), exact)
+    assert int_matmul(a, b).dtype == float_int_matmul(a, b).dtype == torch.int32
+    monkeypatch.delattr(torch, "_int_mm", raising=False)
+    assert torch.equal(int_matmul(a, b).long(), exact)
+
+
+@pytest.mark.parametrize("per", quantize.BITS)
+@pytest.mark.parametrize("value", [0.0, 3.0, -2.5])
+def test_constant_input_and_zero_weights(per, value):
+    layer = nn.Linear(16, 3)
+    x = torch.full((5, 16), value)
+    assert torch.allclose(Int8Linear(layer, per)(x), layer(x), atol=0.01 + abs(value) * 0.02)
+    layer.weight.data.zero_()
+    assert torch.equal(Int8Linear(layer, per)(x), layer.bias.expand(5, 3))
+    whole, scale, zero_point = quantize_activation(x)
+    assert torch.allclose((whole.float() - zero_point) * scale, x)
+
+
+@pytest.mark.parametrize("shape", [(16,), (5, 16), (2, 7, 16), (2, 3, 4, 16), (0, 16)])
+def test_any_number_of_leading_dimensions(shape):
+    layer = nn.Linear(16, 6, bias=False)
+    int8, x = Int8Linear(layer), torch.randn(shape)
+    assert int8(x).shape == layer(x).shape and int8(x).dtype == torch.float32
+    if x.dim() > 2:
+        assert torch.equal(int8(x), int8(x.flatten(0, -2)).reshape(*shape[:-1], 6))
+
+
+@pytest.mark.parametrize("k, o, n, bias", [(256, 128, 4096, True), (2048, 256, 7, True), (256, 4, 1, False)])
+def test_per_tensor_is_pytorchs_layer(k, o, n, bias):
+    torch.manual_seed(k)
+    layer, x = nn.Linear(k, o, bias=bias), torch.randn(n, k) * 2 + 0.3
+    theirs, ours = pytorchs(nn.Sequential(layer)), Int8Linear(layer, "tensor")
+    assert torch.equal(theirs[0].weight().int_repr(), ours.weight)
+    want, found = theirs(x), ours(x)
+    assert float((found - want).norm() / want.norm()) < 1e-3  # on the processors that we tried: 0
+
+
+# ---------------------------------------------------------------- models and files
+
+
+@pytest.mark.parametrize("name", ["2DBox_Fundus_retina", "2DBox_CT_vertebra"])
+def test_masks_of_the_paper_preset_are_those_of_pytorchs_quantization(baseline, int8_file, name):
+    case = next(case for case in real_cases() if case.name == name)
+    boxes = boxes_from_labels(case.labels)[1]
+    found = [
+        Segmenter(model, PRESETS["paper"], enhanced=False).segment_image(case.image, boxes)
+        for model in (pytorchs(baseline), int8_file[1])
+    ]
+    assert found[0].any() and (found[0] != found[1]).mean() <= 0.001
+
+
+def test_every_linear_layer_is_replaced_and_no_float_copy_is_kept():
+    decoder = MaskDecoder()
+    names = quantize_linear_layers(decoder)
+    assert len(names) == 47 and "transformer.layers.0.self_attn.q_proj" in names
+    assert not any(isinstance(layer, nn.Linear) for layer in decoder.modules())
+    state = decoder.state_dict()
+    for name in names:
+        assert state[f"{name}.weight"].dtype == torch.int8 and f"{name}.weight" not in dict(decoder.named_parameters())
+    assert f"{names[0]}.row_sums" not in state and "bits=8" in repr(decoder)
+
+
+def test_a_saved_int8_model_gives_the_same_masks(int8_file):
+    path, saved = int8_file
+    case = tiny_case()
+    boxes = boxes_from_labels(case.labels)[1]
+    loaded = load_segmenter("baseline", path, "fixed", "torch-int8")
+    assert loaded.preset.weight_int8 == "tensor"  # the file's, whatever the preset says
+    for a, b in zip(loaded.model.state_dict().values(), saved.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    want = Segmenter(saved, PRESETS["fixed"], enhanced=False).segment_image(case.image, boxes)
+    assert want.any() and np.array_equal(loaded.segment_image(case.image, boxes), want)
+    assert path.stat().st_size < 0.4 * lite_medsam_path().stat().st_size
+
+
+def test_engine_torch_int8_quantizes_a_float_checkpoint_as_the_preset_says(int8_file):
+    for settings, scales in (((), 384), (("weight_int8=tensor",), 1)):
+        segmenter = load_segmenter("baseline", engine="torch-int8", settings=settings)
+        layer = segmenter.model.image_encoder.layers[1].blocks[0].attn.qkv
+        assert isinstance(layer, Int8Linear) and len(layer.scale) == scales
+    wanted = int8_file[1].state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in segmenter.model.state_dict().items())
+
+
+def test_bad_input_is_told_in_one_sentence(int8_file, tmp_path):
+    path, _ = int8_file
+    stored = read_checkpoint(path)
+    for name, changed in {
+        "unknown": stored | {quantize.INT8_KEY: "row"},
+        "nan": stored | {"model": stored["model"] | {next(k for k in stored["model"] if "scale" in k): torch.tensor([np.nan])}},
+    }.items():  # fmt: skip
+        save_checkpoint(tmp_path / f"{name}.pt", changed)
+    (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:9000])
+    for arguments, message in (
+        (("baseline", path), "--engine torch-int8"),
+        (("proposed", path, None, "torch-int8"), "another architecture"),
+        (("baseline", tmp_path / "none.pt", None, "torch-int8"), "no such checkpoint"),
+        (("baseline", tmp_path / "cut.pt", None, "torch-int8"), "cut short"),
+        (("baseline", tmp_path / "unknown.pt", None, "torch-int8"), "unknown"),
+        (("baseline", tmp_path / "nan.pt", None, "torch-int8"), "NaN"),
+        (("baseline", path, None, "torch-int4"), "unknown; choose one of torch, torch-int8"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            load_segmenter(*arguments)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_and_activations_with_nan_are_refused():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    net[1].weight.data[0, 0] = float("nan")
+    with pytest.raises(InputError, match="^1: weights hold NaN"):
+        quantize_linear_layers(net)
+    assert type(net[0]) is nn.Linear  # all or nothing
+    with pytest.raises(InputError, match="per 'row': unknown"):
+        quantize_linear_layers(net, "row")
+    with pytest.raises(ValueError, match="activations hold NaN"):
+        Int8Linear(net[0])(torch.tensor([[1.0, float("inf"), 0.0, 0.0]]))
+
+
+# ---------------------------------------------------------------- the report
+
+
+def test_what_int8_reaches_in_the_proposed_model():
+    found = quantize.int8_reach(build_model().eval())
+    assert found["weights"] == {
+        "total": 34_792_784,
+        "linear": 3_965_952,
+        "linear_bias": 12_548,
+        "share": 3965952 / 34792784,
+    }
+    assert found["macs"]["total"] == pytest.approx(18.76e9, rel=1e-3)
+    assert found["macs"]["decoder linear"] == pytest.approx(1.36e9, rel=3e-3)
+    assert found["mac_share"]["encoder"] == 0 and found["mac_share"]["total"] == pytest.approx(0.073, abs=5e-4)
+    assert found["mac_share"]["decoder"] == pytest.approx(0.755, abs=2e-3)
+
+
+def test_multiply_adds_equal_pytorchs_own_count(baseline):
+    counter = pytest.importorskip("torch.utils.flop_counter").FlopCounterMode(display=False)
+    with torch.inference_mode(), counter:
+        baseline(torch.zeros(1, 3, 256, 256), torch.tensor([[50.0, 60.0, 180.0, 200.0]]))
+    theirs = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts()["Global"].items()}
+    ours = count_macs(baseline)
+    assert sum(n for (_, kind), n in ours.items() if kind == "linear") == theirs["addmm"]
+    assert sum(n for (_, kind), n in ours.items() if "convolution" in kind) == theirs["convolution"]
+
+
+def test_the_script_writes_file_and_report_and_its_file_runs(tmp_path):
+    net = build_model()
+    save_checkpoint(tmp_path / "ours.pt", {"model": net.state_dict(), "preset": "paper", "step": 3})
+    write_case(tmp_path, tiny_case())
+    (tmp_path / "imgs" / "bad.npz").write_bytes(b"no case")
+    arguments = ["--model", "proposed", "--weights", str(tmp_path / "ours.pt"), "-i", str(tmp_path / "imgs")]
+    with pytest.raises(SystemExit, match="1 cases scored, 1 left out"):
+        script.main([*arguments, "--repeats", "1"])
+    (tmp_path / "imgs" / "bad.npz").unlink()
+    report = script.main([*arguments, "--repeats", "1"])
+    assert report["weight_int8"] == "tensor" and len(report["layers"]) == 47
+    assert 0.90 < report["bytes"]["int8"] / report["bytes"]["float"] < 0.93
+    assert report["cases"][0]["objects"] == 2 and 0 <= report["mean"]["differ"] <= 1
+    text = (tmp_path / "ours.dynamic.md").read_text()
+    assert "3,965,952 of 34,792,784 (11.4%)" in text and "7.3% of 18.75 G" in text
+    assert json.loads((tmp_path / "ours.dynamic.json").read_text())["arguments"]["model"] == "proposed"
+    loaded = load_segmenter("proposed", tmp_path / "ours.dynamic.pt", engine="torch-int8")
+    assert loaded.preset == PRESETS["paper"] and loaded.enhanced
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--weights", "none.pt"], "no such checkpoint"),
+        (["--weights", "a.pt", "-o", "a.pt"], "is the float checkpoint itself"),
+        (["-i", "nowhere"], "no such folder"),
+    ],
+)
+def test_the_script_tells_bad_input_in_one_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message):
+        script.main(arguments)
+
+
+def test_the_proposed_model_needs_weights_or_smoke(capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--model", "proposed"])
+    assert "--weights" in capsys.readouterr().err

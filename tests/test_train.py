@@ -1,0 +1,188 @@
+"""dataset.py, losses.py, 02_train.py: what is drawn, what is minimised, and that a stopped run goes on exactly."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from cache import CacheEntry, read_index
+from dataset import SliceDataset, epoch_entries, move_box, training_item, validation_item
+from losses import dice_loss, distillation_loss, mask_iou, segmentation_loss
+from model import build_model
+from presets import PRESETS
+from weights import load_weights, read_checkpoint
+
+train = importlib.import_module("02_train")
+
+
+def entries_of(**sizes):
+    """CacheEntry lists by sub-modality, e.g. CT_A=3."""
+    return [
+        CacheEntry(f"{group}_{i}", group.split("_")[0], group, f"{group}_{i}", "test", 64, 64, "train", 1)
+        for group, size in sizes.items()
+        for i in range(size)
+    ]
+
+
+def test_equal_sampling_gives_each_modality_the_same_share_and_repeats_small_ones_evenly():
+    drawn = epoch_entries(entries_of(US=10, CT_A=4, CT_B=3, OCT=2), "equal", seed=0, epoch=0)
+    count = {m: sum(e.modality == m for e in drawn) for m in ("US", "CT", "OCT")}
+    assert count == {"US": 10, "CT": 10, "OCT": 10}
+    assert sorted(sum(e.name == f"OCT_{i}" for e in drawn) for i in range(2)) == [5, 5]
+
+
+def test_paper_sampling_never_repeats_and_released_does(monkeypatch):
+    monkeypatch.setattr("dataset.GROUP_SIZE", 20)
+    entries = entries_of(US=30, CT_A=30, CT_B=5)
+    without = epoch_entries(entries, "without", 0, 0)
+    assert len(without) == len(set(without)) == 20 + 20 + 5, "each 3D sub-modality is a group of its own"
+    repeated = epoch_entries(entries, "with", 0, 0)
+    assert len(repeated) == 45 and len(set(repeated)) < 45
+
+
+def test_an_epoch_is_the_same_for_the_same_seed_and_another_for_another():
+    entries = entries_of(US=30)
+    first = epoch_entries(entries, "equal", 1, 2)
+    assert first == epoch_entries(entries, "equal", 1, 2)
+    assert first != epoch_entries(entries, "equal", 1, 3) and first != epoch_entries(entries, "equal", 2, 2)
+
+
+def test_boxes_move_as_the_preset_says():
+    box, rng = np.array([50.0, 60, 120, 130]), np.random.default_rng(0)
+    both = np.array([move_box(box, "both", rng, 256, 256) - box for _ in range(500)])
+    outward = np.array([move_box(box, "outward", rng, 256, 256) - box for _ in range(500)])
+    assert both.min() == -5 and both.max() == 5
+    assert outward[:, :2].max() == 0 and outward[:, 2:].min() == 0 and abs(outward).max() == 5
+    small = np.array([move_box(np.array([3.0, 3, 5, 5]), "both", rng, 40, 30) for _ in range(200)])
+    assert (small[:, 2:] - small[:, :2]).min() >= 1 and small.min() >= 0 and small.max() <= 40
+
+
+def test_losses_by_hand():
+    logits = torch.tensor([[[[100.0, -100.0], [100.0, -100.0]]]])
+    masks = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
+    assert dice_loss(logits, masks).item() == pytest.approx(1 - 2 * 1 / (2 + 2), abs=1e-4)
+    assert mask_iou(logits, masks).item() == pytest.approx(1 / 3)
+    empty = torch.zeros_like(masks)
+    assert mask_iou(-logits.abs(), empty).item() == 1 and torch.isfinite(dice_loss(-logits.abs(), empty))
+    terms = segmentation_loss(logits, torch.tensor([[1.0]]), masks)
+    assert terms["mse"].item() == pytest.approx((1 - 1 / 3) ** 2)
+    assert terms["loss"].item() == pytest.approx(sum(terms[k].item() for k in ("bce", "dice", "mse")))
+    teacher = torch.randn(2, 8, 4, 4)
+    assert distillation_loss(teacher, teacher).item() == 0
+    assert distillation_loss(teacher.mean().expand_as(teacher), teacher).item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return train.make_smoke_cache(tmp_path_factory.mktemp("smoke") / "cache")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network of the same interface and no size, so that a training run takes a second."""
+
+    class Tiny(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image_encoder = torch.nn.Conv2d(3, 8, 5, stride=4, padding=2)
+            self.bn = torch.nn.BatchNorm2d(8)
+            self.prompt_encoder, self.mask_decoder = torch.nn.Linear(4, 8), torch.nn.Conv2d(8, 1, 3, padding=1)
+
+        def decode(self, embedding, boxes, image_of_box):
+            x = self.bn(embedding)[image_of_box] + self.prompt_encoder(boxes / 256)[:, :, None, None]
+            logits = torch.nn.functional.interpolate(self.mask_decoder(x), size=(256, 256), mode="bilinear")
+            return logits, logits.mean(dim=(2, 3)).sigmoid()
+
+    def initial(args, preset):
+        torch.manual_seed(args.seed)
+        return Tiny()
+
+    monkeypatch.setattr(train, "build_model", Tiny)
+    monkeypatch.setattr(train, "initial_model", initial)
+
+
+def arguments(cache, out, steps, *more):
+    plan = ["--steps", str(steps), "--batch", "2", "--objects", "2", "--validate-every", "2", "--device", "cpu"]
+    return ["--cache", str(cache), "--out", str(out), *plan, "--save-every", "1", *more]
+
+
+def test_a_resumed_run_ends_in_the_same_bits(cache, tiny, tmp_path):
+    train.main(arguments(cache, tmp_path / "whole", 7))
+    train.main(arguments(cache, tmp_path / "parts", 3))  # not a multiple of --validate-every
+    train.main(arguments(cache, tmp_path / "parts", 7, "--resume"))
+    whole, parts = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
+    assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
+    assert whole["optimiser"]["state"].keys() == parts["optimiser"]["state"].keys()
+    assert (whole["step"], whole["best"], whole["log"]) == (parts["step"], parts["best"], parts["log"])
+    logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1] and (tmp_path / "whole" / "curve.png").stat().st_size > 1000
+
+
+def test_resume_refuses_another_preset_batch_or_cache(cache, tiny, tmp_path):
+    train.main(arguments(cache, tmp_path, 1))
+    for more, message in (
+        (["--preset", "paper"], "preset"),
+        (["--seed", "1"], "--seed"),
+        (["--set", "jitter=outward"], "preset"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            train.main(arguments(cache, tmp_path, 2, "--resume", *more))
+    with pytest.raises(SystemExit, match="no such checkpoint"):
+        train.main(arguments(cache, tmp_path / "none", 2, "--resume"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_a_sentence(cache, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.segmentation_loss", lambda *_: {"loss": torch.tensor(float("nan"))})
+    with pytest.raises(SystemExit, match="step 0: the loss is nan; lower the rate"):
+        train.main(arguments(cache, tmp_path, 4))
+
+
+def test_a_batch_depends_on_seed_and_step_alone(cache):
+    entries = [e for e in read_index(cache) if e.split == "train"]
+    first, second = (SliceDataset(cache, entries, PRESETS["fixed"], 2, 2, seed=3) for _ in range(2))
+    for at in ((5, 1), (0, 0), (2, 1)):  # in any order
+        a, b = first[at], second[at]
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not torch.equal(first[0, 0]["boxes"], first[1, 0]["boxes"]) or not torch.equal(
+        first[0, 0]["image"], first[1, 0]["image"]
+    )
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
+def test_items_have_their_documented_shapes(cache, preset):
+    entry = read_index(cache)[0]
+    item = training_item(cache, entry, preset, 3, np.random.default_rng(0))
+    assert item["image"].shape == item["raw"].shape == (3, 256, 256) and item["masks"].shape == (3, 256, 256)
+    assert item["boxes"].shape == (3, 4) and item["masks"].sum(dim=(1, 2)).min() > 0
+    exact = validation_item(cache, entry, preset)
+    assert len(exact["masks"]) == len(exact["boxes"]) == entry.objects
+    y, x = np.nonzero(exact["masks"][0].numpy())
+    assert exact["boxes"][0].tolist() == [x.min(), y.min(), x.max(), y.max()]
+
+
+def test_the_real_network_overfits_one_batch(cache):
+    torch.manual_seed(0)
+    entry = next(e for e in read_index(cache) if e.split == "train")
+    item = validation_item(cache, entry, PRESETS["fixed"])
+    model = build_model()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    for _ in range(60):
+        logits, iou = model(item["image"][None], item["boxes"])
+        loss = segmentation_loss(logits, iou, item["masks"].unsqueeze(1))["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        dice = 1 - dice_loss(20 * logits.detach(), item["masks"].unsqueeze(1)).item()  # nearly hard masks
+        if dice > 0.96:
+            break
+    assert dice > 0.95
+
+
+def test_smoke_trains_the_real_network_and_its_checkpoint_loads(cache, tmp_path):
+    last = train.main(
+        ["--cache", str(cache), "--out", str(tmp_path), "--steps", "2", "--batch", "2", "--device", "cpu"]
+    )
+    assert np.isfinite(last["validation_loss"])
+    rest = load_weights(tmp_path / "best.pt", build_model())
+    assert rest["preset"] == "fixed" and rest["step"] == 2
