@@ -98,6 +98,7 @@ def infer_folder(segmenter: Segmenter, args: argparse.Namespace) -> tuple[list[d
                 raise InputError(f"{path}: has no key 'boxes'; add box prompts, or use --boxes-from-masks")
             rows.append(infer_case(segmenter, case, time.perf_counter() - start, args))
         except InputError as error:
+            (args.output / path.name).unlink(missing_ok=True)  # an earlier run's: step 5 would take it for this one's
             left_out += 1
             tqdm.write(f"04_infer.py: left out: {error}", file=sys.stderr)
     if rows:
