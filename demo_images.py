@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 import pydicom
 
+from readers import read_image
+
 ANNOTATIONS = Path(__file__).with_name("demo_annotations.json")
 SPLINE_STEPS = 12  # points drawn between two clicked points: fine enough for a gap of 60 px
 
@@ -56,8 +58,7 @@ def read_packaged(package: str, file: str, reader: str, frame: int | None = None
             f"{path} is not there: the installed {package} no longer ships it; install the version in requirements.txt."
         )
     if reader == "picture":
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return read_image(path)
     if reader == "ima":  # headerless, 256 x 256, 16 bit, most significant byte first
         return percentile_to_uint8(np.frombuffer(gzip.decompress(path.read_bytes()), ">u2").reshape(256, 256))
     if reader not in ("dicom", "dicom-ct", "dicom-mr"):

@@ -1,4 +1,4 @@
-"""One function a figure: data and axes in, axes out; nothing here computes a result or reads a model.
+"""One function a figure: data and axes in, axes out; no model, no score.
 
 python figures.py --demo demo      draws Figure 2 and Figure 3 from the demo's files into demo/figures/
 """
@@ -36,14 +36,13 @@ def overlay(image: np.ndarray, labels: np.ndarray, boxes_xyxy: np.ndarray | None
     rgb = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
     rgb = rgb.repeat(factor, axis=0).repeat(factor, axis=1).copy()
     big = labels.repeat(factor, axis=0).repeat(factor, axis=1)
-    width = max(2, round(max(rgb.shape[:2]) / 200))
+    width = max(1, round(max(rgb.shape[:2]) / 200))
     inside = big > 0
     colours = PALETTE[(big[inside].astype(np.int64) - 1) % len(PALETTE)]
     rgb[inside] = (0.65 * rgb[inside] + 0.35 * colours).astype(np.uint8)
-    edge = np.zeros_like(inside)
-    edge[:, 1:] |= big[:, 1:] != big[:, :-1]
-    edge[1:] |= big[1:] != big[:-1]
-    edge = cv2.dilate(edge.astype(np.uint8), np.ones((width, width), np.uint8)).astype(bool) & inside
+    # outline: object pixels that see another label within `width` pixels, the same on all sides
+    window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    edge = inside & (cv2.dilate(big, window) != cv2.erode(big, window))
     rgb[edge] = PALETTE[(big[edge].astype(np.int64) - 1) % len(PALETTE)]
     for box in boxes_xyxy if boxes_xyxy is not None else ():
         x0, y0 = (np.floor(box[:2]) * factor).astype(int)

@@ -127,7 +127,8 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
             return {key: np.asarray(stored[key]) for key in stored.files}  # what is no array comes as bytes
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:  # Runtime: flags of a bad header
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, MemoryError) as error:
+        # RuntimeError and MemoryError: a header that damage turned into nonsense
         raise InputError(
             f"{path}: not a complete .npz file (truncated or damaged); copy or download it again"
         ) from error
@@ -179,9 +180,7 @@ def read_image(path: Path) -> np.ndarray:
     """Read a PNG, JPG, TIFF or BMP file -> (H, W) or (H, W, 3) RGB uint8. InputError if it can't be read."""
     pixels = _decode(path)
     if pixels.ndim == 3:
-        if pixels.shape[2] == 2:
-            raise InputError(f"{path}: has 2 channels; give a gray or an RGB image")
-        pixels = cv2.cvtColor(pixels[..., :3], cv2.COLOR_BGR2RGB)  # OpenCV reads BGR; drop alpha
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # OpenCV reads BGR
     return check_image(pixels, False, path)
 
 
@@ -237,15 +236,19 @@ def _decode(path: Path) -> np.ndarray:
     """Pixels of a picture file as OpenCV stores them: (H, W), or (H, W, C) in the order blue, green, red."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
-    # decode from memory: cv2.imread cannot open non-ASCII paths on Windows
     try:
-        pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED) if path.stat().st_size else None
+        content = np.fromfile(path, dtype=np.uint8)  # cv2.imread cannot open non-ASCII paths on Windows
+        # all channels and bits, and turned as the camera says, as viewers show it; alpha is dropped
+        pixels = cv2.imdecode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) if content.size else None
+        pages = cv2.imdecodemulti(content, cv2.IMREAD_UNCHANGED)[1] if path.suffix.lower() in (".tif", ".tiff") else ()
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
     except cv2.error:  # a size beyond OpenCV's limit, true or from a damaged header
         pixels = None
     if pixels is None:
         raise InputError(f"{path}: not an image that OpenCV can read; give a PNG, JPG, TIFF or BMP file")
+    if len(pages) > 1:
+        raise InputError(f"{path}: holds several pages; save the one to use as an image of its own")
     return pixels
 
 
@@ -319,10 +322,12 @@ def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str) -> n
 
 
 def _is_volume(path: Path, stored: dict[str, np.ndarray]) -> bool:
-    """2D or 3D: the name says it (2D..., 3D...), as in the challenge; else the boxes' columns, else the spacing key."""
+    """2D or 3D: the name says it (2D..., 3D...), as in the challenge; else the boxes, the label map, the spacing key."""
     if path.name[:2] in ("2D", "3D"):
         return path.name[:2] == "3D"
     boxes = stored.get("boxes")
     if boxes is not None and boxes.ndim == 2 and boxes.shape[1] in (4, 6):
         return boxes.shape[1] == 6
+    if "gts" in stored:
+        return stored["gts"].ndim == 3
     return "spacing" in stored

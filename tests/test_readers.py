@@ -388,3 +388,23 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_half_one(tmp_path, monk
                 save_text(tmp_path / name, "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_photo_is_read_as_viewers_show_it(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    Image.fromarray(np.zeros((40, 80), np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (80, 40)
+
+
+def test_a_tiff_of_several_pages_is_refused(tmp_path):
+    from PIL import Image
+
+    page = Image.fromarray(np.zeros((8, 9), np.uint8))
+    page.save(tmp_path / "one.tif")
+    page.save(tmp_path / "two.tif", save_all=True, append_images=[page])
+    assert read_image(tmp_path / "one.tif").shape == (8, 9)
+    with pytest.raises(InputError, match="several pages"):
+        read_image(tmp_path / "two.tif")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fake_model import BrightModel
 
 from baseline import build_baseline
@@ -12,7 +13,7 @@ from metrics import dsc
 from presets import PRESETS, override
 from readers import Case, boxes_from_labels, read_npz
 from segment import Segmenter, load_segmenter
-from volumes import crop_to_box, ellipsoid_depth, ellipsoid_section, slice_box, with_prior
+from volumes import _box_of_previous, crop_to_box, ellipsoid_depth, ellipsoid_section, slice_box, with_prior
 
 VALIDATION = os.environ.get("VALIDATION_CASES")  # a folder with 3D_MR_MSDHippocampus_114.npz, where one has it
 
@@ -97,12 +98,107 @@ def test_fixed_is_right_on_a_cylinder_and_on_touching_objects(shape):
     assert not found[~labels.any(axis=(1, 2))].any(), "nothing outside the boxes' slices"
 
 
+class Recorder(BrightModel):
+    """Answers that the whole image is the object, with a stated predicted IoU, and remembers what it was asked."""
+
+    def __init__(self, iou: float = 1.0) -> None:
+        super().__init__()
+        self.iou, self.asked = iou, []
+
+    def decode(self, embedding, boxes):
+        self.asked.append(boxes.numpy().copy())
+        return torch.full((len(boxes), 1, 256, 256), 8.0), torch.full((len(boxes), 1), self.iou)
+
+
 def test_fixed_keeps_every_mask_inside_its_box():
     labels = touching_balls()
-    found = segmenter().segment(case(volume_of(np.ones_like(labels)), labels))  # all is bright: nothing but the box
-    for i, box in enumerate(boxes_from_labels(labels)[1], start=1):
+    found = Segmenter(Recorder(), PRESETS["fixed"], enhanced=False).segment(case(volume_of(labels), labels))
+    boxes = boxes_from_labels(labels)[1]
+    for i, box in enumerate(boxes, start=1):
         z, y, x = np.nonzero(found == i)
-        assert (x.min(), y.min(), z.min()) >= tuple(box[:3]) and (x.max(), y.max(), z.max()) <= tuple(box[3:])
+        assert np.all([x.min(), y.min(), z.min()] >= box[:3]) and np.all([x.max(), y.max(), z.max()] <= box[3:])
+    assert np.count_nonzero(found) > 0.9 * np.prod(boxes[0, 3:] - boxes[0, :3] + 1)
+
+
+def test_fixed_walks_down_from_the_middle_again_not_from_the_top():
+    # a cone with its tip on top: below the middle it is as wide as the prompt, which only the middle's mask can tell
+    z, y, x = np.mgrid[:21, :80, :80]
+    labels = ((y - 40) ** 2 + (x - 40) ** 2 < np.minimum(30, 58 - 2.8 * z) ** 2).astype(np.uint16)
+    asked = []
+
+    class Cone(BrightModel):
+        def decode(self, embedding, boxes):
+            asked.append(float(boxes[0, 2] - boxes[0, 0]) * 80 / 256)
+            return super().decode(embedding, boxes)
+
+    found = Segmenter(Cone(), PRESETS["fixed"], enhanced=False).segment(case(volume_of(labels), labels))
+    assert len(asked) == 21 and asked[10] < 40, "slices 10 .. 20, up to the tip"
+    assert min(asked[11:]) > 55, "slices 9 .. 0 keep the middle's width; the ellipsoid's section would shrink to 20"
+    assert dsc(found == 1, labels == 1) > 0.9
+
+
+def test_objects_that_share_slices_on_different_ways_keep_each_others_masks():
+    labels = np.zeros((20, 40, 120), np.uint16)
+    for i, (low, high) in enumerate(((0, 12), (4, 16), (8, 20))):  # middles 5, 9, 13: up for one, down for another
+        labels[low:high, 8:32, 8 + 36 * i : 32 + 36 * i] = i + 1
+    one = segmenter()
+    found = one.segment(case(volume_of(labels), labels))
+    for z in range(20):
+        assert set(np.unique(found[z])) == set(np.unique(labels[z])), f"slice {z}"
+    assert one.model.encoded == 20
+
+
+def test_in_3d_too_the_last_object_or_the_surer_one_wins():
+    boxes = np.array([[2.0, 2, 4, 30, 30, 16], [2, 2, 0, 30, 30, 10]])
+    volume = np.full((20, 36, 36), 100, np.uint8)
+    volume[:, 0, 0] = 0
+    one = Case("case", volume, boxes, None, None, True)
+    last = Segmenter(Recorder(), override(PRESETS["fixed"], ["overlap=last"]), enhanced=False).segment(one)
+    assert (last[4:11, 10:22, 10:22] == 2).all() and (last[11:17, 10:22, 10:22] == 1).all()
+    depth = np.full((256, 256), 0.5, np.float32)
+    sure = with_prior(np.full((256, 256), 8.0, np.float32), 0.95, depth)
+    unsure = with_prior(np.full((256, 256), -8.0, np.float32), 0.6, depth)
+    assert (sure > unsure).all() and (unsure > 0).all(), "the ellipsoid may fill in, but not take from a sure answer"
+
+
+def test_with_prior_and_ellipsoid_depth_by_hand():
+    box = np.array([10.0, 20, 2, 29, 39, 6])  # centre (19.5, 29.5, 4), radii (10, 10, 2.5); image 100 high, 200 wide
+    depth = ellipsoid_depth(box, 4, 100, 200)
+    row, column = (29.5 + 0.5) / 200 * 256 - 0.5, (19.5 + 0.5) / 200 * 256 - 0.5  # of the centre, on the grid
+    peak = np.unravel_index(depth.argmax(), depth.shape)
+    assert peak == (pytest.approx(row, abs=0.6), pytest.approx(column, abs=0.6)) and depth.max() > 0.9
+    inside = (depth > 0).sum() * (200 / 256) ** 2
+    assert inside == pytest.approx(np.pi * 100, rel=0.03)
+    logits, one = np.full((1, 1), 9.0, np.float32), np.full((1, 1), 0.25, np.float32)
+    weight = 400 * 0.3**2  # LOGIT_LIMIT 3, PRIOR_WEIGHT 400, doubt 0.3
+    assert with_prior(logits, 0.7, one)[0, 0] == pytest.approx((3 + weight * 0.25) / (3 + weight), rel=1e-5)
+
+
+def test_box_of_previous_by_hand():
+    mask = np.zeros((128, 64), np.uint16)
+    mask[20:40, 10:30] = 300  # also a label that 8 bits cannot hold
+    assert _box_of_previous(mask).tolist() == [
+        [20 - 3, 40 - 3, 59 + 3, 79 + 3]
+    ]  # twice as large on the grid, grown by 3
+    mask[:, -1] = 1
+    assert _box_of_previous(mask)[0, 2] == 127 + 3
+    assert _box_of_previous(np.zeros((8, 8), np.uint16)) is None and _box_of_previous(None) is None
+
+
+def test_released_forgets_to_round_a_box_on_the_way_down():
+    volume, boxes = np.full((9, 50, 50), 100, np.uint8), np.array([[5, 7, 1, 30, 33, 7]])
+    model = Recorder()
+    model.decode = lambda e, b: (
+        model.asked.append(b.numpy().copy()),
+        (torch.full((1, 1, 256, 256), -8.0), torch.ones(1, 1)),
+    )[1]
+    Segmenter(model, PRESETS["released"], enhanced=False).segment(
+        Case("c", volume, boxes.astype(float), None, None, True)
+    )
+    exact = boxes[0, [0, 1, 3, 4]] * 256 / 50
+    ups, downs = model.asked[:3], model.asked[3:]  # z = 4, 5, 6, then 3, 2
+    assert len(downs) == 2 and all(np.array_equal(b[0], np.trunc(exact)) for b in ups)
+    assert all(b[0] == pytest.approx(exact) for b in downs)
 
 
 def test_fixed_falls_back_to_the_ellipsoid_when_the_network_is_unsure():

@@ -1,0 +1,53 @@
+"""figures.py: what is drawn is what was passed."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from enhance import three_channels
+from figures import YELLOW, busiest_slice, figure2, flat_view, overlay
+from presets import PRESETS
+
+
+@pytest.mark.parametrize("side", [64, 100, 400, 512, 900])
+def test_outlines_are_the_same_on_all_sides(side):
+    labels = np.zeros((side, side), np.uint16)
+    labels[side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
+    picture = overlay(np.full((side, side), 100, np.uint8), labels)
+    assert picture.dtype == np.uint8 and max(picture.shape[:2]) >= 400
+    assert np.array_equal(picture, picture[::-1]) and np.array_equal(picture, picture[:, ::-1])
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 3, "ground, tint and outline"
+
+
+def test_boxes_are_yellow_lines_round_their_pixels():
+    picture = overlay(
+        np.zeros((512, 512, 3), np.uint8), np.zeros((512, 512), np.uint16), np.array([[100, 50, 200, 300]])
+    )
+    assert tuple(picture[50, 150]) == tuple(picture[300, 150]) == tuple(picture[150, 100]) == YELLOW
+    assert not picture[170, 150].any()
+
+
+def test_touching_objects_keep_an_outline_between_them():
+    labels = np.ones((512, 512), np.uint16)
+    labels[:, 256:] = 2
+    picture = overlay(np.zeros((512, 512), np.uint8), labels)
+    assert len(np.unique(picture[256], axis=0)) == 4, "two tints, two outlines"
+
+
+def test_a_volume_shows_its_busiest_slice_and_the_boxes_that_cross_it():
+    labels = np.zeros((5, 9, 9), np.uint16)
+    labels[1, 2:4, 2:4] = 1
+    labels[3, 2:4, 2:4], labels[3, 6:8, 6:8] = 1, 2
+    boxes = np.array([[2, 2, 1, 3, 3, 3], [6, 6, 3, 7, 7, 3], [0, 0, 0, 1, 1, 2]])
+    assert busiest_slice(labels) == 3
+    image, plane, crossing = flat_view(np.arange(405).reshape(5, 9, 9), labels, boxes)
+    assert image[0, 0] == 3 * 81 and plane.max() == 2 and crossing.tolist() == [[2, 2, 3, 3], [6, 6, 7, 7]]
+
+
+def test_figure_2_draws_the_three_channels():
+    image = np.random.default_rng(0).integers(0, 256, (256, 200), dtype=np.uint8)
+    axes = Figure().subplots(1, 3)
+    figure2(image, axes)
+    drawn = [np.asarray(ax.images[0].get_array()) for ax in axes]
+    assert np.array_equal(np.stack(drawn, axis=-1), three_channels(image, PRESETS["fixed"]))
+    assert [ax.get_title() for ax in axes] == ["raw", "diffused", "equalized"]
