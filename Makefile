@@ -8,12 +8,25 @@ FIGURES = $(if $(SMOKE),,--figure2 2DBox_MR_abdomen --figure3 2DBox_Microscope_i
 
 .PHONY: demo test lint clean
 
+# 01 -> 05 on demo data. The proposed model has no trained weights yet: STEPS steps only show that everything runs.
+STEPS ?= $(if $(SMOKE),2,12)
+CASES = $(DEMO)/cache/cases
+UNTRAINED = proposed, demo training only, $(STEPS) steps
+
 demo: .venv/run
 	$(BIN)/python 00_check.py
-	$(BIN)/python phantoms.py --out $(DEMO) $(SMOKE)
-	$(BIN)/python 04_infer.py -i $(DEMO)/imgs -o $(DEMO)/segs --model baseline --overlay
-	$(BIN)/python 05_evaluate.py -s baseline=$(DEMO)/segs -g $(DEMO)/gts -o $(DEMO)/eval
+	$(BIN)/python phantoms.py --out $(DEMO) --train 2 $(SMOKE)
+	$(BIN)/python 01_preprocess.py -i $(DEMO)/train --val $(DEMO)/val -o $(DEMO)/cache
+	$(BIN)/python 02_train.py --cache $(DEMO)/cache --out $(DEMO)/run --steps $(STEPS) --batch 4 --objects 2 --set learning_rate=1e-3
+	$(BIN)/python 03_quantize.py --model baseline -o $(DEMO)/lite_medsam.dynamic.pt
+	$(BIN)/python 03_quantize.py --model proposed --weights $(DEMO)/run/last.pt -o $(DEMO)/proposed.dynamic.pt
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs --model baseline --overlay
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_int8 --model baseline --weights $(DEMO)/lite_medsam.dynamic.pt --engine torch-int8
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_proposed --model proposed --weights $(DEMO)/run/last.pt
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_proposed_int8 --model proposed --weights $(DEMO)/proposed.dynamic.pt --engine torch-int8
 	$(BIN)/python figures.py --demo $(DEMO) $(FIGURES)
+	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval -s baseline=$(DEMO)/segs "baseline int8=$(DEMO)/segs_int8" \
+	  "$(UNTRAINED)=$(DEMO)/segs_proposed" "$(UNTRAINED), int8=$(DEMO)/segs_proposed_int8"
 
 test: .venv/dev
 	$(BIN)/python -m pytest

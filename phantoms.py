@@ -116,6 +116,14 @@ def write_case(folder: Path, case: Phantom) -> Path:
     return folder / "imgs" / f"{case.name}.npz"
 
 
+def write_training_case(folder: Path, case: Phantom) -> Path:
+    """Write folder/NAME.npz as the challenge's training files are: `imgs`, `gts`, in 3D `spacing` (x, y, z) mm."""
+    extra = {} if case.spacing_mm is None else {"spacing": np.array(case.spacing_mm[::-1], np.float64)}
+    path = folder / f"{case.name.replace('Box_', '_', 1)}.npz"
+    save_npz(path, imgs=case.image, gts=case.labels, **extra)
+    return path
+
+
 def main(argv: list[str] | None = None) -> list[Path]:
     p = argparse.ArgumentParser(
         description="Write the demo cases.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -123,6 +131,12 @@ def main(argv: list[str] | None = None) -> list[Path]:
     p.add_argument("--out", type=Path, default=Path("demo"), help="folder for imgs/ and gts/")
     p.add_argument("--seed", type=int, default=0, help="seed of the synthetic cases, 0 or more")
     p.add_argument("--only", choices=("all", "real", "synthetic"), default="all", help="which cases to write")
+    p.add_argument(
+        "--train",
+        type=int,
+        default=0,
+        help="also write this many synthetic cases of each modality, with other seeds, to train/, and the demo cases to val/, in training format",
+    )
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead, one 2D and one 3D, 1 s")
     args = p.parse_args(argv)
     if args.seed < 0:
@@ -136,6 +150,11 @@ def main(argv: list[str] | None = None) -> list[Path]:
     for case in cases:
         written.append(write_case(args.out, case))
         print(f"{case.name}: {' x '.join(map(str, case.image.shape))}, {case.labels.max()} objects")
+    for seed in range(args.seed + 1, args.seed + 1 + args.train):
+        for case in [tiny_case(seed, d) for d in (2, 3)] if args.smoke else [synthetic_case(m, seed) for m in RECIPES]:
+            write_training_case(args.out / "train", case)
+    for case in cases if args.train else ():
+        write_training_case(args.out / "val", case)
     print(
         f"phantoms.py: wrote {len(written)} cases to {args.out / 'imgs'} and {args.out / 'gts'}. "
         f"Next: python 04_infer.py -i {args.out / 'imgs'} -o {args.out / 'segs'} --model baseline"

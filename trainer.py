@@ -25,6 +25,7 @@ from weights import load_weights, save_checkpoint
 from writers import save_text
 
 FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau; the text names the schedule only, the numbers are the release's (#26)
+OBJECT_CHUNK = 16  # objects of a validation image that are decoded together
 COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "learning_rate")
 
 
@@ -65,23 +66,32 @@ class Trainer:
         self.step, self.best, self.log = 0, math.inf, []
         self.loss_sum, self.loss_count = 0.0, 0  # since the last validation
 
-    def loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """One batch of K objects an image -> loss, logits (B K, 1, 256, 256). bfloat16 on a GPU."""
-        image, boxes, masks = (batch[key].to(self.device) for key in ("image", "boxes", "masks"))
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda"):
-            embedding = self.model.image_encoder(image)
-            image_of_box = torch.arange(len(image), device=self.device).repeat_interleave(boxes.shape[1])
+    def embed(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Images (B, 3, 256, 256) -> embedding (B, 256, 64, 64), and its distance from the teacher's, if there is one."""
+        with self.precision():
+            embedding = self.model.image_encoder(batch["image"].to(self.device))
+        if self.teacher is None:
+            return embedding, 0.0
+        with torch.no_grad():
+            wanted = self.teacher.image_encoder(batch["raw"].to(self.device))
+        return embedding, distillation_loss(embedding.float(), wanted)
+
+    def segment(self, embedding: torch.Tensor, boxes: torch.Tensor, masks: torch.Tensor):
+        """boxes (B, K, 4), masks (B, K, 256, 256) -> loss, logits (B K, 1, 256, 256)"""
+        boxes, masks = boxes.to(self.device), masks.to(self.device)
+        image_of_box = torch.arange(len(boxes), device=self.device).repeat_interleave(boxes.shape[1])
+        with self.precision():
             logits, iou = self.model.decode(embedding, boxes.flatten(0, 1), image_of_box)
-        loss = segmentation_loss(logits.float(), iou.float(), masks.flatten(0, 1).unsqueeze(1))["loss"]
-        if self.teacher is not None:
-            with torch.no_grad():
-                wanted = self.teacher.image_encoder(batch["raw"].to(self.device))
-            loss = loss + distillation_loss(embedding.float(), wanted)
-        return loss, logits
+        return segmentation_loss(logits.float(), iou.float(), masks.flatten(0, 1).unsqueeze(1))["loss"], logits
+
+    def precision(self):
+        """bfloat16 on a GPU; the linear attention stays in float32 (efficientvit.py), float16 overflows there."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.train()
-        loss, _ = self.loss(batch)
+        embedding, distance = self.embed(batch)
+        loss = self.segment(embedding, batch["boxes"], batch["masks"])[0] + distance
         if not loss.isfinite():
             raise InputError(
                 f"step {self.step}: the loss is {loss.item()}; lower the rate (--set learning_rate=...) and go on from "
@@ -100,11 +110,16 @@ class Trainer:
         losses, dices = [], []
         for entry in entries:
             item = validation_item(folder, entry, self.preset)
-            loss, logits = self.loss({key: value.unsqueeze(0) for key, value in item.items()})
-            found, true = (logits[:, 0] > 0).flatten(1), (item["masks"].to(self.device) > 0.5).flatten(1)
-            dice = 2 * (found & true).sum(dim=1) / (found.sum(dim=1) + true.sum(dim=1))
-            losses.append(loss.item())
-            dices.append(dice.mean().item())
+            embedding, distance = self.embed({key: value.unsqueeze(0) for key, value in item.items()})
+            total, dice = 0.0, []
+            for some in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
+                boxes, masks = (item[key][some : some + OBJECT_CHUNK] for key in ("boxes", "masks"))
+                loss, logits = self.segment(embedding, boxes.unsqueeze(0), masks.unsqueeze(0))
+                total += loss.item() * len(boxes)
+                found, true = (logits[:, 0] > 0).flatten(1).cpu(), (masks > 0.5).flatten(1)
+                dice += (2 * (found & true).sum(dim=1) / (found.sum(dim=1) + true.sum(dim=1))).tolist()
+            losses.append(total / len(dice) + float(distance))
+            dices.append(sum(dice) / len(dice))
         train_loss, loss = self.loss_sum / max(1, self.loss_count), sum(losses) / len(losses)
         rate = self.optimiser.param_groups[0]["lr"]
         row = (self.step, train_loss, loss, sum(dices) / len(dices), rate)
