@@ -1,4 +1,4 @@
-# make demo: set up and segment the demo.   make test: set up and test.   Windows, or no make: see README.
+# make demo: set up and segment the demo.   make pipeline: steps 01 to 05 on it.   make test: set up and test.   Windows, or no make: see README.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
@@ -6,20 +6,26 @@ SMOKE ?=
 # the cases of Figures 2 and 3 (at smoke size there are only two, and figures.py takes them)
 FIGURES = $(if $(SMOKE),,--figure2 2DBox_MR_abdomen --figure3 2DBox_Microscope_ihc 2DBox_US_echo 3DBox_CT_synthetic0 2DBox_MR_head)
 
-.PHONY: demo test lint clean
-
-# 01 -> 05 on demo data. The proposed model has no trained weights yet: STEPS steps only show that everything runs.
-STEPS ?= $(if $(SMOKE),2,12)
-CASES = $(DEMO)/cache/cases
-UNTRAINED = proposed, demo training only, $(STEPS) steps
+.PHONY: demo pipeline test lint clean
 
 demo: .venv/run
 	$(BIN)/python 00_check.py
+	$(BIN)/python phantoms.py --out $(DEMO) $(SMOKE)
+	$(BIN)/python 04_infer.py -i $(DEMO)/imgs -o $(DEMO)/segs --model baseline --overlay
+	$(BIN)/python 05_evaluate.py -s baseline=$(DEMO)/segs -g $(DEMO)/gts -o $(DEMO)/eval
+	$(BIN)/python figures.py --demo $(DEMO) $(FIGURES)
+
+# 01 -> 05 on demo data. The proposed model has no trained weights yet: STEPS steps only show that everything runs.
+STEPS ?= $(if $(SMOKE),1,12)
+CASES = $(DEMO)/cache/cases
+UNTRAINED = proposed, demo training only, $(STEPS) steps
+
+pipeline: .venv/run
 	$(BIN)/python phantoms.py --out $(DEMO) --train 2 $(SMOKE)
 	$(BIN)/python 01_preprocess.py -i $(DEMO)/train --val $(DEMO)/val -o $(DEMO)/cache
 	$(BIN)/python 02_train.py --cache $(DEMO)/cache --out $(DEMO)/run --steps $(STEPS) --batch 4 --objects 2 --set learning_rate=1e-3
-	$(BIN)/python 03_quantize.py --model baseline -o $(DEMO)/lite_medsam.dynamic.pt
-	$(BIN)/python 03_quantize.py --model proposed --weights $(DEMO)/run/last.pt -o $(DEMO)/proposed.dynamic.pt
+	$(BIN)/python 03_quantize.py --model baseline --repeats 2 --cases 1 -o $(DEMO)/lite_medsam.dynamic.pt
+	$(BIN)/python 03_quantize.py --model proposed --weights $(DEMO)/run/last.pt --repeats 2 --cases 1 -o $(DEMO)/proposed.dynamic.pt
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs --model baseline --overlay
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_int8 --model baseline --weights $(DEMO)/lite_medsam.dynamic.pt --engine torch-int8
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_proposed --model proposed --weights $(DEMO)/run/last.pt

@@ -58,7 +58,7 @@ def quantize_weight(weight: Tensor, per: str = "channel") -> tuple[Tensor, Tenso
     rounds to 128, is cut to 127. An all-zero weight gets the smallest scale, not a division by zero.
     Raises InputError for an unknown `per`, and ValueError for NaN or infinity.
     >>> quantize_weight(torch.tensor([[-1.0, 0.5], [0.02, 0.01]]), "tensor")[0].tolist()
-    [[-128, 64], [3, 1]]
+    [[-127, 64], [3, 1]]
     """
     if per not in BITS:
         raise InputError(f"int8 weights per {per!r}: unknown; choose one of {', '.join(BITS)}")

@@ -19,7 +19,7 @@ import segment
 from metrics import dsc
 from model import build_model
 from phantoms import Phantom, tiny_case, write_case
-from presets import PRESETS
+from presets import PRESETS, override
 from readers import InputError, load_npz, read_image
 from segment import Segmenter, load_segmenter
 from weights import lite_medsam_path
@@ -32,7 +32,11 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def fake(monkeypatch):
     """04_infer.py with the stand-in for a model."""
-    monkeypatch.setattr(infer, "load_segmenter", lambda *_: Segmenter(BrightModel(), PRESETS["fixed"], enhanced=False))
+
+    def load(model, weights, preset, engine, force, settings):
+        return Segmenter(BrightModel(), override(PRESETS["fixed"], settings), enhanced=False)
+
+    monkeypatch.setattr(infer, "load_segmenter", load)
 
 
 def crowd():
@@ -361,7 +365,7 @@ def test_smoke_runs_the_real_model_and_leaves_nothing_behind(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     first, last = done.stdout.splitlines()
-    assert first == "04_infer.py: baseline, 9,791,300 parameters, preset fixed, engine torch"
+    assert first == "04_infer.py: baseline, preset fixed, engine torch"
     assert last.startswith("04_infer.py: 2 cases, 4 objects in ")
     assert last.endswith("results removed again. Next: python 05_evaluate.py --smoke")
     assert not list(tmp_path.iterdir())
