@@ -78,13 +78,15 @@ def terminal_table(summary: dict[tuple[str, str], dict], protocol: str) -> str:
             cells = ["-" if math.isnan(value) else f"{value:.1f}" for value in values]
             columns.append([system if title == "DSC" else "", title, *cells])
     widths = [max(5, *(len(cell) for cell in column[1:])) for column in columns]
-    lines = []
-    for row in zip(*columns, strict=True):
-        line = row[0].ljust(widths[0])
-        for cell, width in zip(row[1:], widths[1:], strict=True):
-            line = line.ljust(len(line) + 2) + cell.rjust(width) if cell not in systems else f"{line}    {cell}"
-        lines.append(line.rstrip())
-    return "\n".join(lines)
+    starts = [i for i, column in enumerate(columns) if column[0]]  # where each system's columns begin
+    header = ""
+    for start, end in zip(starts, [*starts[1:], len(columns)], strict=True):
+        header = header.ljust(widths[0] + sum(width + 2 for width in widths[1:start]) + 4) + columns[start][0]
+        widths[start] += max(0, len(columns[start][0]) + 4 - sum(width + 2 for width in widths[start:end]))
+    lines = [header]
+    for first, *rest in list(zip(*columns, strict=True))[1:]:
+        lines.append("".join([first.ljust(widths[0]), *(f"  {c:>{w}}" for c, w in zip(rest, widths[1:], strict=True))]))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def csv_text(rows: list[dict], columns: tuple[str, ...]) -> str:
