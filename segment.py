@@ -28,7 +28,7 @@ from weights import lite_medsam_path, load_weights, read_checkpoint
 
 MODELS = ("baseline", "proposed")
 ENGINES = ("torch", "torch-int8")  # what runs the network: float32, or linear layers in dynamic int8 (quantize.py)
-BOX_CHUNK = 16  # boxes in one decoder call: 1.0 GB at its peak, and no faster with more
+BOX_CHUNK = 16  # boxes in one decoder call: bounds the memory, whatever the number of boxes
 
 
 class Segmenter:
