@@ -39,7 +39,7 @@ from cache import (
     summary,
     update_index,
 )
-from phantoms import Phantom, tiny_case, write_case
+from phantoms import Phantom, tiny_case, write_case, write_training_case
 from readers import (
     Case,
     InputError,
@@ -51,7 +51,7 @@ from readers import (
     read_npz,
     read_pair,
 )
-from writers import save_json, save_npz
+from writers import save_json
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,7 @@ def smoke(args: argparse.Namespace) -> list[CacheEntry]:
     with tempfile.TemporaryDirectory() as folder:
         args.input = Path(folder) / "train"
         for case in (tiny_case(seed, dims) for seed in range(3) for dims in (2, 3)):
-            spacing = {} if case.spacing_mm is None else {"spacing": np.array(case.spacing_mm[::-1])}
-            save_npz(args.input / f"{case.name}.npz", imgs=case.image, gts=case.labels, **spacing)
+            write_training_case(args.input, case)
         args.out = args.out or Path(folder) / "cache"
         return run(args)
 
