@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +21,13 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cache import cache_case, read_index, write_index
-from dataset import SliceDataset
+from cache import CacheEntry, cache_case, read_index, write_index
+from dataset import SliceDataset, epoch_entries, validation_item
 from model import build_model
 from phantoms import tiny_case
-from presets import PRESETS, override
+from presets import PRESETS, Preset, override
 from readers import Case, InputError
+from resident import ResidentSlices
 from trainer import Trainer, initial_model
 from writers import save_json
 
@@ -47,6 +49,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--objects", type=int, default=1, help="objects an image; they share one embedding")
     p.add_argument("--validate-every", type=int, help="steps between validations (default: an epoch)")
     p.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
+    p.add_argument("--schedule", choices=("plateau", "onecycle"), default="plateau", help="how the rate changes")
+    p.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
+    p.add_argument("--clip", type=float, default=0.0, help="largest norm of the gradient, 0: not clipped")
+    p.add_argument("--ema", type=float, default=0.0, help="keep a moving average of the weights, e.g. 0.999")
+    p.add_argument("--resident", action="store_true", help="keep all images on the device, draw batches there")
+    p.add_argument("--augment", action="store_true", help="with --resident: mirror, turn, zoom, shade images")
+    p.add_argument("--compile", action="store_true", help="compile the encoder: slower to start, faster on a GPU")
+    p.add_argument("--minutes", type=float, help="stop after so long, saved; --resume goes on")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
     p.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
@@ -66,6 +76,19 @@ def make_smoke_cache(folder: Path) -> Path:
     return folder
 
 
+def batches_of(args: argparse.Namespace, preset: Preset, training: list[CacheEntry], first: int, steps: int):
+    """The batches of steps first to steps - 1, one after another; a batch depends on (seed, step) alone."""
+    if args.resident:
+        device = torch.device(args.device)
+        slices = ResidentSlices(
+            args.cache, training, preset, args.batch, args.objects, args.seed, device, args.augment, args.workers
+        )
+        return (slices.batch(step) for step in range(first, steps))
+    data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
+    plan = [[(step, place) for place in range(args.batch)] for step in range(first, steps)]
+    return DataLoader(data, batch_sampler=plan, num_workers=args.workers)
+
+
 def run(args: argparse.Namespace) -> dict:
     # 1. The data: entries of the cache, and what a step draws from them
     preset = override(PRESETS[args.preset], args.set)
@@ -75,12 +98,16 @@ def run(args: argparse.Namespace) -> dict:
         raise InputError(
             f"{args.cache}: {len(training)} training and {len(validation)} validation images; both are needed"
         )
-    data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
-    steps = args.steps if args.steps is not None else args.epochs * data.steps_per_epoch
-    validate_every = args.validate_every or data.steps_per_epoch
+    if args.augment and not args.resident:
+        raise InputError("--augment: works on batches that are made on the device; add --resident")
+    an_epoch = max(1, len(epoch_entries(training, preset.sampling, args.seed, 0)) // args.batch)
+    steps = args.steps if args.steps is not None else args.epochs * an_epoch
+    validate_every = args.validate_every or an_epoch
+
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
 
     # 2. The model, from its starting weights or from where an earlier run stopped
-    trainer = Trainer(args, preset, build_model() if args.resume else initial_model(args, preset))
+    trainer = Trainer(args, preset, build_model() if args.resume else initial_model(args, preset), steps)
     if args.resume:
         trainer.resume()
     parameters = sum(p.numel() for p in trainer.model.parameters())
@@ -90,21 +117,28 @@ def run(args: argparse.Namespace) -> dict:
     )
     save_json(args.out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "steps": steps})
 
-    # 3. The steps; a batch depends on (seed, step) alone
-    plan = [[(step, place) for place in range(args.batch)] for step in range(trainer.step, steps)]
-    batches = DataLoader(data, batch_sampler=plan, num_workers=args.workers)
-    bar = tqdm(batches, initial=trainer.step, total=steps, disable=None)
-    for batch in bar:
+    def validate() -> None:
+        pairs = ((e.modality, validation_item(args.cache, e, preset)) for e in validation)
+        dice = trainer.validate(pairs)
+        tqdm.write(f"step {trainer.step}, Dice: " + ", ".join(f"{name} {d:.3f}" for name, d in dice.items()))
+
+    # 3. The steps
+    batches, start = batches_of(args, preset, training, trainer.step, steps), time.monotonic()
+    for batch in (bar := tqdm(batches, initial=trainer.step, total=steps, disable=None)):
         trainer.train_step(batch)
         if trainer.step % validate_every == 0:
-            trainer.validate(args.cache, validation)
-        if trainer.step % args.save_every == 0 or trainer.step == steps:
+            validate()
+        late = args.minutes is not None and time.monotonic() - start > 60 * args.minutes
+        if trainer.step % args.save_every == 0 or trainer.step == steps or late:
             trainer.save("last.pt")
         bar.set_postfix(loss=f"{trainer.loss_sum / max(1, trainer.loss_count):.4f}")
+        if late and trainer.step < steps:
+            print(f"02_train.py: {args.minutes} minutes are over; the same command with --resume goes on")
+            break
 
     # 4. Where it ended. last.pt is written before this validation: a longer run would not have made it here
     if not trainer.log or trainer.log[-1]["step"] != trainer.step:
-        trainer.validate(args.cache, validation)
+        validate()
     last = trainer.log[-1]
     print(
         f"02_train.py: step {trainer.step}, validation loss {last['validation_loss']:.4f}, Dice "

@@ -21,6 +21,7 @@ from readers import boxes_from_labels
 
 GROUP_SIZE = 1000  # images an epoch draws from each group [P 3.2]
 BOX_JITTER = 5  # pixels on the grid that a side of a box moves at most (#18)
+JITTER_SHARE = 0.1  # jitter "scaled": at most this share of the object's width or height too
 VOLUME_MODALITIES = ("CT", "MR", "PET")  # grouped by sub-modality, the others by modality [P 3.2]
 
 
@@ -50,11 +51,17 @@ def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: in
 
 
 def move_box(box: np.ndarray, jitter: str, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Move each side of a box (4,) by a whole number of pixels up to BOX_JITTER, in or out, or only outward. (#18)
+    """Move each side of a box (4,) by up to BOX_JITTER pixels. (#18)
 
+    jitter : "both", whole pixels in or out; "outward", whole pixels, never in; "scaled", in or out by at most a share
+    of the object, and each box by its own part of that: 5 pixels say much about a lung and nothing about a nucleus.
     A box keeps at least one pixel of width and height and stays on the image of size (height, width).
     """
-    moves = rng.integers(0 if jitter == "outward" else -BOX_JITTER, BOX_JITTER + 1, size=4)
+    if jitter == "scaled":
+        sides = np.tile(box[2:] - box[:2], 2)
+        moves = np.clip(JITTER_SHARE * sides, 1, BOX_JITTER) * rng.random() * rng.uniform(-1, 1, size=4)
+    else:
+        moves = rng.integers(0 if jitter == "outward" else -BOX_JITTER, BOX_JITTER + 1, size=4)
     moved = box + moves * np.array([-1, -1, 1, 1])  # a positive move goes outward
     moved = np.clip(moved, 0, [width, height, width, height])
     for low, high in ((0, 2), (1, 3)):
@@ -113,13 +120,20 @@ def validation_item(folder: Path, entry: CacheEntry, preset: Preset) -> dict[str
 
 def item(image, labels, ids, boxes, entry: CacheEntry, preset: Preset) -> dict[str, Tensor]:
     """Arrays of the 256 grid as the tensors of one item."""
+    enhanced, raw = network_images(image, entry, preset)
+    return {
+        "image": enhanced,
+        "raw": raw,
+        "masks": torch.from_numpy((labels[None] == ids[:, None, None]).astype(np.float32)),
+        "boxes": torch.from_numpy(boxes.astype(np.float32)),
+    }
+
+
+def network_images(image: np.ndarray, entry: CacheEntry, preset: Preset) -> tuple[Tensor, Tensor]:
+    """A cached image as the proposed model and as the teacher take it: two of (3, 256, 256) float32."""
     height, width = grid_size(entry.height, entry.width)
     # `fixed` enhances the image alone; the text and the release enhance the padded square (flips moved its padding)
     padded = preset.pad == "before" or preset.enhance_at == "original" or preset.flips == "on"
     inside = image if padded else image[:height, :width]
-    return {
-        "image": torch.from_numpy(grid_input(inside, preset, enhanced=True)),
-        "raw": torch.from_numpy(grid_input(inside, preset, enhanced=False)),
-        "masks": torch.from_numpy((labels[None] == ids[:, None, None]).astype(np.float32)),
-        "boxes": torch.from_numpy(boxes.astype(np.float32)),
-    }
+    enhanced, raw = (torch.from_numpy(grid_input(inside, preset, enhanced=flag)) for flag in (True, False))
+    return enhanced, raw

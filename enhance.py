@@ -114,7 +114,8 @@ def three_channels(image: np.ndarray, preset: Preset) -> np.ndarray:
     if preset.rounding == "nearest":
         smooth = np.rint(smooth)
     smooth = smooth.clip(0, 255).astype(np.uint8)
-    equalized = equalize(smooth if preset.equalize == "diffused" else raw)
+    source = raw if preset.equalize == "raw" else smooth
+    equalized = source if preset.equalize == "nothing" else equalize(source)
     return np.stack([raw, smooth, equalized], axis=-1)
 
 

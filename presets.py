@@ -26,7 +26,7 @@ class Preset:
     diffusion_range: float = 255.0  # #1 the released code puts kappa = 20 on a 0..1 image: no edge is ever that steep
     border: str = "reflect"  # #3 "reflect" lets nothing flow out, "wrap" joins opposite borders
     rounding: str = "nearest"  # #4 back to 8 bits: "nearest" or "truncate"
-    equalize: str = "diffused"  # #2 what channel 3 equalizes: "diffused" (channel 2) or "raw" (channel 1)
+    equalize: str = "diffused"  # #2 what channel 3 equalizes: "diffused" (channel 2), "raw" (channel 1), or "nothing"
     color: str = "keep"  # #5 colour images: "keep" their RGB, or turn them "gray"
     # 256 grid [P 2.1]
     enhance_at: str = "grid"  # #7 enhance on the 256 "grid" or at "original" size, before resizing
@@ -37,7 +37,7 @@ class Preset:
     propagation: str = "prompted"  # #40-42, #47 3D: "prompted" (ours), "mended" (LiteMedSAM's), "released"
     # training [P 3.2, Table 3]
     sampling: str = "equal"  # #20 an epoch: "equal" quotas of modalities, or 1,000 a group "without" or "with" repeats
-    jitter: str = "both"  # #18 each side of a box moves up to 5 pixels in or out ("both"), or only "outward"
+    jitter: str = "both"  # #18 each side of a box moves up to 5 pixels in or out ("both"), only "outward", or "scaled"
     flips: str = "off"  # #17 mirror images at random, "on" or "off"; the text calls flips misleading
     decoder: str = "lite_medsam"  # #24 initial prompt encoder and mask decoder: "lite_medsam" (MedSAM's) or "random"
     learning_rate: float = 5e-5  # #25
@@ -84,7 +84,7 @@ CHOICES = {  # what a field of text may be
     "conductance": ("exponential", "quadratic"),
     "border": ("reflect", "wrap"),
     "rounding": ("nearest", "truncate"),
-    "equalize": ("diffused", "raw"),
+    "equalize": ("diffused", "raw", "nothing"),
     "color": ("keep", "gray"),
     "enhance_at": ("grid", "original"),
     "pad": ("after", "before"),
@@ -92,7 +92,7 @@ CHOICES = {  # what a field of text may be
     "overlap": ("logit", "last"),
     "propagation": ("prompted", "mended", "released"),
     "sampling": ("equal", "without", "with"),
-    "jitter": ("both", "outward"),
+    "jitter": ("both", "outward", "scaled"),
     "flips": ("off", "on"),
     "decoder": ("lite_medsam", "random"),
     "plateau": ("validation", "train"),

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import io
 import math
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable
 
 import torch
 
-from cache import CacheEntry, fingerprint
-from dataset import validation_item
+from cache import fingerprint
 from figures import save_loss_curve
 from losses import distillation_loss, segmentation_loss
 from model import BoxSegmenter, build_model
@@ -26,6 +27,8 @@ from writers import save_text
 
 FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau; the text names the schedule only, the numbers are the release's (#26)
 OBJECT_CHUNK = 16  # objects of a validation image that are decoded together
+WARM_UP = 0.05  # share of a one-cycle run in which the rate rises
+CHECK_EVERY = 20  # steps after which a GPU's losses are looked at: looking makes it wait
 COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "learning_rate")
 
 
@@ -49,39 +52,62 @@ def initial_model(args: argparse.Namespace, preset: Preset) -> BoxSegmenter:
     return model
 
 
-class Trainer:
-    """Model, optimiser, schedule and counters: all that a checkpoint has to hold."""
+def one_cycle(step: int, steps: int, peak: float) -> float:
+    """Learning rate of a step: a short linear rise to the peak, then half a cosine down to a thousandth of it."""
+    rise = max(1, round(WARM_UP * steps))
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * (0.001 + 0.999 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2)
 
-    def __init__(self, args: argparse.Namespace, preset: Preset, model: BoxSegmenter) -> None:
-        self.args, self.preset, self.device = args, preset, torch.device(args.device)
+
+class Trainer:
+    """Model, optimiser, schedule and counters: all that a checkpoint has to hold.
+
+    steps : optimiser steps of the whole run, which the one-cycle schedule has to know.
+    """
+
+    def __init__(self, args: argparse.Namespace, preset: Preset, model: BoxSegmenter, steps: int) -> None:
+        self.args, self.preset, self.device, self.steps = args, preset, torch.device(args.device), steps
         self.model = model.to(self.device)
+        if self.device.type == "cuda":  # the layout that its convolutions are fast in
+            self.model.to(memory_format=torch.channels_last)
+        self.average = copy.deepcopy(self.model).requires_grad_(False) if args.ema else None
         self.teacher = None
         if args.stage == "distill":  # the decoder is the ruler that the embedding is measured with: it stays
             self.teacher = load_segmenter("baseline").model.to(self.device).eval()
             model.prompt_encoder.requires_grad_(False)
             model.mask_decoder.requires_grad_(False)
-        learnt = [p for p in model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(learnt, lr=preset.learning_rate)
+        self.encode, self.decode = self.model.image_encoder, self.model.decode
+        self.teach = self.teacher.image_encoder if self.teacher else None
+        if args.compile:
+            self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
+            self.teach = torch.compile(self.teach) if self.teacher else None
+        self.learnt = [p for p in model.parameters() if p.requires_grad]
+        fused = {"fused": True} if self.device.type == "cuda" else {}
+        self.optimiser = torch.optim.AdamW(
+            self.learnt, lr=preset.learning_rate, weight_decay=args.weight_decay, **fused
+        )
         self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimiser, factor=FACTOR, patience=PATIENCE)
         self.step, self.best, self.log = 0, math.inf, []
         self.loss_sum, self.loss_count = 0.0, 0  # since the last validation
+        self.unseen: list[torch.Tensor] = []  # losses of the last steps, not looked at yet
 
-    def embed(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | float]:
+    def embed(self, batch: dict[str, torch.Tensor], encode, teach) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Images (B, 3, 256, 256) -> embedding (B, 256, 64, 64), and its distance from the teacher's, if there is one."""
         with self.precision():
-            embedding = self.model.image_encoder(batch["image"].to(self.device))
-        if self.teacher is None:
+            embedding = encode(batch["image"].to(self.device))
+        if teach is None:
             return embedding, 0.0
-        with torch.no_grad():
-            wanted = self.teacher.image_encoder(batch["raw"].to(self.device))
-        return embedding, distillation_loss(embedding.float(), wanted)
+        with torch.no_grad(), self.precision():
+            wanted = teach(batch["raw"].to(self.device))
+        return embedding, distillation_loss(embedding.float(), wanted.float())
 
-    def segment(self, embedding: torch.Tensor, boxes: torch.Tensor, masks: torch.Tensor):
+    def segment(self, decode, embedding: torch.Tensor, boxes: torch.Tensor, masks: torch.Tensor):
         """boxes (B, K, 4), masks (B, K, 256, 256) -> loss, logits (B K, 1, 256, 256)"""
         boxes, masks = boxes.to(self.device), masks.to(self.device)
         image_of_box = torch.arange(len(boxes), device=self.device).repeat_interleave(boxes.shape[1])
         with self.precision():
-            logits, iou = self.model.decode(embedding, boxes.flatten(0, 1), image_of_box)
+            logits, iou = decode(embedding, boxes.flatten(0, 1), image_of_box)
         return segmentation_loss(logits.float(), iou.float(), masks.flatten(0, 1).unsqueeze(1))["loss"], logits
 
     def precision(self):
@@ -89,51 +115,89 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.device.type == "cuda")
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> None:
+        """One optimiser step. InputError if a loss is not finite; last.pt still holds good weights then."""
         self.model.train()
-        embedding, distance = self.embed(batch)
-        loss = self.segment(embedding, batch["boxes"], batch["masks"])[0] + distance
-        if not loss.isfinite():
-            raise InputError(
-                f"step {self.step}: the loss is {loss.item()}; lower the rate (--set learning_rate=...) and go on from "
-                f"{self.args.out / 'last.pt'} with --resume"
-            )
+        if self.args.schedule == "onecycle":
+            for group in self.optimiser.param_groups:
+                group["lr"] = one_cycle(self.step, self.steps, self.preset.learning_rate)
+        embedding, distance = self.embed(batch, self.encode, self.teach)
+        loss = self.segment(self.decode, embedding, batch["boxes"], batch["masks"])[0] + distance
+        self.unseen.append(loss.detach())
+        if self.device.type == "cpu":
+            self.look()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if self.args.clip:
+            torch.nn.utils.clip_grad_norm_(self.learnt, self.args.clip)
         self.optimiser.step()
         self.step += 1
-        self.loss_sum, self.loss_count = self.loss_sum + loss.item(), self.loss_count + 1
+        if self.average is not None:
+            self.follow()
+        if len(self.unseen) >= CHECK_EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """Add the losses of the last steps to the sum; InputError if one is not finite."""
+        first = self.step - len(self.unseen) + (self.device.type == "cpu")  # the CPU looks before it counts the step
+        for step, loss in enumerate(torch.stack(self.unseen).tolist() if self.unseen else [], start=first):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"step {step}: the loss is {loss}; lower the rate (--set learning_rate=...) and go on from "
+                    f"{self.args.out / 'last.pt'} with --resume"
+                )
+            self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
+        self.unseen = []
 
     @torch.no_grad()
-    def validate(self, folder: Path, entries: list[CacheEntry]) -> None:
-        """Mean loss and Dice over all objects of all validation images; then the schedule's step. Adds a row to log."""
-        self.model.eval()
-        losses, dices = [], []
-        for entry in entries:
-            item = validation_item(folder, entry, self.preset)
-            embedding, distance = self.embed({key: value.unsqueeze(0) for key, value in item.items()})
+    def follow(self) -> None:
+        """The moving average goes towards the model; faster at first, when it knows little."""
+        keep = min(self.args.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - keep)
+        for mean, now in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mean.copy_(now)
+
+    @torch.no_grad()
+    def validate(self, items: Iterable[tuple[str, dict[str, torch.Tensor]]]) -> dict[str, float]:
+        """Mean loss and Dice of (modality, item) pairs, every modality weighing the same; then the schedule's step.
+
+        Of the moving average, if there is one. Adds a row to log. Returns the Dice of each modality.
+        """
+        self.look()
+        model = (self.model if self.average is None else self.average).eval()
+        teach = self.teacher.image_encoder if self.teacher else None  # not the compiled one: one image is no batch
+        losses, dices = defaultdict(list), defaultdict(list)
+        for modality, item in items:
+            one = {key: value.unsqueeze(0) for key, value in item.items()}
+            embedding, distance = self.embed(one, model.image_encoder, teach)
             total, dice = 0.0, []
             for some in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
-                boxes, masks = (item[key][some : some + OBJECT_CHUNK] for key in ("boxes", "masks"))
-                loss, logits = self.segment(embedding, boxes.unsqueeze(0), masks.unsqueeze(0))
+                boxes, masks = (item[key][some : some + OBJECT_CHUNK].to(self.device) for key in ("boxes", "masks"))
+                loss, logits = self.segment(model.decode, embedding, boxes.unsqueeze(0), masks.unsqueeze(0))
                 total += loss.item() * len(boxes)
-                found, true = (logits[:, 0] > 0).flatten(1).cpu(), (masks > 0.5).flatten(1)
+                found, true = (logits[:, 0] > 0).flatten(1), (masks > 0.5).flatten(1)
                 dice += (2 * (found & true).sum(dim=1) / (found.sum(dim=1) + true.sum(dim=1))).tolist()
-            losses.append(total / len(dice) + float(distance))
-            dices.append(sum(dice) / len(dice))
-        train_loss, loss = self.loss_sum / max(1, self.loss_count), sum(losses) / len(losses)
+            losses[modality].append(total / len(dice) + float(distance))
+            dices[modality].append(sum(dice) / len(dice))
+        loss, dice = (mean_of(mean_of(v) for v in group.values()) for group in (losses, dices))
+        train_loss = self.loss_sum / max(1, self.loss_count)
         rate = self.optimiser.param_groups[0]["lr"]
-        row = (self.step, train_loss, loss, sum(dices) / len(dices), rate)
+        row = (self.step, train_loss, loss, dice, rate)
         self.log.append(dict(zip(COLUMNS, row, strict=True)))
-        self.schedule.step(train_loss if self.preset.plateau == "train" else loss)
+        if self.args.schedule == "plateau":
+            self.schedule.step(train_loss if self.preset.plateau == "train" else loss)
         self.loss_sum, self.loss_count = 0.0, 0
         if loss < self.best:
             self.best = loss
             self.save("best.pt")
+        return {modality: mean_of(values) for modality, values in sorted(dices.items())}
 
     def save(self, name: str) -> None:
-        """Checkpoint, log and curve into --out."""
+        """Checkpoint, log and curve into --out. best.pt holds the moving average as its model, if there is one."""
+        self.look()
+        averaged = name == "best.pt" and self.average is not None
         state = {
-            "model": self.model.state_dict(),
+            "model": (self.average if averaged else self.model).state_dict(),
+            "average": self.average.state_dict() if self.average is not None and not averaged else None,
             "preset": self.preset.name,
             "preset_fields": vars(self.preset),
             "optimiser": self.optimiser.state_dict(),
@@ -162,13 +226,23 @@ class Trainer:
         for what, now in (("preset_fields", vars(self.preset)), ("data", fingerprint(self.args.cache))):
             if stored.get(what) != now:
                 raise InputError(f"{path}: was trained with another {what}; use the same, or another --out")
-        for key in ("stage", "batch", "objects", "seed"):
-            if stored["arguments"][key] != str(getattr(self.args, key)):
+        fixed = ["stage", "batch", "objects", "seed", "schedule", "weight_decay", "clip", "ema", "resident", "augment"]
+        for key in [*fixed, *["steps"] * (self.args.schedule == "onecycle")]:
+            if stored["arguments"].get(key) != str(getattr(self.args, key)):
                 raise InputError(
-                    f"{path}: was trained with --{key} {stored['arguments'][key]}; use the same, or another --out"
+                    f"{path}: was trained with --{key.replace('_', '-')} {stored['arguments'].get(key)}; use the same, "
+                    "or another --out"
                 )
+        if self.average is not None:
+            self.average.load_state_dict(stored["average"])
         self.optimiser.load_state_dict(stored["optimiser"])
         self.schedule.load_state_dict(stored["schedule"])
         self.step, self.best, self.log = stored["step"], stored["best"], stored["log"]
         self.loss_sum, self.loss_count = stored["loss_sum"], stored["loss_count"]
         torch.set_rng_state(stored["rng"])
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Plain mean."""
+    values = list(values)
+    return sum(values) / len(values)

@@ -17,7 +17,7 @@ SCRIPTS = [path for path in SOURCES if path.name[0].isdigit()]
 ORDER = [
     "metrics", "tables", "readers", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",
     "runlength", "cache", "dataset", "baseline", "weights", "quantize", "volumes", "segment",
-    "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "trainer",
+    "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "trainer",
 ]  # fmt: skip
 
 

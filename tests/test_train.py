@@ -108,12 +108,21 @@ def arguments(cache, out, steps, *more):
     return ["--cache", str(cache), "--out", str(out), *plan, "--save-every", "1", *more]
 
 
-def test_a_resumed_run_ends_in_the_same_bits(cache, tiny, tmp_path):
-    train.main(arguments(cache, tmp_path / "whole", 7))
-    train.main(arguments(cache, tmp_path / "parts", 3))  # not a multiple of --validate-every
-    train.main(arguments(cache, tmp_path / "parts", 7, "--resume"))
+RECIPE = "--resident --augment --schedule onecycle --ema 0.9 --clip 1 --weight-decay 0.05 --set jitter=scaled".split()
+
+
+@pytest.mark.parametrize("recipe", [[], RECIPE], ids=["table 3", "recipe"])
+def test_a_resumed_run_ends_in_the_same_bits(cache, tiny, tmp_path, recipe):
+    train.main(arguments(cache, tmp_path / "whole", 7, *recipe))
+    if recipe:  # its rate depends on how many steps there will be, so it is stopped by the clock
+        train.main(arguments(cache, tmp_path / "parts", 7, *recipe, "--minutes", "0"))
+        assert read_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 1
+    else:
+        train.main(arguments(cache, tmp_path / "parts", 3))  # not a multiple of --validate-every
+    train.main(arguments(cache, tmp_path / "parts", 7, *recipe, "--resume"))
     whole, parts = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
-    assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
+    for kind in ("model", "average")[: 2 if recipe else 1]:
+        assert all(torch.equal(whole[kind][name], parts[kind][name]) for name in whole[kind])
     assert whole["optimiser"]["state"].keys() == parts["optimiser"]["state"].keys()
     assert (whole["step"], whole["best"], whole["log"]) == (parts["step"], parts["best"], parts["log"])
     logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "parts")]
