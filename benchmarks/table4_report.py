@@ -22,6 +22,7 @@ def table_text(rows: list[dict], kinds: tuple[str, str]) -> str:
         for title, score in SHOWN.items():
             lines += [f"## {title}, boxes {kind}", "", score_table(summary, score), ""]
     return "\n".join(lines) + (
+        "\n"
         "Boxes exact: each object's own. Boxes moved-Npx-seedS: each x and y side of them moved in or out by a whole number\n"
         "of pixels of the 256 grid, at most N, drawn from seed S; such a pixel is max(H, W) / 256 of the image's. z sides\n"
         "stay. All systems get the same boxes, so -int8 differs from its float model by quantization alone.\n"
@@ -40,6 +41,7 @@ def differences_text(lines: list[dict], kinds: tuple[str, str]) -> str:
             if chosen:
                 text += [f"## {system} - {minus}, boxes {kind}", "", difference_table(chosen, SHOWN), ""]
     return "\n".join(text) + (
+        "\n"
         f"Points of per cent, mean [low, high]: {DRAWS:,} draws of the cases within each modality, seed 0. With two or\n"
         "three cases an interval is narrower than it should be; it says nothing about cases of another source.\n"
     )

@@ -5,6 +5,7 @@ Most runs use the stand-in of fake_model.py, which needs no weights; the last te
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,8 @@ def test_all_systems_get_the_same_boxes_and_every_table_is_written(place):
                           ("Baseline", "Quantized Baseline", "Proposed", "Quantized Proposed")]  # fmt: skip
     assert [line.split("|")[1].strip() for line in table[6:9]] == ["CT", "US", "Average"]
     assert table[7].split("|")[2:4] == [" 2 ", " 4 "] and table[6].endswith("| 72.47 | 72.71 | 84.46 | 84.80 |")
+    for name in ("table.md", "differences.md"):  # a line right below a table would become a row of it
+        assert not re.search(r"^\|.*\n[^|\n]", (folder / "results" / name).read_text(), re.MULTILINE)
     assert sum(line.startswith("## ") for line in table) == 6 and "not comparable" in table[-1]
     differences = (folder / "results" / "differences.md").read_text()
     assert "## proposed-int8 - proposed, boxes moved-5px-seed0" in differences and "0.2 and 0.3" in differences
