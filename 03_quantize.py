@@ -28,7 +28,7 @@ from presets import PRESETS
 from quantize import compare_speed, int8_reach, quantize_linear_layers, save_int8
 from readers import Case, InputError, boxes_from_labels, check_labels, list_cases, load_npz, read_npz
 from segment import MODELS, Segmenter, load_segmenter
-from weights import lite_medsam_path, read_checkpoint
+from weights import default_weights, read_checkpoint
 from writers import save_json, save_text
 
 SYSTEMS = ("float", "int8")
@@ -39,7 +39,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--model", choices=MODELS, default="baseline", help="baseline is LiteMedSAM, proposed the paper's")
-    p.add_argument("--weights", type=Path, help="float checkpoint (default: LiteMedSAM's for the baseline)")
+    p.add_argument(
+        "--weights", type=Path, help="float checkpoint (default: LiteMedSAM's, or checkpoints/grays_anatomy_sam_l0.pt)"
+    )
     p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
     p.add_argument("--method", choices=("dynamic",), default="dynamic", help="linear layers, activations at run time")
     p.add_argument(
@@ -54,8 +56,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if min(args.repeats, args.threads, 1 if args.cases is None else args.cases) < 1:
         p.error("--repeats, --threads and --cases must be 1 or more")
-    if args.model == "proposed" and args.weights is None and not args.smoke:
-        p.error("the proposed model has no weights yet: name a checkpoint with --weights, or try --smoke")
     if args.smoke:
         args.repeats = 1
     return args
@@ -167,6 +167,8 @@ def mean_row(rows: list[dict]) -> dict:
 def run(args: argparse.Namespace, cases: Path) -> dict:
     # 1. The float model, and its int8 copy in a file
     torch.set_num_threads(args.threads)
+    if args.model == "proposed" and not args.smoke:
+        args.weights = args.weights or default_weights("proposed")
     list_cases(cases)  # stops now, not after the measurements, if there are none
     out, segmenter = output_path(args), float_segmenter(args)
     per, size = segmenter.preset.weight_int8, io.BytesIO()
@@ -174,7 +176,7 @@ def run(args: argparse.Namespace, cases: Path) -> dict:
     quantized = copy.deepcopy(segmenter.model)
     names = quantize_linear_layers(quantized, per)
     random = args.model == "proposed" and args.weights is None
-    trained_with = None if random else read_checkpoint(args.weights or lite_medsam_path()).get("preset")
+    trained_with = None if random else read_checkpoint(args.weights or default_weights("baseline")).get("preset")
     carried = {"architecture": args.model} | ({"preset": trained_with} if trained_with else {})
     written = save_int8(out, quantized, per, carried)
     print(f"03_quantize.py: {args.model}, preset {segmenter.preset.name}, {len(names)} layers int8, scales per {per}")

@@ -27,6 +27,7 @@ from phantoms import tiny_case, write_case
 from presets import PRESETS
 from readers import Case, InputError, boxes_from_labels, check_boxes, list_cases, modality_of, read_image, read_npz
 from segment import ENGINES, MODELS, Segmenter, load_segmenter
+from weights import default_model
 from writers import save_image, save_json, save_npz, save_text
 
 STAGES = ("enhance", "encode", "decode", "upsample")
@@ -43,8 +44,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"),
         help="box prompt for one image, pixels, x to the right, y down; repeat it for more objects",
     )  # fmt: skip
-    p.add_argument("--model", choices=MODELS, default="baseline", help="baseline is LiteMedSAM, proposed the paper's")
-    p.add_argument("--weights", type=Path, help="checkpoint file (default: LiteMedSAM's for the baseline)")
+    p.add_argument(
+        "--model", choices=MODELS, default=default_model(),
+        help="proposed is the paper's, the default where its checkpoint is in checkpoints/; baseline is LiteMedSAM",
+    )  # fmt: skip
+    p.add_argument(
+        "--weights", type=Path, help="checkpoint (default: LiteMedSAM's, or checkpoints/grays_anatomy_sam_l0.pt)"
+    )
     p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
     p.add_argument("--force", action="store_true", help="use another preset than the checkpoint was trained with")

@@ -24,7 +24,7 @@ from model import BoxSegmenter, build_model
 from presets import PRESETS, Preset, override
 from quantize import int8_scales, quantize_linear_layers
 from readers import Case, InputError
-from weights import lite_medsam_path, load_weights, read_checkpoint
+from weights import default_weights, load_weights, read_checkpoint
 
 MODELS = ("baseline", "proposed")
 ENGINES = ("torch", "torch-int8")  # what runs the network: float32, or linear layers in dynamic int8 (quantize.py)
@@ -124,7 +124,8 @@ def load_segmenter(
 ) -> Segmenter:
     """A model by name with its weights and preset, ready to segment.
 
-    model: "baseline" (LiteMedSAM; its published weights by default) or "proposed" (needs `weights`).
+    model: "baseline" (LiteMedSAM; its published weights by default) or "proposed" (by default the checkpoint that lies
+    beside the code).
     preset: a name of PRESETS; by default the one that the checkpoint carries, else "fixed".   settings: its fields to
     replace, as "field=value".
     engine: "torch", or "torch-int8": linear layers in dynamic int8, of a float checkpoint as the preset's weight_int8
@@ -134,13 +135,8 @@ def load_segmenter(
     """
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r}: unknown; choose one of {', '.join(ENGINES)}")
-    if model == "proposed" and weights is None:
-        raise InputError(
-            "the proposed model has no weights yet: name a checkpoint with --weights (efficientvit_sam_l0.pt or one "
-            "of 02_train.py), or use --model baseline"
-        )
+    path = weights or default_weights(model)
     network = build_baseline() if model == "baseline" else build_model()
-    path = weights or lite_medsam_path()
     stored = read_checkpoint(path)
     if file_int8 := int8_scales(stored, path):  # None for float weights
         if engine != "torch-int8":
@@ -149,10 +145,10 @@ def load_segmenter(
     stored = load_weights(path, network, stored)
     trained_with = stored.get("preset")
     if trained_with is not None and trained_with not in tuple(PRESETS):
-        raise InputError(f"{weights}: names the preset {trained_with!r}, which does not exist; give another checkpoint")
+        raise InputError(f"{path}: names the preset {trained_with!r}, which does not exist; give another checkpoint")
     if preset and trained_with and preset != trained_with and not force:
         raise InputError(
-            f"{weights}: trained with preset {trained_with}, not {preset}; leave out --preset, or add --force"
+            f"{path}: trained with preset {trained_with}, not {preset}; leave out --preset, or add --force"
         )
     chosen = override(PRESETS[preset or trained_with or "fixed"], list(settings))
     if file_int8:

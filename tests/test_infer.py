@@ -31,7 +31,8 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def fake(monkeypatch):
-    """04_infer.py with the stand-in for a model."""
+    """04_infer.py with the stand-in for a model, and as if ours were not trained."""
+    monkeypatch.setattr("weights.OUR_CHECKPOINT", ROOT / "none.pt")
 
     def load(model, weights, preset, engine, force, settings):
         return Segmenter(BrightModel(), override(PRESETS["fixed"], settings), enhanced=False)
@@ -344,10 +345,30 @@ def test_a_bare_state_dict_takes_the_preset_asked_for(small):
     assert load_segmenter("proposed", small, "paper").preset.name == "paper"
 
 
-def test_weights_that_cannot_be_used_are_told(small, folder):
+def test_without_weights_the_proposed_model_takes_the_checkpoint_beside_the_code(small, monkeypatch):
+    monkeypatch.setattr("weights.OUR_CHECKPOINT", small)
+    assert load_segmenter("proposed").preset.name == "released"
+    with pytest.raises(InputError, match=r"small\.pt: trained with preset released, not fixed"):
+        load_segmenter("proposed", None, "fixed")
+
+
+@pytest.mark.parametrize("there, model", [(True, "proposed"), (False, "baseline")])
+def test_the_default_model_is_ours_where_its_checkpoint_is(fake, folder, monkeypatch, capsys, there, model):
+    checkpoint = folder / "ours.pt"
+    if there:
+        checkpoint.touch()
+    monkeypatch.setattr("weights.OUR_CHECKPOINT", checkpoint)
+    run(folder)
+    assert capsys.readouterr().out.startswith(f"04_infer.py: {model}, preset fixed")
+    run(folder, "--model", "baseline")
+    assert capsys.readouterr().out.startswith("04_infer.py: baseline, preset fixed")
+
+
+def test_weights_that_cannot_be_used_are_told(small, folder, monkeypatch):
+    monkeypatch.setattr("weights.OUR_CHECKPOINT", folder / "none.pt")
     proposed = ["-i", folder / "imgs", "-o", folder / "segs", "--model", "proposed"]
     text = sentence(*proposed)
-    assert "has no weights yet" in text and "--weights" in text
+    assert "has no weights yet" in text and "none.pt" in text and "--weights" in text
     assert "no such checkpoint" in sentence(*proposed, "--weights", folder / "missing.pt")
     assert "weights of another architecture" in sentence(*proposed, "--weights", lite_medsam_path())
     small.write_bytes(small.read_bytes()[:200])
@@ -361,7 +382,7 @@ def test_an_unknown_engine_is_refused():
 
 
 def test_smoke_runs_the_real_model_and_leaves_nothing_behind(tmp_path):
-    command = [sys.executable, str(ROOT / "04_infer.py"), "--smoke"]
+    command = [sys.executable, str(ROOT / "04_infer.py"), "--smoke", "--model", "baseline"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     first, last = done.stdout.splitlines()

@@ -276,7 +276,14 @@ def test_the_script_tells_bad_input_in_one_sentence(arguments, message, tmp_path
         script.main(arguments)
 
 
-def test_the_proposed_model_needs_weights_or_smoke(capsys):
-    with pytest.raises(SystemExit):
+def test_the_proposed_model_takes_the_checkpoint_beside_the_code_and_needs_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("weights.OUR_CHECKPOINT", tmp_path / "ours.pt")
+    with pytest.raises(SystemExit, match=r"ours\.pt does not exist: name a checkpoint with --weights"):
         script.main(["--model", "proposed"])
-    assert "--weights" in capsys.readouterr().err
+    save_checkpoint(tmp_path / "ours.pt", {"model": build_model().state_dict(), "preset": "fixed"})
+    write_case(tmp_path, tiny_case())
+    report = script.main(["--model", "proposed", "--repeats", "1", "-i", str(tmp_path / "imgs")])
+    assert report["arguments"]["weights"] == tmp_path / "ours.pt"
+    assert (tmp_path / "ours.dynamic.pt").is_file()
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()  # 140 MB each
