@@ -34,7 +34,10 @@ from cache import (
     cache_case,
     is_readable,
     journal_line,
+    names_of_others,
     read_journal,
+    slice_names,
+    split_warnings,
     start_cache,
     summary,
     update_index,
@@ -122,10 +125,10 @@ def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Sou
     return kept, len(sources) - len(kept), len(problems)
 
 
-def cache_source(folder: Path, job: tuple[Source, CachedCase | None]) -> tuple[CachedCase | None, str]:
+def cache_source(folder: Path, job: tuple[Source, CachedCase | None, set[str]]) -> tuple[CachedCase | None, str]:
     """In a worker: cache one file, unless it is done and whole. -> (what it became or None, what is wrong with it)"""
     cv2.setNumThreads(1)  # the other cores have workers of their own
-    source, before = job
+    source, before, taken = job  # taken: names in the cache that other cases have
     try:
         stamp = source.stamp()
         same = before is not None and before.stamp == stamp
@@ -134,6 +137,8 @@ def cache_source(folder: Path, job: tuple[Source, CachedCase | None]) -> tuple[C
         case = source.read()
         if case.labels is None:
             raise InputError(f"{source.path}: has no key 'gts'; step 1 needs the masks, give training files")
+        if clash := [name for name, z in slice_names(case) if name in taken and case.labels[z].any()]:
+            raise InputError(f"{source.path}: its image {clash[0]} would replace another case's; rename one of the two")
     except (InputError, OSError) as error:
         return None, str(error)
     return cache_case(folder, case, source.path.name, stamp, keep_good=same), ""  # a full disk stops the run
@@ -168,7 +173,8 @@ def in_parallel(function, jobs: list, processes: int, what: str) -> Iterator:
 
 def cache_sources(sources: list[Source], known: dict[str, CachedCase], args: argparse.Namespace) -> list[CachedCase]:
     """Cache every file; bad ones are told. Each is noted in the journal once its images are written."""
-    finished, jobs = [], [(source, known.get(source.name)) for source in sources]
+    finished, taken = [], names_of_others((source.name for source in sources), known)
+    jobs = [(source, known.get(source.name), taken.get(source.name, set())) for source in sources]
     with (args.out / JOURNAL).open("a", encoding="utf-8") as journal:
         for done, problem in in_parallel(partial(cache_source, args.out), jobs, args.jobs, "files"):
             if done is None:
@@ -203,6 +209,7 @@ def run(args: argparse.Namespace) -> list[CacheEntry]:
 
     # 4. What was run, beside what it wrote
     save_json(args.out / "arguments.json", vars(args))
+    sys.stderr.writelines(f"01_preprocess.py: {warning}\n" for warning in split_warnings(entries))
     print(f"01_preprocess.py: {summary(args.out, finished, entries, thin, left_out)}")
     total, bad = len(sources) + bad, bad + len(sources) - len(finished)
     if bad:

@@ -1,38 +1,35 @@
-# make demo: set up and segment the demo.   make pipeline: steps 01 to 05 on it.   make test: set up and test.   Windows, or no make: see README.
+# make demo: set up, run steps 01 to 05 on demo data.   make test: set up and test.   Windows, or no make: see README.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
 SMOKE ?=
+STEPS ?= $(if $(SMOKE),1,4)
+CASES = $(DEMO)/cache/cases
 # the cases of Figures 2 and 3 (at smoke size there are only two, and figures.py takes them)
 FIGURES = $(if $(SMOKE),,--figure2 2DBox_MR_abdomen --figure3 2DBox_Microscope_ihc 2DBox_US_echo 3DBox_CT_synthetic0 2DBox_MR_head)
 
-.PHONY: demo pipeline test lint clean
+# The proposed model: its trained weights where they are, else what the demo's few steps made of it, and named so.
+WEIGHTS = $(wildcard checkpoints/grays_anatomy_sam_l0.pt)
+PROPOSED = $(or $(WEIGHTS),$(DEMO)/run/last.pt)
+COMMA := ,
+NAME = $(if $(WEIGHTS),proposed,demo training only$(COMMA) $(STEPS) steps)
+NAME_INT8 = $(if $(WEIGHTS),proposed int8,the same$(COMMA) int8)
+
+.PHONY: demo test lint clean
 
 demo: .venv/run
 	$(BIN)/python 00_check.py
-	$(BIN)/python phantoms.py --out $(DEMO) $(SMOKE)
-	$(BIN)/python 04_infer.py -i $(DEMO)/imgs -o $(DEMO)/segs --model baseline --overlay
-	$(BIN)/python 05_evaluate.py -s baseline=$(DEMO)/segs -g $(DEMO)/gts -o $(DEMO)/eval
-	$(BIN)/python figures.py --demo $(DEMO) $(FIGURES)
-
-# 01 -> 05 on demo data. The proposed model has no trained weights yet: STEPS steps only show that everything runs.
-STEPS ?= $(if $(SMOKE),1,12)
-CASES = $(DEMO)/cache/cases
-UNTRAINED = proposed, demo training only, $(STEPS) steps
-
-pipeline: .venv/run
 	$(BIN)/python phantoms.py --out $(DEMO) --train 2 $(SMOKE)
 	$(BIN)/python 01_preprocess.py -i $(DEMO)/train --val $(DEMO)/val -o $(DEMO)/cache
-	$(BIN)/python 02_train.py --cache $(DEMO)/cache --out $(DEMO)/run --steps $(STEPS) --batch 4 --objects 2 --set learning_rate=1e-3
-	$(BIN)/python 03_quantize.py --model baseline --repeats 2 --cases 1 -o $(DEMO)/lite_medsam.dynamic.pt
-	$(BIN)/python 03_quantize.py --model proposed --weights $(DEMO)/run/last.pt --repeats 2 --cases 1 -o $(DEMO)/proposed.dynamic.pt
+	$(BIN)/python 02_train.py --cache $(DEMO)/cache --out $(DEMO)/run --steps $(STEPS) --batch 2 --objects 2 --set learning_rate=1e-3
+	$(BIN)/python 03_quantize.py --model baseline --repeats 2 --cases 1 -o $(DEMO)/baseline.dynamic.pt
+	$(BIN)/python 03_quantize.py --model proposed --weights $(PROPOSED) --repeats 2 --cases 1 -o $(DEMO)/proposed.dynamic.pt
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs --model baseline --overlay
-	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_int8 --model baseline --weights $(DEMO)/lite_medsam.dynamic.pt --engine torch-int8
-	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_proposed --model proposed --weights $(DEMO)/run/last.pt
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_int8 --model baseline --weights $(DEMO)/baseline.dynamic.pt --engine torch-int8
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_proposed --model proposed --weights $(PROPOSED)
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_proposed_int8 --model proposed --weights $(DEMO)/proposed.dynamic.pt --engine torch-int8
 	$(BIN)/python figures.py --demo $(DEMO) $(FIGURES)
-	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval -s baseline=$(DEMO)/segs "baseline int8=$(DEMO)/segs_int8" \
-	  "$(UNTRAINED)=$(DEMO)/segs_proposed" "$(UNTRAINED), int8=$(DEMO)/segs_proposed_int8"
+	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval -s baseline=$(DEMO)/segs "baseline int8=$(DEMO)/segs_int8" "$(NAME)=$(DEMO)/segs_proposed" "$(NAME_INT8)=$(DEMO)/segs_proposed_int8"
 
 test: .venv/dev
 	$(BIN)/python -m pytest

@@ -19,6 +19,7 @@ import json
 import re
 import zlib
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
@@ -123,6 +124,28 @@ def mask_path(folder: Path, name: str) -> Path:
     return folder / "masks" / f"{name}.pkl"
 
 
+def slice_names(case: Case) -> list[tuple[str, object]]:
+    """[(name of the cached image, index of its plane)]: one for a picture, one a slice for a volume."""
+    if not case.is_3d:
+        return [(case.name, ...)]
+    return [(f"{case.name}-{z:03d}", z) for z in range(len(case.image))]
+
+
+def names_of_others(names: Iterable[str], known: dict[str, CachedCase]) -> dict[str, set[str]]:
+    """{case: names in the cache that are not its to write}, as far as one of its own could equal them.
+
+    names : cases of this run.   known : the journal; a name that it gives to a case stays that case's.
+    A volume CT_a and a picture CT_a-003 collide: the volume's slice 3 is cached as CT_a-003 too.
+    """
+    owner = {entry.name: case for case, cached in known.items() for entry in cached.entries}
+    names, taken = set(names), defaultdict(set)
+    for name in {*names, *owner}:
+        could_write = {name, re.sub(r"-\d{3,}$", "", name)}  # a picture of this name, or a volume's slice
+        for case in (could_write & names) - {owner.get(name, name)}:
+            taken[case].add(name)
+    return taken
+
+
 def cache_case(folder: Path, case: Case, source: str, stamp: str = "", keep_good: bool = False) -> CachedCase:
     """Write the images and masks of one case. keep_good: files of it that are there and whole stay as they are.
 
@@ -130,9 +153,8 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "", keep_good
     """
     if case.labels is None:
         raise InputError(f"{source}: has no key 'gts'; step 1 needs the masks, give training files")
-    slices = [(f"{case.name}-{z:03d}", z) for z in range(len(case.image))] if case.is_3d else [(case.name, ...)]
     entries, empty, lost = [], 0, 0
-    for name, z in slices:
+    for name, z in slice_names(case):
         labels = case.labels[z]
         before = np.unique(labels[labels > 0]).size
         if before == 0:
@@ -301,6 +323,24 @@ def update_index(
     kept = split_entries(kept, val_share, seed)
     write_index(folder, kept)
     return sorted(kept, key=lambda entry: entry.name)
+
+
+def split_warnings(entries: list[CacheEntry], limit: int = 5) -> list[str]:
+    """A sentence for each patient who is in both training and validation; beyond `limit` patients, their number.
+
+    No error: two patients of one key (see `patient_of`) look the same, and so does a split that was made so on purpose.
+    """
+    sides = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        sides[entry.patient][entry.split].append(entry.name)
+    shared = [(patient, side["train"], side["val"]) for patient, side in sorted(sides.items()) if len(side) == 2]
+    told = [
+        f"patient {patient} is in training ({len(train)}, such as {train[0]}) and in validation ({len(val)}, such as "
+        f"{val[0]}): scores will be too good, unless these are two patients; move the files, or --exclude some"
+        for patient, train, val in shared[:limit]
+    ]
+    more = len(shared) - limit
+    return told + [f"so {'is 1 patient' if more == 1 else f'are {more} patients'} more"] * (more > 0)
 
 
 def summary(folder: Path, finished: list[CachedCase], entries: list[CacheEntry], thin: int, excluded: int) -> str:

@@ -39,8 +39,8 @@ class Phantom:
 
 # name in the challenge's files -> recipe, spacing (z, y, x) mm or None; a modality's place here seeds it: append only
 RECIPES = {
-    "CT": (volume.draw_ct, (4.0, 1.8, 1.8)),
-    "MR": (volume.draw_mr, (6.0, 1.2, 1.2)),
+    "CT": (volume.draw_ct, (8.0, 1.8, 1.8)),
+    "MR": (volume.draw_mr, (10.0, 1.2, 1.2)),
     "PET": (volume.draw_pet, (4.0, 4.0, 4.0)),
     "US": (flat.draw_us, None),
     "X-Ray": (flat.draw_xray, None),

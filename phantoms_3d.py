@@ -50,7 +50,7 @@ def mix(image: np.ndarray, value, weight: np.ndarray) -> np.ndarray:
     return image + (np.asarray(value) - image) * (weight if weight.ndim == image.ndim else weight[..., None])
 
 
-def draw_ct(rng, shape=(24, 160, 160)) -> Drawing:
+def draw_ct(rng, shape=(12, 160, 160)) -> Drawing:
     """Upper abdomen after contrast: liver, spleen, kidneys, aorta, in HU, then the 400/40 window."""
     body = ball(shape, (0.5, 0.5, 0.5), (9, 0.37, 0.47))
     bump = 0.06 * field(rng, shape, (4, 9, 9))
@@ -91,7 +91,7 @@ def draw_ct(rng, shape=(24, 160, 160)) -> Drawing:
     return window_to_uint8(hu), labels, tuple(what for what, _, _ in plan)
 
 
-def draw_mr(rng, shape=(20, 160, 144)) -> Drawing:
+def draw_mr(rng, shape=(10, 160, 144)) -> Drawing:
     """Axial T1-weighted head with contrast: lateral ventricles and a tumour with a bright rim; a bias field."""
     head = ball(shape, (0.5, 0.5, 0.5), (1.1, 0.46, 0.44)) + 0.01 * field(rng, shape, (4, 14, 14))
     fold, bump = field(rng, shape, (1.3, 2.9, 2.9)), 0.05 * field(rng, shape, (4, 9, 9))
@@ -128,7 +128,7 @@ def draw_mr(rng, shape=(20, 160, 144)) -> Drawing:
     return np.hypot(image + noise[0], noise[1]), labels, tuple(what for what, _ in plan)  # magnitude: Rician noise
 
 
-def draw_pet(rng, shape=(24, 64, 64)) -> Drawing:
+def draw_pet(rng, shape=(14, 64, 64)) -> Drawing:
     """Chest with three hot lesions, warm heart and liver; blurred by the scanner, counted with Poisson noise."""
     body = ball(shape, (0.5, 0.5, 0.5), (9, 0.34, 0.44))
     activity = np.where(body < 1, 1.0, 0.02)

@@ -132,10 +132,10 @@ def test_more_than_255_objects_are_stored_in_16_bits(tmp_path):
 
 def test_spacing_is_zyx_in_memory_and_xyz_in_files(tmp_path, synthetic):
     ct, mr, pet = synthetic[:3]
-    assert ct.spacing_mm == (4.0, 1.8, 1.8) and mr.spacing_mm == (6.0, 1.2, 1.2)  # thick slices
+    assert ct.spacing_mm == (8.0, 1.8, 1.8) and mr.spacing_mm == (10.0, 1.2, 1.2)  # thick slices
     assert len(set(pet.spacing_mm)) == 1
     with np.load(write_case(tmp_path, ct)) as stored:
-        assert stored["spacing"].dtype == np.float64 and stored["spacing"].tolist() == [1.8, 1.8, 4.0]
+        assert stored["spacing"].dtype == np.float64 and stored["spacing"].tolist() == [1.8, 1.8, 8.0]
 
 
 def test_real_images_are_read_and_their_outlines_lie_inside():

@@ -319,6 +319,48 @@ def test_bad_npz_files_are_told_and_an_image_without_object_is_only_counted(fold
     assert len(read_index(folder / "cache")) == 18
 
 
+def test_a_picture_with_the_name_of_a_slice_is_told_and_replaces_nothing(tmp_path, capsys):
+    train, more, cache = tmp_path / "train", tmp_path / "more", tmp_path / "cache"
+    volume = train_file(train, 0, 3, name="CT_a")
+    train_file(train, 1, 2, name="CT_b-002")
+    train_file(train, 2, 3, name="CT_b")  # its slices 2, 3, ... follow, but slice 2 has the picture's name
+    train_file(more, 1, 2, name="CT_a-002")
+    train_file(more, 2, 2, name="CT_a-099")  # CT_a has no slice 99
+    text = sentence("-i", train, "-o", cache, "--jobs", 1)
+    assert text == "01_preprocess.py: 2 of 3 files done, 1 left out as told above."
+    (told,) = left_out(capsys)
+    assert "CT_b.npz: its image CT_b-002 would replace another case's; rename one of the two" in told
+    (tmp_path / "names.txt").write_text("CT_b\n")
+    text = sentence("-i", more, "-o", cache, "--jobs", 1)  # also across runs
+    assert text == "01_preprocess.py: 1 of 2 files done, 1 left out as told above."
+    (told,) = left_out(capsys)
+    assert "CT_a-002.npz: its image CT_a-002 would replace another case's" in told
+    entries = {entry.name: entry for entry in read_index(cache)}
+    assert {"CT_b-002", "CT_a-002", "CT_a-099"} < set(entries) and "CT_b-003" not in entries
+    assert entries["CT_a-002"].source == "CT_a.npz" and entries["CT_b-002"].source == "CT_b-002.npz"
+    want = resize_labels_to_grid(volume.labels[2])
+    assert np.array_equal(load_entry(cache, entries["CT_a-002"])[1][: want.shape[0], : want.shape[1]], want)
+    assert len(run(tmp_path, "--jobs", "2", "--exclude", tmp_path / "names.txt")) == len(entries)  # what is done stays
+
+
+def test_a_patient_on_both_sides_is_told_and_is_no_error(tmp_path, capsys):
+    for patient in range(7):
+        for folder, view in (("train", "L"), ("train", "R"), ("val", "M")):
+            train_file(tmp_path / folder, patient, 2, name=f"US_mine_{patient}-{view}")
+    train_file(tmp_path / "train", 8, 2, name="US_mine_8-L")
+    entries = run(tmp_path, "--val", tmp_path / "val")
+    told = [line for line in capsys.readouterr().err.splitlines() if "patient" in line]
+    assert len(entries) == 22 and len(told) == 6
+    assert told[0].startswith(
+        "01_preprocess.py: patient US_mine_0 is in training (2, such as US_mine_0-L) and in validation (1, such as "
+        "US_mine_0-M): scores will be too good"
+    )
+    assert told[-1] == "01_preprocess.py: so are 2 patients more"
+    (tmp_path / "other").mkdir()
+    preprocess.main(["-i", str(tmp_path / "train"), "-o", str(tmp_path / "other"), "--jobs", "1"])
+    assert "patient" not in capsys.readouterr().err  # a split that is drawn never cuts a patient apart
+
+
 def test_if_nothing_is_good_there_is_no_index(tmp_path):
     save_npz(tmp_path / "train" / "US_a_1.npz", imgs=np.zeros((9, 9), np.uint8), gts=np.zeros((9, 9), np.uint8))
     text = sentence("-i", tmp_path / "train", "-o", tmp_path / "cache")

