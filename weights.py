@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import io
 import pickle
+import sys
 from pathlib import Path
 
 import torch
@@ -68,6 +69,18 @@ def save_checkpoint(path: Path, state: dict) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     save_bytes(path, buffer.getvalue())
+
+
+def export_checkpoint(source: Path, target: Path) -> dict:
+    """What a checkpoint of 02_train.py must hand on, and no more: weights as float16, preset, step, log.
+
+    Returns the exported dict. The optimiser's state and this machine's paths stay behind.
+    """
+    stored = read_checkpoint(source)
+    state = {name: v.half() if v.is_floating_point() else v for name, v in state_dict_of(stored).items()}
+    kept = {key: stored[key] for key in ("preset", "preset_fields", "step", "log") if key in stored}
+    save_checkpoint(target, kept | {"model": state})
+    return kept | {"model": state}
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -133,3 +146,12 @@ def load_weights(path: Path, model: nn.Module, stored: dict | None = None) -> di
     if not any(isinstance(stored.get(wrapper), dict) for wrapper in WRAPPERS):
         return {}
     return {key: value for key, value in stored.items() if key not in WRAPPERS}
+
+
+if __name__ == "__main__":  # python weights.py runs/finetune/best.pt checkpoints/grays_anatomy_sam_l0.pt
+    try:
+        export_checkpoint(*map(Path, sys.argv[1:3] if len(sys.argv) == 3 else ()))
+    except (InputError, OSError) as error:
+        sys.exit(f"weights.py: {error}")
+    except TypeError:
+        sys.exit("weights.py: give a checkpoint of 02_train.py and the file to write, as float16, without the rest")
