@@ -56,6 +56,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--resident", action="store_true", help="keep all images on the device, draw batches there")
     p.add_argument("--augment", action="store_true", help="with --resident: mirror, turn, zoom, shade images")
     p.add_argument("--compile", action="store_true", help="compile the encoder: slower to start, faster on a GPU")
+    p.add_argument(
+        "--teacher-cache", type=Path, help="with --stage distill: folder to keep the teacher's embeddings in"
+    )
+    p.add_argument("--teacher-cache-gb", type=float, default=12.0, help="size that this folder may have")
     p.add_argument("--minutes", type=float, help="stop after so long, saved; --resume goes on")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
@@ -100,6 +104,8 @@ def run(args: argparse.Namespace) -> dict:
         )
     if args.augment and not args.resident:
         raise InputError("--augment: works on batches that are made on the device; add --resident")
+    if args.teacher_cache and (args.augment or args.compile or args.stage != "distill"):
+        raise InputError("--teacher-cache: is for --stage distill without --augment and --compile; leave it out")
     an_epoch = max(1, len(epoch_entries(training, preset.sampling, args.seed, 0)) // args.batch)
     steps = args.steps if args.steps is not None else args.epochs * an_epoch
     validate_every = args.validate_every or an_epoch

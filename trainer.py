@@ -22,6 +22,7 @@ from model import BoxSegmenter, build_model
 from presets import Preset
 from readers import InputError
 from segment import load_segmenter
+from teacher import Teacher
 from weights import load_weights, save_checkpoint
 from writers import save_text
 
@@ -74,14 +75,14 @@ class Trainer:
         self.average = copy.deepcopy(self.model).requires_grad_(False) if args.ema else None
         self.teacher = None
         if args.stage == "distill":  # the decoder is the ruler that the embedding is measured with: it stays
-            self.teacher = load_segmenter("baseline").model.to(self.device).eval()
+            self.teacher = Teacher(self.device, args.teacher_cache, int(args.teacher_cache_gb * 1e9))
             model.prompt_encoder.requires_grad_(False)
             model.mask_decoder.requires_grad_(False)
         self.encode, self.decode = self.model.image_encoder, self.model.decode
-        self.teach = self.teacher.image_encoder if self.teacher else None
+        self.teach = self.teacher
         if args.compile:
             self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
-            self.teach = torch.compile(self.teach) if self.teacher else None
+            self.teach = torch.compile(self.teacher.encoder) if self.teacher else None
         self.learnt = [p for p in model.parameters() if p.requires_grad]
         fused = {"fused": True} if self.device.type == "cuda" else {}
         self.optimiser = torch.optim.AdamW(
@@ -164,11 +165,12 @@ class Trainer:
         """
         self.look()
         model = (self.model if self.average is None else self.average).eval()
-        teach = self.teacher.image_encoder if self.teacher else None  # not the compiled one: one image is no batch
         losses, dices = defaultdict(list), defaultdict(list)
         for modality, item in items:
             one = {key: value.unsqueeze(0) for key, value in item.items()}
-            embedding, distance = self.embed(one, model.image_encoder, teach)
+            embedding, distance = self.embed(
+                one, model.image_encoder, self.teacher
+            )  # not compiled: one image is no batch
             total, dice = 0.0, []
             for some in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
                 boxes, masks = (item[key][some : some + OBJECT_CHUNK].to(self.device) for key in ("boxes", "masks"))

@@ -17,7 +17,7 @@ SCRIPTS = [path for path in SOURCES if path.name[0].isdigit() or path.name == "t
 ORDER = [
     "metrics", "tables", "intervals", "readers", "scoring", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",
     "runlength", "cache", "dataset", "baseline", "weights", "quantize", "volumes", "segment",
-    "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "trainer", "table4_report",
+    "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "teacher", "trainer", "table4_report",
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """dataset.py, losses.py, 02_train.py: what is drawn, what is minimised, and that a stopped run goes on exactly."""
 
 import importlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from losses import dice_loss, distillation_loss, mask_iou, segmentation_loss
 from model import build_model
 from presets import PRESETS
 from segment import load_segmenter
+from teacher import SIZE, Teacher
 from weights import load_weights, read_checkpoint
 
 train = importlib.import_module("02_train")
@@ -140,6 +142,43 @@ def test_resume_refuses_another_preset_batch_or_cache(cache, tiny, tmp_path):
             train.main(arguments(cache, tmp_path, 2, "--resume", *more))
     with pytest.raises(SystemExit, match="no such checkpoint"):
         train.main(arguments(cache, tmp_path / "none", 2, "--resume"))
+
+
+def test_the_teachers_answers_are_kept_found_again_and_bounded(tmp_path, monkeypatch):
+    calls = []
+
+    class Encoder(torch.nn.Module):
+        def forward(self, raw):
+            calls.append(len(raw))
+            return raw.mean() + torch.arange(256 * 64 * 64).reshape(1, 256, 64, 64) / 1e6
+
+    fake = SimpleNamespace(model=SimpleNamespace(image_encoder=Encoder()))
+    monkeypatch.setattr("teacher.load_segmenter", lambda name: fake)
+    raw = torch.rand(3, 3, 256, 256)
+    whole = Teacher(torch.device("cpu"))(raw[:1])
+    first = Teacher(torch.device("cpu"), tmp_path, limit=2 * SIZE)(raw)
+    assert first.shape == (3, 256, 64, 64) and (first[:1] - whole).abs().max() < 1e-3
+    assert len(list(tmp_path.iterdir())) == 2, "the third has no room"
+    calls.clear()
+    again = Teacher(torch.device("cpu"), tmp_path, limit=2 * SIZE)(raw)
+    assert calls == [1] and torch.equal(again, first)
+    next(tmp_path.iterdir()).write_bytes(b"cut short")
+    assert torch.equal(Teacher(torch.device("cpu"), tmp_path, limit=9 * SIZE)(raw), first)
+
+
+def test_a_distillation_with_kept_answers_resumes_in_the_same_bits(cache, tiny, tmp_path, monkeypatch):
+    encoder = torch.nn.Conv2d(3, 8, 5, stride=4, padding=2)
+    monkeypatch.setattr(
+        "teacher.load_segmenter", lambda name: SimpleNamespace(model=SimpleNamespace(image_encoder=encoder))
+    )
+    monkeypatch.setattr("teacher.SHAPE", (8, 64, 64))
+    monkeypatch.setattr("teacher.SIZE", 2 * 8 * 64 * 64)
+    more = ["--stage", "distill", "--teacher-cache", str(tmp_path / "kept")]
+    train.main(arguments(cache, tmp_path / "whole", 5, *more))
+    train.main(arguments(cache, tmp_path / "parts", 2, *more))
+    train.main(arguments(cache, tmp_path / "parts", 5, *more, "--resume"))
+    whole, parts = (read_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole) and any((tmp_path / "kept").iterdir())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_a_sentence(cache, tiny, tmp_path, monkeypatch):
