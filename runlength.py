@@ -4,7 +4,7 @@ The paper stores masks run-length coded in pickles (PKL). A pickle is a program:
 reading one from a stranger can run anything. Ours is read with a list of allowed names and no other.
 
 Measured on the golden mask (4 objects, 277 runs): 1,821 bytes, 9 times less than the released layout, a pickled list of
-numpy integers. Speed against the released Python loop: benchmarks/runlength.py measures it, README says what it found.
+numpy integers. Speed against the released Python loop: benchmarks/run_length.py measures it, README says what it found.
 """
 
 from __future__ import annotations

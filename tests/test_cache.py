@@ -78,7 +78,7 @@ def test_the_code_equals_a_plain_loop_and_decodes_exactly():
 
 
 def test_the_benchmark_times_the_released_layout(tmp_path, capsys):
-    path = Path(__file__).parent.parent / "benchmarks" / "runlength.py"
+    path = Path(__file__).parent.parent / "benchmarks" / "run_length.py"
     benchmark = runpy.run_path(str(path))
     for mask in benchmark["masks"]().values():
         assert benchmark["released_loop"](mask) == loop_runs(mask)

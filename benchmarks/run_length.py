@@ -1,6 +1,6 @@
 """How fast the run-length encoder is, next to the released Python loop, on the same masks in the same run. [P 2.1]
 
-    python benchmarks/runlength.py                                      10 s; writes results/runlength.csv
+    python benchmarks/run_length.py                                     30 s; writes results/runlength.csv
 
 Both encoders take turns, so that whatever else the machine does slows both; the best of many turns counts, because
 everything that disturbs a measurement makes it longer. "pickled" is what a cache needs: the code, as bytes of a file.
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     p = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("--turns", type=int, default=200, help="turns of each encoder, of which the best counts")
+    p.add_argument("--turns", type=int, default=60, help="turns of each encoder, of which the best counts")
     p.add_argument("-o", "--out", type=Path, default=ROOT / "results" / "runlength.csv", help="table to write")
     args = p.parse_args(argv)
     if args.turns < 1:
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
                 f"{name}, {what}: released {released * 1e6:.1f} us, ours {ours * 1e6:.1f} us, {released / ours:.1f} times"
             )
     save_text(args.out, csv_text(rows, COLUMNS))
-    print(f"runlength.py: wrote {args.out}")
+    print(f"run_length.py: wrote {args.out}")
     return rows
 
 
