@@ -6,6 +6,7 @@ python figures.py --demo demo      draws Figure 2 and Figure 3 from the demo's f
 from __future__ import annotations
 
 import argparse
+import csv
 import io
 import sys
 from pathlib import Path
@@ -100,6 +101,19 @@ def plot_losses(log: list[dict], ax) -> None:
     ax.legend(frameon=False)
 
 
+def plot_dice(rows: list[dict[str, str]], ax) -> None:
+    """Mean Dice of each modality over the steps of both stages, one after the other. rows: dice_by_modality.csv, with
+    columns stage, step and one a modality."""
+    last = {stage: max(int(row["step"]) for row in rows if row["stage"] == stage) for stage in ("distill", "finetune")}
+    steps = [int(row["step"]) + (last["distill"] if row["stage"] == "finetune" else 0) for row in rows]
+    for i, modality in enumerate(list(rows[0])[2:]):
+        style = {"marker": "o", "markersize": 3, "linestyle": "--" if i > 9 else "-"}  # there are ten colours
+        ax.plot(steps, [float(row[modality]) for row in rows], label=modality, **style)
+    ax.axvline(last["distill"], color="0.7", linewidth=1)
+    ax.set(xlabel="optimiser steps: distillation, then (right of the line) fine-tuning", ylabel="Dice, 256 grid")
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
 def save_loss_curve(path: Path, log: list[dict]) -> None:
     """`plot_losses` as a PNG; nothing if there is no row yet."""
     if not log:
@@ -141,7 +155,15 @@ def main(argv: list[str] | None = None) -> list[Path]:
     p.add_argument("--demo", type=Path, default=Path("demo"), help="folder with imgs/, gts/ and segs/ (default: demo)")
     p.add_argument("--figure2", metavar="NAME", help="case of Figure 2 (default: the first gray 2D one)")
     p.add_argument("--figure3", nargs="+", metavar="NAME", help="cases of Figure 3 (default: the first four)")
+    p.add_argument("--training", type=Path, help="draw --curve from this dice_by_modality.csv, and nothing else")
+    p.add_argument("--curve", type=Path, default=Path("curve.png"), help="picture for --training (default: curve.png)")
     args = p.parse_args(argv)
+    if args.training:
+        figure, ax = plt.subplots(figsize=(7, 4))
+        with args.training.open(newline="", encoding="utf-8") as file:
+            plot_dice(list(csv.DictReader(file)), ax)
+        save_figure(args.curve, figure)
+        return [args.curve]
     try:
         files = {path.stem: path for path in list_cases(args.demo / "imgs")}
         for name in [args.figure2, *(args.figure3 or [])]:

@@ -12,7 +12,7 @@ from readers import InputError
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(ROOT.glob("*.py")) + sorted((ROOT / "benchmarks").glob("*.py"))
-SCRIPTS = [path for path in SOURCES if path.name[0].isdigit() or path.name == "table4.py"]
+SCRIPTS = [path for path in SOURCES if path.name[0].isdigit() or path.name in ("table4.py", "run_length.py")]
 # a module may import only those before it
 ORDER = [
     "metrics", "tables", "intervals", "readers", "scoring", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",

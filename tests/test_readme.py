@@ -67,9 +67,11 @@ def test_make_demo_is_the_plain_commands_and_takes_trained_weights_where_they_ar
     lines = [line.removeprefix(".venv/bin/").strip() for line in done.stdout.splitlines()]
     made = [re.sub(r" --figure2.*", "", line) for line in lines if re.match(r"python (?!00)\S+\.py", line)]
     plain = next(block for block in BLOCKS if block.startswith("python phantoms.py"))
-    if trained:  # the demo's training runs all the same
-        plain = plain.replace("demo/run/last.pt", weights)
-        plain = plain.replace("demo training only, 4 steps=", "proposed=").replace("the same, int8=", "proposed int8=")
+    if not trained:  # then the proposed columns are what the demo's few steps made
+        plain = plain.replace(weights, "demo/run/last.pt")
+        plain = plain.replace('"proposed=', '"demo training only, 4 steps=').replace(
+            "proposed int8=", "the same, int8="
+        )
     assert made == plain.splitlines()
 
 
