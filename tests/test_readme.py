@@ -25,6 +25,7 @@ def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.json"), *ROOT.glob("*.txt")]:
         shutil.copy(path, folder)
+    shutil.copytree(ROOT / "checkpoints", folder / "checkpoints")
     save_image(folder / "scan.png", tiny_case().image)
     return folder
 
