@@ -23,7 +23,6 @@ import numpy as np
 from tqdm import tqdm
 
 from figures import flat_view, overlay
-from phantoms import tiny_case, write_case
 from presets import PRESETS
 from readers import Case, InputError, boxes_from_labels, check_boxes, list_cases, modality_of, read_image, read_npz
 from segment import ENGINES, MODELS, Segmenter, load_segmenter
@@ -167,6 +166,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     try:
         if not args.smoke:
             return run(args)
+        from phantoms import tiny_case, write_case  # only here: it brings pydicom, a third of a second
+
         with tempfile.TemporaryDirectory() as folder:
             for dims in (2, 3):
                 write_case(Path(folder), tiny_case(dims=dims))
