@@ -115,7 +115,7 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (N, Q, 256), k and v (N, K, 256) -> (N, Q, 256). One row instead of N serves all: it is projected once."""
-        n = len(q) if len(k) == 1 else len(k)
+        n = q.shape[0] if len(k) == 1 else k.shape[0]  # not len(): a traced graph (openvino_engine.py) would fix it
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(n, -1, -1, -1)  # (N, heads, Q or K, width)
             for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
@@ -222,11 +222,13 @@ class MaskDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """embedding (N, 256, 64, 64), one row a prompt, or one row for all; image_pe (1, 256, 64, 64);
         sparse (N, T, 256); dense (N or 1, 256, 64, 64) -> logits (N, 1 or 3, 256, 256), IoU (N, 1 or 3)"""
-        n = len(sparse)
+        n = sparse.shape[0]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)  # (N, 5, 256)
-        image = (embedding + dense).flatten(2).mT  # (N or 1, 4096, 256)
-        tokens, image = self.transformer(image, image_pe.flatten(2).mT, torch.cat([own, sparse], dim=1))
-        fine = self.output_upscaling(image.mT.reshape(n, EMBED_DIM, EMBED_GRID, EMBED_GRID))  # (N, 32, 256, 256)
+        image = (embedding + dense).flatten(2).transpose(1, 2)  # (N or 1, 4096, 256)
+        tokens, image = self.transformer(image, image_pe.flatten(2).transpose(1, 2), torch.cat([own, sparse], dim=1))
+        fine = self.output_upscaling(
+            image.transpose(1, 2).reshape(n, EMBED_DIM, EMBED_GRID, EMBED_GRID)
+        )  # (N, 32, 256, 256)
         chosen = range(1, len(self.output_hypernetworks_mlps)) if multimask else range(1)
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
         logits = (weights @ fine.flatten(2)).unflatten(2, (GRID, GRID))  # each mask is a weighted sum of the 32 maps

@@ -16,7 +16,7 @@ SCRIPTS = [path for path in SOURCES if path.name[0].isdigit() or path.name == "t
 # a module may import only those before it
 ORDER = [
     "metrics", "tables", "intervals", "readers", "scoring", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",
-    "runlength", "cache", "dataset", "baseline", "weights", "quantize", "volumes", "segment",
+    "runlength", "cache", "dataset", "baseline", "weights", "quantize", "fused", "openvino_engine", "volumes", "segment", "static_int8",
     "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "trainer", "table4_report",
 ]  # fmt: skip
 

@@ -34,7 +34,7 @@ def fake(monkeypatch):
     """04_infer.py with the stand-in for a model, and as if ours were not trained."""
     monkeypatch.setattr("weights.OUR_CHECKPOINT", ROOT / "none.pt")
 
-    def load(model, weights, preset, engine, force, settings):
+    def load(model, weights, preset, engine, force, settings, engine_cache):
         return Segmenter(BrightModel(), override(PRESETS["fixed"], settings), enhanced=False)
 
     monkeypatch.setattr(infer, "load_segmenter", load)
