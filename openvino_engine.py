@@ -14,10 +14,12 @@ The package is optional and imported only where it is used: pip install -r requi
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fused import fused
 from model import GRID, BoxSegmenter
 from readers import InputError
 from weights import OUR_CHECKPOINT
@@ -36,7 +39,12 @@ INSTALL = "pip install -r requirements-fast.txt"
 
 
 def import_openvino():
-    """The package `openvino`. InputError says how to install it."""
+    """The package `openvino`. InputError says how to install it.
+
+    It and NNCF tell their maker of each use unless one opts out. Without `openvino_telemetry` they don't, so we hide it:
+    a program for patients' images makes no calls.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)
     try:
         import openvino
     except ImportError as error:
@@ -55,15 +63,18 @@ class OpenVINOModel:
     def __init__(self, encoder: Path, decoder: Path, cache: Path) -> None:
         """encoder, decoder: .xml files.   cache: where OpenVINO may keep what it compiled, for the next start."""
         openvino = import_openvino()
-        self.core = openvino.Core()
-        self.core.set_property({"CACHE_DIR": str(cache / "compiled")})
-        self.settings = {
+        core = openvino.Core()
+        core.set_property({"CACHE_DIR": str(cache / "compiled")})
+        settings = {
             "PERFORMANCE_HINT": "LATENCY",  # one image at a time, all threads on it
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it: other masks elsewhere
         }
-        self.encoder = self.core.compile_model(self.core.read_model(encoder), "CPU", self.settings)
-        self.decoder_file, self.decoders = decoder, {}  # number of boxes -> compiled graph
+        # The decoder is compiled for any number of boxes. For a fixed one it would be a sixth faster, but with int8 layers
+        # OpenVINO 2026.4 then answers nothing but zeros for some numbers of boxes, which ones depends on the threads.
+        self.encoder, self.decoder = (
+            core.compile_model(core.read_model(file), "CPU", settings) for file in (encoder, decoder)
+        )
 
     def eval(self) -> OpenVINOModel:
         """Segmenter says it to every model; a graph knows no training."""
@@ -75,13 +86,13 @@ class OpenVINOModel:
 
     def decode(self, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """embedding (1, 256, 64, 64), boxes (N, 4) -> logits (N, 1, 256, 256), predicted IoU (N, 1)"""
-        n = len(boxes)
-        if n not in self.decoders:  # a graph for one N is up to a sixth faster than one for any, and compiles in 0.2 s
-            graph = self.core.read_model(self.decoder_file)
-            graph.reshape({graph.inputs[1]: [n, 4]})
-            self.decoders[n] = self.core.compile_model(graph, "CPU", self.settings)
-        found = self.decoders[n]([embedding.numpy(), boxes.numpy()])
-        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        found = self.decoder([embedding.numpy(), boxes.numpy()])
+        logits, iou = torch.from_numpy(found[0]), torch.from_numpy(found[1])
+        if not logits.any():  # see __init__; no network gives a zero for every pixel
+            raise InputError(
+                f"OpenVINO answered zeros only for {len(boxes)} boxes, a fault of its own; use --engine torch"
+            )
+        return logits, iou
 
 
 # ---------------------------------------------------------------- from a checkpoint
@@ -101,7 +112,7 @@ class _Decode(nn.Module):
 def graphs_of(network: BoxSegmenter) -> dict:
     """A PyTorch network -> {"encoder": graph, "decoder": graph}, float32. The decoder takes any number of boxes."""
     openvino = import_openvino()
-    network = network.eval().requires_grad_(False)
+    network = fused(copy.deepcopy(network))  # OpenVINO would fold too, but then layers lose their names
     image, embedding = torch.zeros(1, 3, GRID, GRID), torch.zeros(1, 256, 64, 64)
     boxes = torch.tensor([[20.0, 30, 120, 140], [40, 50, 200, 210], [5, 5, 9, 9]])  # 3: neither 1 nor any other size
     with warnings.catch_warnings():

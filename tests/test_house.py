@@ -15,9 +15,9 @@ SOURCES = sorted(ROOT.glob("*.py")) + sorted((ROOT / "benchmarks").glob("*.py"))
 SCRIPTS = [path for path in SOURCES if path.name[0].isdigit() or path.name == "table4.py"]
 # a module may import only those before it
 ORDER = [
-    "metrics", "tables", "intervals", "readers", "scoring", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",
+    "metrics", "tables", "intervals", "readers", "int8_report", "scoring", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",
     "runlength", "cache", "dataset", "baseline", "weights", "quantize", "fused", "openvino_engine", "volumes", "segment", "static_int8",
-    "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "trainer", "table4_report",
+    "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "trainer", "table4_report", "memory",
 ]  # fmt: skip
 
 
