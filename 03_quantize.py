@@ -1,10 +1,12 @@
-"""Step 3 of 5, quantize. Reads a checkpoint, writes its dynamic int8 form and a report of what that bought. [P 2.3]
+"""Step 3 of 5, quantize. Reads a checkpoint, writes its int8 form and a report of what that bought. [P 2.3]
 
     python 03_quantize.py                                               LiteMedSAM, the baseline -> checkpoints/
     python 03_quantize.py --model proposed --weights checkpoints/best.pt -i demo/imgs      with scores on these cases
+    python 03_quantize.py --model proposed --method static --cache cache     static int8, calibrated on a cache of step 1
     python 03_quantize.py --smoke                                       a tiny synthetic case, nothing is kept
 
-Writes NAME.dynamic.pt (step 4 runs it with --engine torch-int8) and beside it NAME.dynamic.md and NAME.dynamic.json:
+Writes NAME.dynamic.pt (step 4 runs it with --engine torch-int8), or NAME.static.xml, .bin and the same of the decoder
+(--engine openvino-int8; needs requirements-fast.txt), and beside it a report, .md and .json:
 which layers became int8, their share of weights and of multiply-adds, file sizes, speed, DSC and NSD at the same boxes.
 """
 
@@ -21,8 +23,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import static_int8
+from int8_report import SYSTEMS, markdown, mean_row
 from metrics import case_scores
 from model import build_model
+from openvino_engine import cache_folder, converted, save_static
 from phantoms import tiny_case, write_case
 from presets import PRESETS
 from quantize import compare_speed, int8_reach, quantize_linear_layers, save_int8
@@ -30,8 +35,6 @@ from readers import Case, InputError, boxes_from_labels, check_labels, list_case
 from segment import MODELS, Segmenter, load_segmenter
 from weights import default_weights, read_checkpoint
 from writers import save_json, save_text
-
-SYSTEMS = ("float", "int8")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -43,10 +46,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--weights", type=Path, help="float checkpoint (default: LiteMedSAM's, or checkpoints/grays_anatomy_sam_l0.pt)"
     )
     p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
-    p.add_argument("--method", choices=("dynamic",), default="dynamic", help="linear layers, activations at run time")
     p.add_argument(
-        "-o", "--out", type=Path, help="int8 file (default: NAME.dynamic.pt beside the weights, or in checkpoints/)"
+        "--method", choices=METHODS, default="dynamic", help="dynamic: linear layers; static: nearly all, for OpenVINO"
     )
+    p.add_argument("--cache", type=Path, help="for static: cache of step 1, whose training images calibrate")
+    p.add_argument("--calibration", type=int, default=198, help="for static: so many images, of each modality in turn")
+    p.add_argument("--engine-cache", type=Path, default=cache_folder(), metavar="DIR", help="for OpenVINO's own files")
+    p.add_argument("-o", "--out", type=Path, help="int8 file (default: beside the weights, or in checkpoints/)")
     p.add_argument("-i", "--input", type=Path, help="folder of .npz cases to score (default: two tiny synthetic ones)")
     p.add_argument("-g", "--gts", type=Path, help="folder of their truth, unless the cases hold it (default: ../gts)")
     p.add_argument("--cases", type=int, help="score the first so many cases only (default: all)")
@@ -54,8 +60,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of the network")
     p.add_argument("--smoke", action="store_true", help="1 repeat, 1 tiny case, weights of the proposed random, 20 s")
     args = p.parse_args(argv)
-    if min(args.repeats, args.threads, 1 if args.cases is None else args.cases) < 1:
-        p.error("--repeats, --threads and --cases must be 1 or more")
+    if min(args.repeats, args.threads, args.calibration, 1 if args.cases is None else args.cases) < 1:
+        p.error("--repeats, --threads, --calibration and --cases must be 1 or more")
     if args.smoke:
         args.repeats = 1
     return args
@@ -71,8 +77,11 @@ def float_segmenter(args: argparse.Namespace) -> Segmenter:
 
 def output_path(args: argparse.Namespace) -> Path:
     """Where the int8 file goes. InputError if it would replace the float weights."""
-    beside = args.weights.with_name(f"{args.weights.stem}.dynamic.pt") if args.weights else None
-    out = args.out or beside or Path("checkpoints/lite_medsam.dynamic.pt")
+    ending = METHODS[args.method][2]
+    beside = args.weights.with_name(f"{args.weights.stem}{ending}") if args.weights else None
+    out = args.out or beside or Path(f"checkpoints/lite_medsam{ending}")
+    if args.out and out.suffix != Path(ending).suffix:
+        raise InputError(f"{out}: a {args.method} int8 file ends in {Path(ending).suffix}; change --out")
     if args.weights and out.resolve() == args.weights.resolve():
         raise InputError(f"{out}: is the float checkpoint itself; name another file with --out")
     return out
@@ -126,68 +135,66 @@ def score_folder(folder: Path, args: argparse.Namespace, segmenters: dict[str, S
     return rows, left_out
 
 
-# ---------------------------------------------------------------- the report
+# ---------------------------------------------------------------- the two methods
 
 
-def markdown(report: dict) -> str:
-    """The report as people read it."""
-    weights, macs, size = report["weights"], report["macs"], report["bytes"]
-    lines = [
-        f"# {report['model']}, {report['method']} int8, one weight scale per {report['weight_int8']}",
-        "",
-        f"- Layers: {len(report['layers'])} linear layers became int8; the rest stays float32.",
-        f"- Weights: {weights['linear']:,} of {weights['total']:,} ({weights['share']:.1%}).",
-        f"- Multiply-adds, one image and one box: {report['mac_share']['total']:.1%} of {macs['total'] / 1e9:.2f} G "
-        f"(encoder {report['mac_share']['encoder']:.1%}, decoder {report['mac_share']['decoder']:.1%}).",
-        f"- File: {size['float'] / 1e6:.1f} MB -> {size['int8'] / 1e6:.1f} MB ({size['int8'] / size['float']:.0%}).",
-        f"- Speed: {report['speed']['threads']} threads, median of {report['speed']['repeats']}, in turns.",
-        "",
-        "| part | float, ms | int8, ms | times as fast |",
-        "| --- | --- | --- | --- |",
-    ]
-    for part, found in report["speed"].items():
-        if isinstance(found, dict):
-            lines.append(f"| {part} | {found['float'] * 1e3:.0f} | {found['int8'] * 1e3:.0f} | {found['ratio']:.2f} |")
-    keys = [f"{metric}_{name}" for metric in ("dsc", "nsd") for name in SYSTEMS] + ["differ"]
-    titles = [f"{metric} {name}" for metric in ("DSC", "NSD") for name in SYSTEMS] + ["pixels that differ"]
-    lines += ["", f"| case | objects | {' | '.join(titles)} |", "| --- |" + " --- |" * (1 + len(titles))]
-    for row in [*report["cases"], report["mean"]]:
-        lines.append(f"| {row['case']} | {row['objects']} | " + " | ".join(f"{100 * row[k]:.2f}" for k in keys) + " |")
-    lines += ["", "In per cent, protocol strict, the same boxes for both models.", "", "Layers that became int8:", ""]
-    return "\n".join(lines + [f"- `{name}`" for name in report["layers"]] + [""])
+def dynamic(args: argparse.Namespace, out: Path, segmenter: Segmenter) -> tuple[Segmenter, dict]:
+    """Linear layers in int8, activations measured at run time. -> (the int8 file read back, its part of the report)"""
+    per, quantized = segmenter.preset.weight_int8, copy.deepcopy(segmenter.model)
+    names = quantize_linear_layers(quantized, per)
+    written = save_int8(out, quantized, per, carried(args))
+    reach = int8_reach(segmenter.model)
+    reach["weights"]["int8"] = reach["weights"]["linear"]
+    what = f"{len(names)} linear layers became int8; the rest stays float32."
+    found = {"weight_int8": per, "layers": names, "what": what, "int8_bytes": written}
+    return load_segmenter(args.model, out, segmenter.preset.name, "torch-int8"), reach | found
 
 
-def mean_row(rows: list[dict]) -> dict:
-    """Plain means over the cases."""
-    keys = [key for key in rows[0] if key not in ("case", "objects")]
-    means = {key: float(np.nanmean([row[key] for row in rows])) for key in keys}
-    return {"case": "mean", "objects": sum(row["objects"] for row in rows)} | means
+def static(args: argparse.Namespace, out: Path, segmenter: Segmenter) -> tuple[Segmenter, dict]:
+    """Nearly all layers in int8, activations measured on training images. -> (the same)"""
+    if args.cache is None:
+        raise InputError("--method static measures activations on training images: name a cache with --cache")
+    graphs, images = static_int8.quantize_static(segmenter, args.cache, args.calibration)
+    reach = static_int8.static_reach(segmenter, graphs)
+    written = save_static(out, graphs["encoder"], graphs["decoder"], carried(args))
+    what = f"{len(reach['layers'])} became int8, calibrated on {images} images; sums, norms and the rest stay float32."
+    found = {"weight_int8": "channel", "what": what, "int8_bytes": written}
+    return load_segmenter(
+        args.model, out, segmenter.preset.name, "openvino-int8", engine_cache=args.engine_cache
+    ), reach | found
+
+
+def carried(args: argparse.Namespace) -> dict:
+    """What the int8 file says of itself: architecture, and the preset that the float model was trained with."""
+    random = args.model == "proposed" and args.weights is None
+    preset = None if random else read_checkpoint(args.weights or default_weights("baseline")).get("preset")
+    return {"architecture": args.model} | ({"preset": preset} if preset else {})
+
+
+METHODS = {"dynamic": (dynamic, "torch-int8", ".dynamic.pt"), "static": (static, "openvino-int8", ".static.xml")}
 
 
 def run(args: argparse.Namespace, cases: Path) -> dict:
-    # 1. The float model, and its int8 copy in a file
+    # 1. The float model, and its int8 form in a file that is read back: that is what gets measured
     torch.set_num_threads(args.threads)
     if args.model == "proposed" and not args.smoke:
         args.weights = args.weights or default_weights("proposed")
     list_cases(cases)  # stops now, not after the measurements, if there are none
-    out, segmenter = output_path(args), float_segmenter(args)
-    per, size = segmenter.preset.weight_int8, io.BytesIO()
+    out, segmenter, size = output_path(args), float_segmenter(args), io.BytesIO()
     torch.save(segmenter.model.state_dict(), size)
-    quantized = copy.deepcopy(segmenter.model)
-    names = quantize_linear_layers(quantized, per)
-    random = args.model == "proposed" and args.weights is None
-    trained_with = None if random else read_checkpoint(args.weights or default_weights("baseline")).get("preset")
-    carried = {"architecture": args.model} | ({"preset": trained_with} if trained_with else {})
-    written = save_int8(out, quantized, per, carried)
-    print(f"03_quantize.py: {args.model}, preset {segmenter.preset.name}, {len(names)} layers int8, scales per {per}")
+    quantize, engine, _ = METHODS[args.method]
+    int8, reach = quantize(args, out, segmenter)
+    per, count = reach["weight_int8"], len(reach["layers"])
+    print(f"03_quantize.py: {args.model}, preset {segmenter.preset.name}, {count} layers int8, scales per {per}")
 
-    # 2. The file read back is what gets measured
-    int8 = load_segmenter(args.model, out, segmenter.preset.name, "torch-int8")
+    # 2. Sizes, speed, scores
     both = dict(zip(SYSTEMS, (segmenter, int8), strict=True))
     models = {name: one.model for name, one in both.items()}
-    report = {"model": args.model, "method": args.method, "weight_int8": per, "layers": names}
-    report |= int8_reach(segmenter.model) | {"bytes": {"float": len(size.getvalue()), "int8": written}}
-    report["speed"] = compare_speed(models, args.repeats, (1,) if args.smoke else (1, 16))
+    if args.method == "static" and args.weights:
+        models["openvino"] = converted(segmenter.model, args.weights, args.engine_cache)
+    report = {"model": args.model, "method": args.method} | reach
+    report["bytes"] = {"float": len(size.getvalue()), "int8": report.pop("int8_bytes")}
+    report["speed"] = compare_speed(models, args.repeats, (1,) if args.smoke else (1, 4, 16))
     rows, left_out = score_folder(cases, args, both)
     if not rows:
         raise InputError(f"{cases}: no case could be scored; {left_out} left out as told above")
@@ -200,7 +207,7 @@ def run(args: argparse.Namespace, cases: Path) -> dict:
     print("\n".join(text.split("\nLayers that")[0].splitlines()[2:]))
     if left_out:
         sys.exit(f"03_quantize.py: {len(rows)} cases scored, {left_out} left out as told above; wrote {out}")
-    command = f"python 04_infer.py --model {args.model} --weights {out} --engine torch-int8 -i CASES -o segs_int8"
+    command = f"python 04_infer.py --model {args.model} --weights {out} --engine {engine} -i CASES -o segs_int8"
     print("03_quantize.py: removed again. Next: 04_infer.py --smoke" if args.smoke else f"Wrote {out}. Next: {command}")
     return report
 
@@ -214,7 +221,7 @@ def main(argv: list[str] | None = None) -> dict:
                 for dims in (2,) if args.smoke else (2, 3):
                     write_case(Path(scratch), tiny_case(dims=dims))
             if args.smoke:
-                args.out = Path(scratch) / "smoke.dynamic.pt"
+                args.out = Path(scratch) / f"smoke{METHODS[args.method][2]}"
             return run(args, args.input or Path(scratch) / "imgs")
     except (InputError, OSError) as error:
         sys.exit(f"03_quantize.py: {error}")

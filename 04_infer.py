@@ -23,7 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from figures import flat_view, overlay
-from phantoms import tiny_case, write_case
+from fused import fused
+from openvino_engine import cache_folder
 from presets import PRESETS
 from readers import Case, InputError, boxes_from_labels, check_boxes, list_cases, modality_of, read_image, read_npz
 from segment import ENGINES, MODELS, Segmenter, load_segmenter
@@ -54,7 +55,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
     p.add_argument("--force", action="store_true", help="use another preset than the checkpoint was trained with")
-    p.add_argument("--engine", choices=ENGINES, default="torch", help="what runs the network")
+    p.add_argument(
+        "--engine", choices=ENGINES, default="torch",
+        help="what runs the network; the openvino ones need: pip install -r requirements-fast.txt, openvino-int8 also "
+        "a NAME.static.xml of 03_quantize.py, --weights or the one in checkpoints/ (default: torch)",
+    )  # fmt: skip
+    p.add_argument(
+        "--engine-cache",
+        type=Path,
+        default=cache_folder(),
+        metavar="DIR",
+        help="where OpenVINO keeps converted networks",
+    )
     p.add_argument(
         "--boxes-from-masks", action="store_true", help="take each box exactly from 'gts', and keep its labels"
     )
@@ -132,7 +144,11 @@ def infer_image(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
 
 def run(args: argparse.Namespace) -> list[dict]:
     # 1. The model with its weights, and the preset
-    segmenter = load_segmenter(args.model, args.weights, args.preset, args.engine, args.force, args.set)
+    segmenter = load_segmenter(
+        args.model, args.weights, args.preset, args.engine, args.force, args.set, args.engine_cache
+    )
+    if args.engine == "torch":
+        segmenter.model = fused(segmenter.model)
     print(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
 
     # 2. One image, or a folder of cases
@@ -167,6 +183,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     try:
         if not args.smoke:
             return run(args)
+        from phantoms import tiny_case, write_case  # only here: it brings pydicom, a third of a second
+
         with tempfile.TemporaryDirectory() as folder:
             for dims in (2, 3):
                 write_case(Path(folder), tiny_case(dims=dims))

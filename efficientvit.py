@@ -102,7 +102,7 @@ class LinearAttention(nn.Module):
             qkv = qkv.float().reshape(b, -1, 3 * self.head_dim, h * w)  # (B, 2 * heads, 3 * head_dim, HW)
             q, k, v = qkv.chunk(3, dim=2)  # each (B, 2 * heads, head_dim, HW)
             q, k = q.relu(), k.relu()
-            kv = v @ k.mT  # (B, 2 * heads, head_dim, head_dim)  summed over all keys, once
+            kv = v @ k.transpose(2, 3)  # (B, 2 * heads, head_dim, head_dim)  summed over all keys, once
             norm = k.sum(dim=-1).unsqueeze(-2) @ q  # (B, 2 * heads, 1, HW)
             out = (kv @ q) / (norm + 1e-15)  # (B, 2 * heads, head_dim, HW)
         return self.proj(out.reshape(b, -1, h, w).to(x.dtype))

@@ -40,7 +40,7 @@ class FourierFeatures(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Boxes, points and masks -> tokens (N, T, 256) and a dense prompt (N, 256, 64, 64). [P 2.2; SAM 3]
+    """Boxes, points and masks -> tokens (N, T, 256) and a dense prompt (N or 1, 256, 64, 64). [P 2.2; SAM 3]
 
     The paper prompts with boxes only; points and masks are here because the checkpoints carry their weights.
     Frame: pixels of the 256 grid, (x, y); floats welcome.
@@ -67,7 +67,7 @@ class PromptEncoder(nn.Module):
         masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """boxes (N, 4) x0 y0 x1 y1; points (N, P, 2) with point_labels (N, P), 1 foreground, 0 background;
-        masks (N, 1, 256, 256) logits. Any may be left out, not all. -> tokens (N, T, 256), dense (N, 256, 64, 64)"""
+        masks (N, 1, 256, 256) logits. Any may be left out, not all. -> tokens (N, T, 256), dense (N, 256, 64, 64), of one row if without masks"""
         tokens = []
         if points is not None:
             tokens.append(self._embed_points(points, point_labels, pad=boxes is None))
@@ -78,8 +78,7 @@ class PromptEncoder(nn.Module):
         if masks is not None:
             dense = self.mask_downscaling(masks)
         else:
-            n = len(tokens[0]) if tokens else 0
-            dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(n, -1, EMBED_GRID, EMBED_GRID)
+            dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, EMBED_GRID, EMBED_GRID)
         sparse = torch.cat(tokens, dim=1) if tokens else dense.new_zeros(len(dense), 0, EMBED_DIM)
         return sparse, dense
 
@@ -115,9 +114,10 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(inner, EMBED_DIM)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q (N, Q, 256), k and v (N, K, 256) -> (N, Q, 256)"""
+        """q (N, Q, 256), k and v (N, K, 256) -> (N, Q, 256). One row instead of N serves all: it is projected once."""
+        n = q.shape[0] if len(k) == 1 else k.shape[0]  # not len(): a traced graph (openvino_engine.py) would fix it
         q, k, v = (
-            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, heads, Q or K, inner / heads)
+            proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(n, -1, -1, -1)  # (N, heads, Q or K, width)
             for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
         out = F.scaled_dot_product_attention(q, k, v)
@@ -165,16 +165,17 @@ class TwoWayLayer(nn.Module):
         self.cross_attn_image_to_token = Attention(EMBED_DIM // 2)
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens, token_pe (N, T, 256); image (N, 4096, 256); image_pe (1, 4096, 256)"""
+        """tokens, token_pe (N, T, 256); image (N or 1, 4096, 256); image_pe (1, 4096, 256) -> tokens, image (N, ...)"""
+        image_at = image + image_pe  # each cell with its position
         if self.first:
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
             q = tokens + token_pe
             tokens = tokens + self.self_attn(q, q, tokens)
         tokens = self.norm1(tokens)
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, image + image_pe, image))
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, image_at, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + self.cross_attn_image_to_token(image + image_pe, tokens + token_pe, tokens))
+        image = self.norm4(image + self.cross_attn_image_to_token(image_at, tokens + token_pe, tokens))
         return tokens, image
 
 
@@ -188,7 +189,11 @@ class TwoWayTransformer(nn.Module):
         self.norm_final_attn = nn.LayerNorm(EMBED_DIM)
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """image (N, 4096, 256), image_pe (1, 4096, 256), tokens (N, T, 256) -> tokens, image of the same shapes"""
+        """image (N or 1, 4096, 256), image_pe (1, 4096, 256), tokens (N, T, 256) -> tokens, image (N, 4096, 256)
+
+        Until the first layer's last line nothing has told the image which box is asked for. So if all boxes are of one
+        image, one row of `image` serves them all: what the first layer projects of it is computed once, not N times.
+        """
         token_pe = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe)
@@ -215,13 +220,15 @@ class MaskDecoder(nn.Module):
     def forward(
         self, embedding: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """embedding (N, 256, 64, 64), one row a prompt; image_pe (1, 256, 64, 64); sparse (N, T, 256);
-        dense (N, 256, 64, 64) -> logits (N, 1 or 3, 256, 256), IoU (N, 1 or 3)"""
-        n = len(sparse)
+        """embedding (N, 256, 64, 64), one row a prompt, or one row for all; image_pe (1, 256, 64, 64);
+        sparse (N, T, 256); dense (N or 1, 256, 64, 64) -> logits (N, 1 or 3, 256, 256), IoU (N, 1 or 3)"""
+        n = sparse.shape[0]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)  # (N, 5, 256)
-        image = (embedding + dense).flatten(2).mT  # (N, 4096, 256)
-        tokens, image = self.transformer(image, image_pe.flatten(2).mT, torch.cat([own, sparse], dim=1))
-        fine = self.output_upscaling(image.mT.reshape(n, EMBED_DIM, EMBED_GRID, EMBED_GRID))  # (N, 32, 256, 256)
+        image = (embedding + dense).flatten(2).transpose(1, 2)  # (N or 1, 4096, 256)
+        tokens, image = self.transformer(image, image_pe.flatten(2).transpose(1, 2), torch.cat([own, sparse], dim=1))
+        fine = self.output_upscaling(
+            image.transpose(1, 2).reshape(n, EMBED_DIM, EMBED_GRID, EMBED_GRID)
+        )  # (N, 32, 256, 256)
         chosen = range(1, len(self.output_hypernetworks_mlps)) if multimask else range(1)
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
         logits = (weights @ fine.flatten(2)).unflatten(2, (GRID, GRID))  # each mask is a weighted sum of the 32 maps
@@ -249,12 +256,12 @@ class BoxSegmenter(nn.Module):
 
     def decode(self, embedding: Tensor, boxes: Tensor, image_of_box: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same from an embedding (B, 256, 64, 64): encode an image once, decode any number of boxes."""
-        if image_of_box is None:
-            if len(embedding) not in (1, len(boxes)):
-                raise ValueError(f"{len(boxes)} boxes for {len(embedding)} images: say which with image_of_box")
-            image_of_box = torch.arange(len(boxes), device=boxes.device) % len(embedding)
+        if image_of_box is not None:
+            embedding = embedding[image_of_box]  # (N, 256, 64, 64)
+        elif len(embedding) not in (1, len(boxes)):
+            raise ValueError(f"{len(boxes)} boxes for {len(embedding)} images: say which with image_of_box")
         sparse, dense = self.prompt_encoder(boxes)
-        return self.mask_decoder(embedding[image_of_box], self.prompt_encoder.dense_positions(), sparse, dense)
+        return self.mask_decoder(embedding, self.prompt_encoder.dense_positions(), sparse, dense)
 
 
 def build_model() -> BoxSegmenter:

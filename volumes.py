@@ -23,7 +23,24 @@ GROWTH = 0.03  # of the box's size, each side: how much wider than on the slice 
 LOGIT_LIMIT = 3.0  # logits beyond this are as sure as can be; without a limit the prior could not speak
 PRIOR_WEIGHT = 400.0  # logits a unit of depth at predicted IoU 0; so 4 at IoU 0.9 and 64 at IoU 0.6
 
+EMBEDDINGS_KEPT = 64  # slices, 4.2 MB each, that wait in memory for other objects; more are encoded again when needed
 BOX_SHIFT = 3  # the published loops grow the box of the mask before by this many grid pixels (#47)
+
+
+class Embeddings:
+    """Embeddings of a volume's slices, each computed once as long as EMBEDDINGS_KEPT suffices: memory has a bound."""
+
+    def __init__(self, segmenter: Segmenter, volume: np.ndarray) -> None:
+        self.segmenter, self.volume, self.kept = segmenter, volume, {}
+
+    def of(self, z: int, again: bool):
+        """Embedding (1, 256, 64, 64) of slice z.   again: whether it will be asked for once more."""
+        embedding = self.kept.pop(z, None)
+        if embedding is None:
+            embedding = self.segmenter.embed(self.volume[z])
+        if again and len(self.kept) < EMBEDDINGS_KEPT:  # the first ones stay: the walks come by in the same order again
+            self.kept[z] = embedding
+        return embedding
 
 
 def published_loop(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, mended: bool) -> np.ndarray:
@@ -35,7 +52,7 @@ def published_loop(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, 
     Mended: the box comes from the object's own mask, and both end slices are visited.
     """
     labels = np.zeros(volume.shape, dtype=np.uint16)
-    embeddings: dict = {}  # z -> embedding: once a slice, for all objects
+    embeddings = Embeddings(segmenter, volume)
     for label, box in enumerate(boxes.astype(int), start=1):
         own = np.zeros(volume.shape, dtype=np.uint16)
         z_min, z_max = box[2], box[5]
@@ -49,9 +66,7 @@ def published_loop(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, 
                 # the released downward branch alone forgets to round it
                 rounding = "float" if step < 0 and not mended else segmenter.preset.box_rounding
                 prompt = boxes_to_grid(box[None, [0, 1, 3, 4]], *volume.shape[1:], rounding)
-            if z not in embeddings:
-                embeddings[z] = segmenter.embed(volume[z])
-            logits, _ = segmenter.decode(embeddings[z], prompt)
+            logits, _ = segmenter.decode(embeddings.of(z, again=label < len(boxes)), prompt)
             with segmenter.stage("upsample"):
                 mask = logits_to_original(logits[0], *volume.shape[1:])
             if mask is not None:
@@ -93,13 +108,14 @@ def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.
     upwards = [(z, np.flatnonzero((middle <= z) & (z <= boxes[:, 5]))) for z in range(len(volume))]
     downwards = [(z, np.flatnonzero((boxes[:, 2] <= z) & (z < middle))) for z in reversed(range(len(volume)))]
     visited_twice = {z for z, objects in upwards if len(objects)} & {z for z, objects in downwards if len(objects)}
-    kept = {}  # z -> embedding and canvas of a slice that the way down needs again
+    embeddings, canvases = Embeddings(segmenter, volume), {}  # canvases: of the slices that the way down needs again
     followed = {}  # object -> box (4,) of its mask on the slice before, or None if that was empty
     from_middle = {}
     for z, objects in upwards + downwards:
         if len(objects) == 0:
             continue
-        embedding, canvas = kept.pop(z, None) or (segmenter.embed(volume[z]), segmenter.new_canvas((height, width)))
+        embedding = embeddings.of(z, again=z in visited_twice)
+        canvas = canvases.pop(z, None) or segmenter.new_canvas((height, width))
         for index in objects[middle[objects] == z + 1]:
             followed[index] = from_middle[index]  # the way down starts from the middle again
         asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in objects])
@@ -113,7 +129,7 @@ def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.
         labels[z] = canvas.labels
         if z in visited_twice:
             visited_twice.remove(z)
-            kept[z] = embedding, canvas
+            canvases[z] = canvas
     return labels
 
 

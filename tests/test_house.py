@@ -15,9 +15,10 @@ SOURCES = sorted(ROOT.glob("*.py")) + sorted((ROOT / "benchmarks").glob("*.py"))
 SCRIPTS = [path for path in SOURCES if path.name[0].isdigit() or path.name in ("table4.py", "run_length.py")]
 # a module may import only those before it
 ORDER = [
-    "metrics", "tables", "intervals", "readers", "scoring", "writers", "presets", "enhance", "efficientvit", "model", "losses", "data",
-    "runlength", "cache", "dataset", "baseline", "weights", "quantize", "volumes", "segment",
-    "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "teacher", "trainer", "table4_report",
+    "metrics", "tables", "intervals", "readers", "int8_report", "scoring", "writers", "presets", "enhance", "efficientvit",
+    "model", "losses", "data",
+    "runlength", "cache", "dataset", "baseline", "weights", "quantize", "fused", "openvino_engine", "volumes", "segment", "static_int8",
+    "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "teacher", "trainer", "table4_report", "memory",
 ]  # fmt: skip
 
 

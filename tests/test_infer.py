@@ -34,7 +34,7 @@ def fake(monkeypatch):
     """04_infer.py with the stand-in for a model, and as if ours were not trained."""
     monkeypatch.setattr("weights.OUR_CHECKPOINT", ROOT / "none.pt")
 
-    def load(model, weights, preset, engine, force, settings):
+    def load(model, weights, preset, engine, force, settings, engine_cache):
         return Segmenter(BrightModel(), override(PRESETS["fixed"], settings), enhanced=False)
 
     monkeypatch.setattr(infer, "load_segmenter", load)
@@ -390,3 +390,9 @@ def test_smoke_runs_the_real_model_and_leaves_nothing_behind(tmp_path):
     assert last.startswith("04_infer.py: 2 cases, 4 objects in ")
     assert last.endswith("results removed again. Next: python 05_evaluate.py --smoke")
     assert not list(tmp_path.iterdir())
+
+
+def test_starting_up_loads_nothing_that_a_case_does_not_need():
+    code = "import importlib, sys; importlib.import_module('04_infer'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert not {"matplotlib", "skimage", "scipy", "pydicom", "phantoms", "openvino", "nncf"} & set(loaded.split())

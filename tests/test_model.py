@@ -113,6 +113,37 @@ def test_boxes_of_several_images_in_one_batch_equal_one_by_one(model, embedding)
         assert torch.allclose(iou[i : i + 1], iou_alone, atol=1e-5)
 
 
+def test_one_image_for_all_boxes_equals_one_copy_a_box_and_so_do_its_gradients(model, embedding):
+    boxes = torch.tensor([[10.0, 20, 100, 90], [5, 5, 250, 250], [60.5, 70.25, 90, 200]])
+    found = {}
+    for shared, image_of_box in ((True, None), (False, torch.zeros(3, dtype=torch.int64))):
+        one = embedding[:1].clone().requires_grad_()
+        logits, iou = model.decode(one, boxes, image_of_box)
+        logits.square().mean().backward()
+        projection = model.mask_decoder.transformer.layers[0].cross_attn_token_to_image.k_proj.weight
+        found[shared] = logits, iou, one.grad, projection.grad.clone()
+        model.zero_grad()
+    for a, b in zip(found[True], found[False], strict=True):
+        assert float(((a - b).norm() / b.norm()).detach()) < 1e-5
+
+
+@torch.inference_mode()
+def test_the_image_is_projected_once_for_all_boxes(model, embedding):
+    seen, first = [], model.mask_decoder.transformer.layers[0]
+    layers = first.cross_attn_token_to_image.k_proj, first.cross_attn_image_to_token.q_proj
+    hooks = [layer.register_forward_hook(lambda _, x, __: seen.append(tuple(x[0].shape))) for layer in layers]
+    model.decode(embedding[:1], torch.tensor([[10.0, 20, 100, 90]]).repeat(5, 1))
+    for hook in hooks:
+        hook.remove()
+    assert seen == [(1, 4096, 256)] * 2
+
+
+@torch.inference_mode()
+def test_no_boxes_give_no_masks(model, embedding):
+    logits, iou = model.decode(embedding[:1], torch.zeros(0, 4))
+    assert logits.shape == (0, 1, 256, 256) and iou.shape == (0, 1)
+
+
 @torch.inference_mode()
 def test_two_images_equal_one_by_one(model, embedding):
     images = torch.from_numpy(np.random.default_rng(7).random((2, 3, 256, 256), dtype=np.float32))

@@ -148,6 +148,18 @@ def test_objects_that_share_slices_on_different_ways_keep_each_others_masks():
     assert one.model.encoded == 20
 
 
+@pytest.mark.parametrize("preset", ["fixed", "paper"])
+def test_few_kept_embeddings_cost_time_and_change_nothing(preset, monkeypatch):
+    labels = np.zeros((20, 40, 120), np.uint16)
+    for i, (low, high) in enumerate(((0, 12), (4, 16), (8, 20))):
+        labels[low:high, 8:32, 8 + 36 * i : 32 + 36 * i] = i + 1
+    many, few = segmenter(preset), segmenter(preset)
+    want = many.segment(case(volume_of(labels), labels))
+    monkeypatch.setattr("volumes.EMBEDDINGS_KEPT", 2)
+    assert np.array_equal(few.segment(case(volume_of(labels), labels)), want)
+    assert few.model.encoded > many.model.encoded == 20
+
+
 def test_in_3d_too_the_last_object_or_the_surer_one_wins():
     boxes = np.array([[2.0, 2, 4, 30, 30, 16], [2, 2, 0, 30, 30, 10]])
     volume = np.full((20, 36, 36), 100, np.uint8)
