@@ -6,7 +6,7 @@
 
 The cases are drawn at the true sizes and numbers of objects, contents synthetic (table5_cases.py says what that means).
 Each measurement runs in a process of its own; systems take turns. Every finished one is appended to times.csv, and a run
-that was stopped goes on where it was: after changing code that is timed, remove times.csv or name another folder.
+that was stopped goes on where it was: after changing code or int8 files that are timed, remove times.csv or name another folder.
 Writes times.csv, table.md and settings.json, and prints what was to be reached. Close other programs before.
 """
 
@@ -66,6 +66,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                    help="slices of a volume that the published algorithm is timed on, 0 for all; the rest is multiplied")  # fmt: skip
     p.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and OpenCV")
     p.add_argument("--weights", type=Path, default=OUR_CHECKPOINT, help="float checkpoint of the proposed model")
+    p.add_argument("--static", type=Path, help="NAME.static.xml for engine openvino-int8 (default: its own)")
     p.add_argument("--seed", type=int, default=0, help="seed of the drawn cases, 0 or more")
     p.add_argument("--drawn", type=Path, default=Path("out/table5"), help="folder for the drawn cases, 300 MB")
     p.add_argument("-o", "--out", type=Path, default=Path("results/table5"), help="folder for times and table")
@@ -131,7 +132,7 @@ def check_settings(args: argparse.Namespace, settings: dict) -> None:
 
 def systems_of(case: str, args: argparse.Namespace) -> list[str]:
     """What measures a part or a case, in the order of its turns."""
-    fixed = {"peak": ["float32", "int8"], "nsd": ["ours", "surface-distance"], "encoder": args.engines}
+    fixed = {"peak": ["float32", "int8"], "nsd": ["ours", "surface-distance"], "encoder": ["eager", *args.engines]}
     ours = [f"fixed {model} {engine}" for model in args.models for engine in args.engines]
     return fixed.get(case, [BASELINE, RELEASED, *ours])
 
@@ -162,13 +163,14 @@ def measure_all(args: argparse.Namespace, cases: list[str]) -> list[dict]:
         if engine in skipped:
             continue
         job = {"case": case, "system": system, "repeat": repeat, "threads": args.threads, "slices": args.slices}
-        job |= {"path": str(drawn(case, args)), "weights": str(args.weights), **sizes}
+        job |= {"path": str(drawn(case, args)), "weights": str(args.weights)}
+        job |= {"static": str(args.static or ""), **sizes}
         try:
             append_row(path, in_child(job))
         except BrokenProcessPool:
             tqdm.write(f"table5.py: left out: {case}, {system}: its process was killed, most likely for want of memory")
         except (InputError, ImportError) as error:
-            if engine == "torch":  # PyTorch is always there, so this is no missing engine
+            if engine in ("eager", "torch"):  # PyTorch is always there, so this is no missing engine
                 raise InputError(f"{case}, {system}: {error}") from error
             skipped.add(engine)
             tqdm.write(f"table5.py: left out: {engine}: {error}")

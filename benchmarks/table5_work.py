@@ -1,7 +1,8 @@
 """One measurement of Table 5, in a process of its own, so that its peak of memory is its own. benchmarks/table5.py starts them.
 
 A system is named "PRESET MODEL ENGINE". Preset `released` stands for the published algorithm, run as it was published:
-our own code gives the same masks under that preset with less work, so `released_algorithm` below does all of it again.
+our own code gives the same masks under that preset with less work, so `released_algorithm` below does all of it again,
+with the engine "eager": the plain network in PyTorch float32, whatever our engine `torch` makes of it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ import torch.nn.functional as F
 from table5_cases import object_slices, thinner, work
 
 import volumes
+from baseline import build_baseline
 from data import boxes_to_grid, grid_size
 from metrics import TOLERANCE, nsd
-from model import GRID
+from model import GRID, build_model
+from presets import PRESETS
 from readers import Case, InputError, read_npz
 from segment import Segmenter, load_segmenter
+from weights import default_weights, load_weights
 from writers import save_npz
 
 STAGES = ("read", "enhance", "encode", "decode", "upsample", "other", "write")
@@ -96,12 +100,22 @@ def _whole_mask(segmenter: Segmenter, embedding, prompt: np.ndarray, height: int
 # ---------------------------------------------------------------- one case by one system
 
 
+def segmenter_of(preset: str, model: str, engine: str, job: dict) -> Segmenter:
+    """A system's segmenter, with the job's "weights" of the proposed model, or "static" ones for openvino-int8, if named."""
+    named = job.get("static" if engine == "openvino-int8" else "weights") if model == "proposed" else None
+    weights = Path(named) if named else None
+    if engine != "eager":
+        # `force`: with the weights of another preset the masks change, the time does not
+        return load_segmenter(model, weights, preset, engine, force=True)
+    network = build_baseline() if model == "baseline" else build_model()
+    load_weights(weights or default_weights(model), network)
+    return Segmenter(network, PRESETS[preset], enhanced=model == "proposed")
+
+
 def measure_case(job: dict) -> dict:
     """Read, segment and write one case: seconds of each stage, what was timed, and what the whole case would be."""
     preset, model, engine = job["system"].split()
-    weights = Path(job["weights"]) if model == "proposed" and job["weights"] else None
-    # `force`: with the weights of another preset the masks change, the time does not
-    segmenter = load_segmenter(model, weights, preset, engine, force=True)
+    segmenter = segmenter_of(preset, model, engine, job)
     start = time.perf_counter()
     case = read_npz(Path(job["path"]))
     read_s = time.perf_counter() - start
@@ -109,9 +123,8 @@ def measure_case(job: dict) -> dict:
     timed = case
     if published and case.is_3d and job["slices"]:
         timed = replace(case, boxes=thinner(case.boxes, job["slices"]))
-    segmenter.decode(
-        segmenter.embed(np.zeros((64, 64), np.uint8)), np.array([[10.0, 10, 90, 90]] * len(case.boxes[:16]))
-    )
+    boxes = np.array([[10.0, 10, 90, 90]] * len(case.boxes[: segmenter.box_chunk]))
+    segmenter.decode(segmenter.embed(np.zeros((64, 64), np.uint8)), boxes)  # warms up
     segmenter.seconds.clear()
 
     start = time.perf_counter()
@@ -159,7 +172,7 @@ def repeated(task: Callable, calls: int, pick: Callable = statistics.median) -> 
 
 def measure_encoder(job: dict) -> dict:
     """Seconds of one image in the proposed model's encoder, by the engine that the job names."""
-    segmenter = load_segmenter("proposed", Path(job["weights"]) if job["weights"] else None, None, job["system"])
+    segmenter = segmenter_of("fixed", "proposed", job["system"], job)
     image = torch.rand(1, 3, GRID, GRID)
     with torch.inference_mode():
         return {"seconds": repeated(lambda: segmenter.model.image_encoder(image), job["calls"])}

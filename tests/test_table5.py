@@ -181,7 +181,7 @@ def test_bars_say_yes_no_or_nothing():
     best, six = "fixed proposed openvino", SIX_OBJECTS.name
     cells, skin = "2DBox_Microscope_0016", "2DBox_Dermoscopy_0003"
     rows = times(**{
-        "encoder|torch": 0.4, "encoder|openvino": 0.1, "peak|int8": 0.0039, "peak|float32": 0.02,
+        "encoder|eager": 0.4, "encoder|torch": 0.3, "encoder|openvino": 0.1, "peak|int8": 0.0039, "peak|float32": 0.02,
         f"{six}|{BASELINE}": 40, f"{six}|{RELEASED}": 9.9, f"{six}|{OURS}": 2.4, f"{six}|{best}": 1.0,
         f"{cells}|{RELEASED}": 6.0, f"{cells}|{OURS}": 2.0, f"{cells}|{best}": 1.0,
         f"{skin}|{BASELINE}": 0.9, f"{skin}|{OURS}": 2.0, f"{skin}|{best}": 1.0,
@@ -237,6 +237,9 @@ def place(tmp_path, monkeypatch):
 
     threads = torch.get_num_threads(), cv2.getNumThreads()
     monkeypatch.setattr(table5_work, "load_segmenter", load)
+    for name in ("build_model", "build_baseline"):
+        monkeypatch.setattr(table5_work, name, lambda: BrightModel(0.4))
+    monkeypatch.setattr(table5_work, "load_weights", lambda path, model: {})
     monkeypatch.setattr(table5, "in_child", child)
     monkeypatch.setattr(table5, "current_settings", lambda args: SETTINGS | {"slices": args.slices})
     monkeypatch.setattr(table5, "FULL_SIZES", {"side": 32, "calls": 1, "shape": (16, 32, 32)})
@@ -257,7 +260,8 @@ def test_systems_take_turns_and_a_missing_engine_is_told_once(place, capsys):
     rows = run()
     case = "2DBox_US_0525"
     wanted = [("peak", kind, repeat) for repeat in (1, 2) for kind in ("float32", "int8")]
-    wanted += [("encoder", "torch", 1), ("encoder", "openvino", 1), ("encoder", "torch", 2)]
+    wanted += [("encoder", engine, 1) for engine in ("eager", "torch", "openvino")]
+    wanted += [("encoder", engine, 2) for engine in ("eager", "torch")]
     wanted += [(case, system, repeat) for repeat in (1, 2) for system in (BASELINE, RELEASED, OURS)]
     assert asked == wanted
     told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
@@ -273,18 +277,18 @@ def test_systems_take_turns_and_a_missing_engine_is_told_once(place, capsys):
 
 def test_a_run_goes_on_where_it_was_stopped_even_within_a_line(place):
     folder, asked, fault = place
-    fault["stop"] = 6
+    fault["stop"] = 7
     with pytest.raises(KeyboardInterrupt):
         run()
     path = folder / "results/table5/times.csv"
     before = path.read_text()
-    assert len(before.splitlines()) == 1 + 5  # a line of names, five runs
+    assert len(before.splitlines()) == 1 + 6  # a line of names, six runs
     path.write_text(before + "2DBox_US_0525,rele")
     fault["stop"] = None
     asked.clear()
     rows = run()
-    assert path.read_text().startswith(before) and len(rows) == 4 + 2 + 6
-    assert asked[:2] == [("encoder", "openvino", 1), ("encoder", "torch", 2)] and len(asked) == 8
+    assert path.read_text().startswith(before) and len(rows) == 4 + 4 + 6
+    assert asked[:2] == [("encoder", "openvino", 1), ("encoder", "eager", 2)] and len(asked) == 9
     asked.clear()
     assert run("--engines", "torch") == rows and asked == []
     assert read_rows(path) == rows
@@ -306,7 +310,7 @@ def test_what_goes_wrong_is_told_in_one_sentence(place, capsys):
         run("--slices", "5", cases=["2DBox_US_0525"])
     fault["killed"] = RELEASED
     rows = run("-o", "elsewhere", cases=["2DBox_US_0525"], repeats=1)
-    assert len(rows) == 2 and "released proposed torch: its process was killed" in capsys.readouterr().out
+    assert len(rows) == 2 and "released proposed eager: its process was killed" in capsys.readouterr().out
     for more in (
         ["--repeats", "0"],
         ["--slices", "2"],
@@ -368,5 +372,5 @@ def test_smoke_runs_the_real_models_and_leaves_nothing_behind(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == "# Table 5 measured" and lines[-1].startswith("table5.py: 7 runs, best engine torch; removed")
+    assert lines[0] == "# Table 5 measured" and lines[-1].startswith("table5.py: 8 runs, best engine torch; removed")
     assert not list(tmp_path.iterdir())
