@@ -1,0 +1,207 @@
+"""Table 5 measured: seconds of its fourteen cases by the published algorithm and by ours, engine by engine. [P 4.3]
+
+    python benchmarks/table5.py                                       everything that is installed; hours, see --slices
+    python benchmarks/table5.py --cases 2DBox_US_0525 encoder --repeats 1
+    python benchmarks/table5.py --smoke                               two tiny cases, 1 min, nothing is kept
+
+The cases are drawn at the true sizes and numbers of objects, contents synthetic (table5_cases.py says what that means).
+Each measurement runs in a process of its own; systems take turns. Every finished one is appended to times.csv, and a run
+that was stopped goes on where it was: after changing code or int8 files that are timed, remove times.csv or name another folder.
+Writes times.csv, table.md and settings.json, and prints what was to be reached. Close other programs before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
+
+from table5_cases import BY_NAME, SIX_OBJECTS, SMOKE, TABLE5, draw
+from table5_report import BASELINE, PROPOSED, RELEASED, Times, append_row, bars_text, read_rows, times_text
+from table5_work import NSD_SHAPE, measure
+
+from baseline import build_baseline
+from model import build_model
+from phantoms import write_case
+from quantize import int8_reach
+from readers import InputError
+from weights import OUR_CHECKPOINT
+from writers import save_json, save_text
+
+PARTS = ("peak", "encoder", "nsd")  # measured apart from any case
+ENGINES_KNOWN = ("torch", "torch-int8", "openvino", "openvino-int8")
+FULL_SIZES = {"side": 2048, "calls": 9, "shape": NSD_SHAPE}  # of the parts' matrices, their calls, the NSD's phantom
+PACKAGES = ("numpy", "opencv-python-headless", "openvino", "surface-distance", "scipy")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    everything = [*PARTS, SIX_OBJECTS.name, *(case.name for case in TABLE5)]
+    p.add_argument("--cases", nargs="+", choices=everything, default=everything, metavar="NAME",
+                   help=f"rows to measure: {', '.join(everything)}")  # fmt: skip
+    p.add_argument("--engines", nargs="+", metavar="ENGINE",
+                   help=f"what runs our own code; one that is not there is told and left out (default: {', '.join(ENGINES_KNOWN)})")  # fmt: skip
+    p.add_argument("--models", nargs="+", choices=("proposed", "baseline"), default=["proposed"],
+                   help="models that our own code runs; the published algorithm always runs both")  # fmt: skip
+    p.add_argument(
+        "--repeats", type=int, default=3, help="runs of each system on each case, of which the median counts"
+    )
+    p.add_argument("--slices", type=int, default=24,
+                   help="slices of a volume that the published algorithm is timed on, 0 for all; the rest is multiplied")  # fmt: skip
+    p.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and OpenCV")
+    p.add_argument("--weights", type=Path, default=OUR_CHECKPOINT, help="float checkpoint of the proposed model")
+    p.add_argument("--static", type=Path, help="NAME.static.xml for engine openvino-int8 (default: its own)")
+    p.add_argument("--seed", type=int, default=0, help="seed of the drawn cases, 0 or more")
+    p.add_argument("--drawn", type=Path, default=Path("out/table5"), help="folder for the drawn cases, 300 MB")
+    p.add_argument("-o", "--out", type=Path, default=Path("results/table5"), help="folder for times and table")
+    p.add_argument("--smoke", action="store_true", help="two tiny cases, once, PyTorch only unless --engines, 1 min")
+    args = p.parse_args(argv)
+    if min(args.repeats, args.threads) < 1 or args.seed < 0 or 0 > args.slices or 0 < args.slices < 3:
+        p.error("--repeats and --threads must be 1 or more, --seed 0 or more, --slices 0 or 3 or more")
+    args.engines = args.engines or (["torch"] if args.smoke else list(ENGINES_KNOWN))
+    return args
+
+
+# ---------------------------------------------------------------- what the numbers depend on
+
+
+def cpu_name() -> str:
+    """The processor's name, without the computer's."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of all packages that are timed; "not installed" for one that is missing."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def current_settings(args: argparse.Namespace) -> dict:
+    """What every row of one times.csv must share, and what settings.json says besides."""
+    if not args.weights.is_file():
+        raise InputError(f"{args.weights}: no such checkpoint; name one with --weights")
+    counts = {}
+    for name, build in (("proposed", build_model), ("baseline", build_baseline)):
+        macs = int8_reach(build())["macs"]
+        for part in ("encoder", "decoder"):
+            key = part if name == "proposed" else f"baseline {part}"
+            counts[key] = sum(n for kind, n in macs.items() if kind.startswith(part))
+    return {
+        "processor": cpu_name(), "cores": os.cpu_count(), "threads": args.threads, "slices": args.slices, "seed": args.seed,
+        "sha256 of weights": hashlib.sha256(args.weights.read_bytes()).hexdigest(),
+        "versions": versions(), "multiply-adds": counts, "capability": torch.backends.cpu.get_cpu_capability(),
+    }  # fmt: skip
+
+
+def check_settings(args: argparse.Namespace, settings: dict) -> None:
+    """InputError if times.csv was begun under other settings: its rows would not compare."""
+    path = args.out / "settings.json"
+    if (args.out / "times.csv").is_file() and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changed = [key for key, value in settings.items() if before.get(key) != value]
+        if changed:
+            raise InputError(f"{args.out}: its times were measured with other {changed[0]}; name another --out folder")
+    save_json(path, settings)
+
+
+# ---------------------------------------------------------------- the measurements
+
+
+def systems_of(case: str, args: argparse.Namespace) -> list[str]:
+    """What measures a part or a case, in the order of its turns."""
+    fixed = {"peak": ["float32", "int8"], "nsd": ["ours", "surface-distance"], "encoder": ["eager", *args.engines]}
+    ours = [f"fixed {model} {engine}" for model in args.models for engine in args.engines]
+    return fixed.get(case, [BASELINE, RELEASED, *ours])
+
+
+def in_child(job: dict) -> dict:
+    """Do a job in a fresh process: its peak of memory is its own, and nothing is warm from the job before."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, job).result()
+
+
+def drawn(case: str, args: argparse.Namespace) -> Path | None:
+    """The file of a drawn case, drawn now if it is not there; None for a part."""
+    if case in PARTS:
+        return None
+    folder = args.drawn / f"seed{args.seed}"
+    path = folder / "imgs" / f"{case}.npz"
+    return path if path.is_file() else write_case(folder, draw(BY_NAME[case], args.seed))
+
+
+def measure_all(args: argparse.Namespace, cases: list[str]) -> list[dict]:
+    """Every measurement that times.csv does not hold yet; repeats are the outer loop, so that systems take turns."""
+    path, skipped = args.out / "times.csv", set()
+    done = {(row["case"], row["system"], row["repeat"]) for row in read_rows(path)}
+    turns = [(c, s, r) for c in cases for r in range(1, args.repeats + 1) for s in systems_of(c, args)]
+    sizes = {"side": 256, "calls": 2, "shape": (16, 32, 32)} if args.smoke else FULL_SIZES
+    for case, system, repeat in tqdm([turn for turn in turns if turn not in done], "runs", disable=None):
+        engine = system.split()[-1]
+        if engine in skipped:
+            continue
+        job = {"case": case, "system": system, "repeat": repeat, "threads": args.threads, "slices": args.slices}
+        job |= {"path": str(drawn(case, args)), "weights": str(args.weights)}
+        job |= {"static": str(args.static or ""), **sizes}
+        try:
+            append_row(path, in_child(job))
+        except BrokenProcessPool:
+            tqdm.write(f"table5.py: left out: {case}, {system}: its process was killed, most likely for want of memory")
+        except (InputError, ImportError) as error:
+            if engine in ("eager", "torch"):  # PyTorch is always there, so this is no missing engine
+                raise InputError(f"{case}, {system}: {error}") from error
+            skipped.add(engine)
+            tqdm.write(f"table5.py: left out: {engine}: {error}")
+    return read_rows(path)
+
+
+def run(args: argparse.Namespace) -> list[dict]:
+    cases = [case.name for case in SMOKE] + ["encoder"] if args.smoke else args.cases
+    settings = current_settings(args)
+    check_settings(args, settings)
+    rows = measure_all(args, cases)
+    text = times_text(rows, settings)
+    save_text(args.out / "table.md", text)
+    print(text if args.smoke else bars_text(Times(rows), settings))
+    ours = Times(rows).best().removeprefix(PROPOSED)
+    print(f"table5.py: {len(rows)} runs, best engine {ours}; {'removed again' if args.smoke else f'wrote {args.out}'}.")
+    return rows
+
+
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Returns the rows of times.csv."""
+    args = parse(argv)
+    try:
+        if not args.smoke:
+            return run(args)
+        with tempfile.TemporaryDirectory() as scratch:
+            args.drawn, args.out, args.repeats = Path(scratch) / "drawn", Path(scratch) / "table5", 1
+            return run(args)
+    except (InputError, OSError) as error:
+        sys.exit(f"table5.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""benchmarks/table5.py: the paper's cases, the published algorithm's work, scaling, a run that goes on where it stopped.
+
+Most runs use the stand-in of fake_model.py; the last tests are the real thing.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import stages
+import table5
+import table5_work
+import torch
+from fake_model import BrightModel
+from table5_cases import BY_NAME, SECONDS_A_SLICE, SIX_OBJECTS, SMOKE, TABLE5, draw, object_slices, spans, thinner, work
+from table5_report import BASELINE, OURS, RELEASED, Times, bars, read_rows, times_text
+from table5_work import ORGANS, STAGES, organ_pair, package_nsd, released_algorithm, scaled
+
+from metrics import nsd
+from model import build_model
+from phantoms import write_case
+from presets import PRESETS
+from readers import Case, InputError, boxes_from_labels, read_npz
+from segment import Segmenter
+
+ROOT = Path(__file__).parent.parent
+PAPER = """
+3DBox_CT_0566 287 512 512 6 210.98 51.85
+3DBox_CT_0888 237 512 512 6 53.35 11.22
+3DBox_CT_0860 246 512 512 1 7.50 2.51
+3DBox_MR_0621 115 400 400 6 83.16 16.92
+3DBox_MR_0121 64 290 320 6 51.20 9.84
+3DBox_MR_0179 84 512 512 1 6.92 1.6
+3DBox_PET_0001 264 200 200 1 3.50 0.78
+2DBox_US_0525 256 256 3 1 0.40 0.11
+2DBox_X-Ray_0053 320 640 3 34 0.90 0.72
+2DBox_Dermoscopy_0003 3024 4032 3 1 1.41 2.09
+2DBox_Endoscopy_0086 480 560 3 1 0.43 0.09
+2DBox_Fundus_0003 2048 2048 3 1 0.72 0.38
+2DBox_Microscope_0008 1536 2040 3 19 1.05 0.66
+2DBox_Microscope_0016 1920 2560 3 241 6.27 6.19
+"""
+
+
+def boxed(name, seed=0):
+    phantom = draw(BY_NAME[name], seed)
+    boxes = boxes_from_labels(phantom.labels)[1].astype(float)
+    return Case(name, phantom.image, boxes, phantom.labels, phantom.spacing_mm, name.startswith("3D"))
+
+
+# ---------------------------------------------------------------- the cases
+
+
+def test_sizes_objects_and_seconds_are_those_of_the_paper():
+    lines = [line.split() for line in PAPER.split("\n") if line]
+    ours = [[c.name, *map(str, c.shape), str(c.objects), c.paper_baseline_s, c.paper_proposed_s] for c in TABLE5]
+    assert [line[:5] + [float(word) for word in line[5:]] for line in lines] == ours
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in (*TABLE5, *SMOKE) if not c.is_3d or c.shape[0] < 100], ids=lambda c: c.name
+)
+def test_a_drawn_case_has_its_size_its_objects_and_room_between_them(case):
+    phantom = draw(case)
+    assert phantom.image.shape == case.shape and phantom.image.dtype == np.uint8
+    ids, boxes = boxes_from_labels(phantom.labels)
+    assert ids.tolist() == list(range(1, case.objects + 1))
+    ndim = phantom.labels.ndim
+    planar = [0, 1, ndim, ndim + 1]
+    for i, a in enumerate(boxes[:, planar]):  # in cells of their own, so no object covers another
+        for b in boxes[i + 1 :, planar]:
+            assert (a[2:] < b[:2]).any() or (b[2:] < a[:2]).any()
+    if ndim == 2:
+        gray = bool((phantom.image[..., :1] == phantom.image).all())
+        assert gray != case.color
+    again = draw(case)
+    assert np.array_equal(again.image, phantom.image) and np.array_equal(again.labels, phantom.labels)
+    assert not np.array_equal(draw(case, 1).image, phantom.image)
+
+
+@pytest.mark.parametrize("case", [c for c in TABLE5 if c.is_3d], ids=lambda c: c.name)
+def test_objects_span_as_many_slices_as_the_paper_has_seconds_for(case):
+    found = spans(case, np.random.default_rng(0))
+    assert all(0 <= first < last < case.shape[0] for first, last in found)
+    visited = sum(last - first - 1 for first, last in found)  # the released loop leaves both ends out
+    assert visited * SECONDS_A_SLICE == pytest.approx(case.paper_baseline_s, abs=2)
+
+
+def test_the_drawn_spans_are_the_boxes_and_six_objects_are_in_every_slice():
+    case = BY_NAME["3DBox_MR_0121"]
+    found = spans(case, np.random.default_rng((0, list(BY_NAME).index(case.name))))
+    assert boxed(case.name).boxes[:, [2, 5]].astype(int).tolist() == [list(pair) for pair in found]
+    assert spans(SIX_OBJECTS, np.random.default_rng(0)) == [(0, 23)] * 6
+
+
+# ---------------------------------------------------------------- the published algorithm
+
+
+@pytest.mark.parametrize("name", [case.name for case in SMOKE])
+@pytest.mark.parametrize("network", ["bright", "random"])
+def test_the_released_algorithm_paints_what_the_released_preset_paints(name, network):
+    torch.manual_seed(0)
+    model = BrightModel(0.45) if network == "bright" else build_model()
+    segmenter = Segmenter(model, PRESETS["released"], enhanced=True)
+    case = boxed(name)
+    wanted = segmenter.segment(case)
+    assert wanted.any()
+    assert np.array_equal(released_algorithm(segmenter, case), wanted)
+
+
+def test_the_released_algorithm_follows_objects_that_cover_each_other():
+    labels = np.zeros((9, 70, 90), np.uint16)
+    labels[1:8, 20:40, 20:50], labels[2:9, 30:60, 40:80] = 1, 2
+    boxes = np.array([[20.0, 20, 1, 49, 39, 7], [40, 30, 2, 79, 59, 8], [35, 25, 0, 60, 50, 4]])
+    case = Case("3DBox_CT_overlap", np.where(labels > 0, 200, 10).astype(np.uint8), boxes, None, None, True)
+    segmenter = Segmenter(BrightModel(), PRESETS["released"], enhanced=False)
+    wanted = segmenter.segment(case)
+    assert set(np.unique(wanted)) == {0, 1, 2, 3}
+    assert np.array_equal(released_algorithm(segmenter, case), wanted)
+
+
+@pytest.mark.parametrize("name", [SMOKE[0].name, SMOKE[1].name, "3DBox_MR_0121"])
+@pytest.mark.parametrize("preset", ["released", "fixed"])
+def test_work_is_what_the_network_is_asked_for(name, preset):
+    case, model = boxed(name), BrightModel()
+    segmenter = Segmenter(model, PRESETS[preset], enhanced=False)
+    if preset == "released":
+        case = replace(case, boxes=thinner(case.boxes, 6) if case.is_3d else case.boxes)
+        released_algorithm(segmenter, case)
+        assert (model.encoded == model.decoded) == case.is_3d  # once a slice and object, once an image
+    else:
+        segmenter.segment(case)
+    assert (model.encoded, model.decoded) == work(case, PRESETS[preset], shared=preset == "fixed")
+
+
+# ---------------------------------------------------------------- parts of volumes
+
+
+def test_thinner_objects_keep_their_place_and_overlap_and_fit_the_limit():
+    boxes = boxed("3DBox_MR_0121").boxes
+    whole = object_slices(boxes)
+    assert thinner(boxes, whole) is boxes
+    for limit in (3, 8, 12, 20):
+        thin = thinner(boxes, limit)
+        assert object_slices(thin) <= limit and np.array_equal(thin[:, [0, 1, 3, 4]], boxes[:, [0, 1, 3, 4]])
+        assert (thin[:, 5] - thin[:, 2] >= 2).all() and (thin[:, 2] >= 0).all() and (thin[:, 5] < 64).all()
+    shares = [(b[:, 5] - b[:, 2] + 1).sum() / object_slices(b) for b in (boxes, thinner(boxes, 20))]
+    assert shares[1] == pytest.approx(shares[0], rel=0.2)  # objects in a slice
+
+
+def test_scaling_multiplies_calls_and_nothing_else():
+    row = {f"{stage}_s": 1.0 for stage in STAGES} | {"encoded": 20, "encoded_of": 100, "decoded": 10, "decoded_of": 30}
+    wanted = {"read": 1, "enhance": 5, "encode": 5, "decode": 3, "upsample": 3, "other": 1, "write": 1}
+    assert scaled(row) == wanted and list(wanted) == list(STAGES)
+
+
+def times(**of):
+    """Times with one row each: of maps "case|system" to seconds, all of them spent in `encode`."""
+    rows = []
+    for key, seconds in of.items():
+        case, system = key.split("|")
+        row = {"case": case, "system": system, "repeat": 1, "seconds": seconds, "peak_mb": 500.0, "values": "0.5 0.25"}
+        row |= {f"{stage}_s": seconds * (stage == "encode") for stage in STAGES}
+        row |= {"encoded": 1, "encoded_of": 1, "decoded": 1, "decoded_of": 1, "slices": 1, "slices_of": 1}
+        rows.append(row)
+    return rows
+
+
+COUNTS = {"encoder": 10_000_000_000, "decoder": 1_000_000_000}
+SETTINGS = {"multiply-adds": COUNTS, "threads": 2, "processor": "a processor"}
+
+
+def test_bars_say_yes_no_or_nothing():
+    best, six = "fixed proposed openvino", SIX_OBJECTS.name
+    cells, skin = "2DBox_Microscope_0016", "2DBox_Dermoscopy_0003"
+    rows = times(**{
+        "encoder|eager": 0.4, "encoder|torch": 0.3, "encoder|openvino": 0.1, "peak|int8": 0.0039, "peak|float32": 0.02,
+        f"{six}|{BASELINE}": 40, f"{six}|{RELEASED}": 9.9, f"{six}|{OURS}": 2.4, f"{six}|{best}": 1.0,
+        f"{cells}|{RELEASED}": 6.0, f"{cells}|{OURS}": 2.0, f"{cells}|{best}": 1.0,
+        f"{skin}|{BASELINE}": 0.9, f"{skin}|{OURS}": 2.0, f"{skin}|{best}": 1.0,
+        "nsd|ours": 1.0, "nsd|surface-distance": 3.5,
+    })  # fmt: skip
+    found = bars(Times(rows), SETTINGS)
+    assert [met for _, _, met in found] == [True, False, False, True, True, True, False, None, True, True]
+    assert found[1][1].startswith("2.56 x the int8 floor, 10.0 G multiply-adds at 256 G/s = 39 ms, 0.50 x the float32")
+    assert found[2][0].startswith("6 objects in 24 slices, openvino: >= 10 x") and found[2][1].startswith("9.9 x")
+    assert [met for _, _, met in bars(Times([]), SETTINGS)] == [None] * 10
+    rows[-1]["values"] = "0.5 0.2500001"
+    assert bars(Times(rows), SETTINGS)[-1][2] is False
+
+
+def test_the_table_takes_medians_and_marks_what_was_timed_in_part():
+    name = "3DBox_CT_0566"
+    rows = times(**{f"{name}|{BASELINE}": 50.0, f"{name}|{RELEASED}": 30.0, f"{name}|{OURS}": 10.0})
+    rows += [row | {"repeat": 2, "seconds": 20.0} for row in rows] + [
+        row | {"repeat": 3, "seconds": 40} for row in rows
+    ]
+    for row in rows:
+        if row["system"] == RELEASED:
+            row |= {"slices": 24, "slices_of": 150, "encoded": 80, "encoded_of": 500}
+    text = times_text(rows, SETTINGS)
+    line = next(line for line in text.splitlines() if line.startswith(f"| {name}"))
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[:6] == [name, "287 x 512 x 512", "6", "211", "51.9", "4.07"]
+    assert cells[6:9] == ["40", "30", "20"] and cells[-1] == "24 of 150 slices timed"
+    assert "a processor, 2 threads, median of up to 3 repeats" in text
+    assert Times(rows).stages(name, RELEASED)["encode"] == 30.0 * 500 / 80
+
+
+# ---------------------------------------------------------------- a run
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The stand-in for every model, jobs in this process; `asked` lists them, `fault` says which go wrong."""
+    asked, fault = [], {"stop": None, "killed": None}
+
+    def load(model, weights, preset, engine, force=False):
+        if engine == "openvino":
+            raise InputError("openvino is not installed")
+        return Segmenter(BrightModel(0.4), PRESETS[preset or "fixed"], enhanced=model == "proposed")
+
+    def child(job):
+        asked.append((job["case"], job["system"], job["repeat"]))
+        if len(asked) == fault["stop"]:
+            raise KeyboardInterrupt
+        if job["system"] == fault["killed"]:
+            raise BrokenProcessPool
+        return table5_work.measure(job)
+
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    monkeypatch.setattr(table5_work, "load_segmenter", load)
+    for name in ("build_model", "build_baseline"):
+        monkeypatch.setattr(table5_work, name, lambda: BrightModel(0.4))
+    monkeypatch.setattr(table5_work, "load_weights", lambda path, model: {})
+    monkeypatch.setattr(table5, "in_child", child)
+    monkeypatch.setattr(table5, "current_settings", lambda args: SETTINGS | {"slices": args.slices})
+    monkeypatch.setattr(table5, "FULL_SIZES", {"side": 32, "calls": 1, "shape": (16, 32, 32)})
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path, asked, fault
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
+
+
+def run(*more, cases=("peak", "encoder", "2DBox_US_0525"), repeats=2):
+    return table5.main(
+        ["--cases", *cases, "--threads", "1", "--repeats", str(repeats), "--engines", "torch", "openvino", *more]
+    )
+
+
+def test_systems_take_turns_and_a_missing_engine_is_told_once(place, capsys):
+    folder, asked, _ = place
+    rows = run()
+    case = "2DBox_US_0525"
+    wanted = [("peak", kind, repeat) for repeat in (1, 2) for kind in ("float32", "int8")]
+    wanted += [("encoder", engine, 1) for engine in ("eager", "torch", "openvino")]
+    wanted += [("encoder", engine, 2) for engine in ("eager", "torch")]
+    wanted += [(case, system, repeat) for repeat in (1, 2) for system in (BASELINE, RELEASED, OURS)]
+    assert asked == wanted
+    told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
+    assert told == ["table5.py: left out: openvino: openvino is not installed"]
+    assert len(rows) == len(wanted) - 1 and all(row["seconds"] > 0 and row["peak_mb"] > 50 for row in rows)
+    row = next(row for row in rows if row["system"] == RELEASED)
+    assert row["seconds"] == pytest.approx(sum(row[f"{stage}_s"] for stage in STAGES), rel=1e-4)
+    assert json.loads((folder / "results/table5/settings.json").read_text())["threads"] == 2
+    assert (
+        "| 2DBox_US_0525 | 256 x 256 x 3 | 1 | 0.4 | 0.11 | 3.64 |" in (folder / "results/table5/table.md").read_text()
+    )
+
+
+def test_a_run_goes_on_where_it_was_stopped_even_within_a_line(place):
+    folder, asked, fault = place
+    fault["stop"] = 7
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    path = folder / "results/table5/times.csv"
+    before = path.read_text()
+    assert len(before.splitlines()) == 1 + 6  # a line of names, six runs
+    path.write_text(before + "2DBox_US_0525,rele")
+    fault["stop"] = None
+    asked.clear()
+    rows = run()
+    assert path.read_text().startswith(before) and len(rows) == 4 + 4 + 6
+    assert asked[:2] == [("encoder", "openvino", 1), ("encoder", "eager", 2)] and len(asked) == 9
+    asked.clear()
+    assert run("--engines", "torch") == rows and asked == []
+    assert read_rows(path) == rows
+
+
+def test_released_volumes_are_timed_in_part_and_ours_whole(place):
+    rows = run("--slices", "6", "--engines", "torch", cases=["3DBox_MR_0121"], repeats=1)
+    by_system = {row["system"]: row for row in rows}
+    assert by_system[OURS]["slices"] == by_system[OURS]["slices_of"] == by_system[RELEASED]["slices_of"]
+    assert by_system[RELEASED]["slices"] <= 6
+    assert by_system[RELEASED]["decoded_of"] == pytest.approx(128, abs=3)  # 51.20 s at 0.40 s
+    assert by_system[RELEASED]["seconds"] > sum(by_system[RELEASED][f"{stage}_s"] for stage in STAGES)
+
+
+def test_what_goes_wrong_is_told_in_one_sentence(place, capsys):
+    fault = place[2]
+    run(cases=["2DBox_US_0525"], repeats=1)
+    with pytest.raises(SystemExit, match="table5.py: results/table5: its times were measured with other slices; name"):
+        run("--slices", "5", cases=["2DBox_US_0525"])
+    fault["killed"] = RELEASED
+    rows = run("-o", "elsewhere", cases=["2DBox_US_0525"], repeats=1)
+    assert len(rows) == 2 and "released proposed eager: its process was killed" in capsys.readouterr().out
+    for more in (
+        ["--repeats", "0"],
+        ["--slices", "2"],
+        ["--seed", "-1"],
+        ["--cases", "3DBox_CT_1"],
+        ["--threads", "0"],
+    ):
+        with pytest.raises(SystemExit):
+            run(*more)
+
+
+# ---------------------------------------------------------------- parts, and the real thing
+
+
+def test_nsd_of_the_phantom_equals_the_package():
+    pytest.importorskip("surface_distance")
+    for number in range(len(ORGANS)):
+        gt, pred = organ_pair(number, (24, 48, 48))
+        assert gt.any() and pred.any() and not np.array_equal(gt, pred)
+        assert nsd(pred, gt, (2.5, 0.8, 0.8)) == pytest.approx(package_nsd(pred, gt, (2.5, 0.8, 0.8)), abs=1e-9)
+
+
+def test_without_the_package_the_nsd_is_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "surface_distance", None)
+    with pytest.raises(InputError, match="requirements-dev.txt"):
+        package_nsd(*organ_pair(5, (16, 32, 32)), (1.0, 1.0, 1.0))
+
+
+def test_stages_draws_every_case_and_adds_up(tmp_path):
+    stages.made_up_times(tmp_path)
+    rows = stages.main(["--times", str(tmp_path), "--figure", str(tmp_path / "figure.png")])
+    assert [row["case"] for row in rows[::2]] == list(stages.CASES) and (
+        tmp_path / "figure.png"
+    ).stat().st_size > 10_000
+    with (tmp_path / "stages.csv").open(newline="") as file:
+        assert [float(row["read"]) for row in csv.DictReader(file)] == [1.0] * 6
+    told = stages.sentence(rows[0])
+    assert told.startswith("2DBox_US_0525, released algorithm: 7 s, of which encode and decode 2 s for 19 G")
+    assert told.endswith("at the float32 peak 0.19 s (10.5 x), at the int8 peak 0.0475 s (42.1 x).")
+    with pytest.raises(SystemExit, match="run first: python benchmarks/table5.py --cases peak 2DBox_US_0525"):
+        stages.main(["--times", str(tmp_path / "nowhere")])
+
+
+def test_a_drawn_case_survives_its_file(tmp_path):
+    case = read_npz(write_case(tmp_path, draw(SMOKE[1])))
+    assert case.is_3d and np.array_equal(case.boxes, boxed(SMOKE[1].name).boxes)
+
+
+def test_smoke_runs_the_real_models_and_leaves_nothing_behind(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "table5.py"),
+        "--smoke",
+        "--engines",
+        "torch",
+        "--threads",
+        "1",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "# Table 5 measured" and lines[-1].startswith("table5.py: 8 runs, best engine torch; removed")
+    assert not list(tmp_path.iterdir())
