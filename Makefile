@@ -24,12 +24,12 @@ demo: .venv/run
 	$(BIN)/python 02_train.py --cache $(DEMO)/cache --out $(DEMO)/run --steps $(STEPS) --batch 2 --objects 2 --set learning_rate=1e-3
 	$(BIN)/python 03_quantize.py --model baseline --repeats 2 --cases 1 -o $(DEMO)/baseline.dynamic.pt
 	$(BIN)/python 03_quantize.py --model proposed --weights $(PROPOSED) --repeats 2 --cases 1 -o $(DEMO)/proposed.dynamic.pt
-	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs --model baseline --overlay
-	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_int8 --model baseline --weights $(DEMO)/baseline.dynamic.pt --engine torch-int8
-	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_proposed --model proposed --weights $(PROPOSED)
-	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_proposed_int8 --model proposed --weights $(DEMO)/proposed.dynamic.pt --engine torch-int8
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_baseline --model baseline
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_baseline_int8 --model baseline --weights $(DEMO)/baseline.dynamic.pt --engine torch-int8
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs --model proposed --weights $(PROPOSED) --overlay
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_int8 --model proposed --weights $(DEMO)/proposed.dynamic.pt --engine torch-int8
 	$(BIN)/python figures.py --demo $(DEMO) $(FIGURES)
-	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval -s baseline=$(DEMO)/segs "baseline int8=$(DEMO)/segs_int8" "$(NAME)=$(DEMO)/segs_proposed" "$(NAME_INT8)=$(DEMO)/segs_proposed_int8"
+	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval -s baseline=$(DEMO)/segs_baseline "baseline int8=$(DEMO)/segs_baseline_int8" "$(NAME)=$(DEMO)/segs" "$(NAME_INT8)=$(DEMO)/segs_int8"
 
 test: .venv/dev
 	$(BIN)/python -m pytest
