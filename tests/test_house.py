@@ -15,7 +15,7 @@ SOURCES = sorted(ROOT.glob("*.py")) + sorted((ROOT / "benchmarks").glob("*.py"))
 SCRIPTS = [
     path
     for path in SOURCES
-    if path.name[0].isdigit() or path.name in ("table4.py", "table5.py", "stages.py", "run_length.py")
+    if path.name[0].isdigit() or path.name in ("table4.py", "table5.py", "stages.py", "choices.py", "run_length.py")
 ]
 # a module may import only those before it
 ORDER = [

@@ -1,0 +1,130 @@
+"""What each choice buys: small training runs of equal length that differ in one thing, and what the trained model loses
+when its input is changed. [P 4.5]
+
+    python benchmarks/choices.py --cache cache --steps 60 --batch 6            hours on a CPU, minutes on a GPU
+    python benchmarks/choices.py --cases val                                   the second table, from our checkpoint
+
+A run starts from random encoder weights and sees the same images, objects and boxes as the others. The changed inputs
+say what the trained network leans on, not what a network trained with them would score. Finished runs are kept.
+Writes runs.csv and inputs.csv into --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
+
+from readers import InputError, boxes_from_labels, list_cases, promptable_labels, read_npz
+from scoring import score_case
+from segment import load_segmenter
+from tables import AVERAGE, csv_text, summarize
+from writers import save_npz, save_text
+
+ROOT = Path(__file__).resolve().parent.parent
+GRAY_THREE_TIMES = ["iterations=0", "equalize=nothing"]
+RELEASED = [
+    "iterations=1", "diffusion_range=1.0", "border=wrap", "rounding=truncate", "equalize=raw",
+]  # fmt: skip
+RUNS = {  # name -> stage, settings; the first is what the others are compared with
+    "three channels, colour kept, MedSAM's decoder, distilled": ("distill", []),
+    "gray three times": ("distill", GRAY_THREE_TIMES),
+    "released channels": ("distill", RELEASED),
+    "colour turned gray": ("distill", ["color=gray"]),
+    "random decoder, all learnt, no teacher": ("finetune", ["decoder=random"]),
+    "MedSAM's decoder, all learnt, no teacher": ("finetune", []),
+}
+INPUTS = {"as trained": [], "gray three times": GRAY_THREE_TIMES, "released channels": RELEASED, "gray": ["color=gray"]}
+
+
+def train_runs(args: argparse.Namespace) -> None:
+    """One run of step 2 for each of RUNS, and a row each: the last line of its log."""
+    rows = []
+    for number, (name, (stage, settings)) in enumerate(RUNS.items()):
+        out = args.work / f"run{number}"
+        if not (out / "done").is_file():
+            command = [sys.executable, str(ROOT / "02_train.py"), "--cache", str(args.cache), "--out", str(out)]
+            command += ["--stage", stage, "--steps", str(args.steps), "--batch", str(args.batch), "--objects", "2"]
+            command += [
+                "--schedule",
+                "onecycle",
+                "--clip",
+                "1",
+                "--validate-every",
+                str(args.steps),
+                "--device",
+                args.device,
+            ]
+            command += ["--seed", str(args.seed), "--set", f"learning_rate={args.rate}", *settings]
+            if stage == "distill" and args.device == "cpu":
+                command += ["--teacher-cache", str(args.work / "teacher")]
+            if subprocess.run(command).returncode:
+                raise InputError(f"the run {name!r} failed, see above; mend it and start again: finished runs are kept")
+            (out / "done").touch()
+        with (out / "log.csv").open(newline="", encoding="utf-8") as file:
+            last = list(csv.DictReader(file))[-1]
+        rows.append({"run": name, "images": args.steps * args.batch, "Dice": float(last["validation_dice"])})
+        print(f"{name}: Dice {rows[-1]['Dice']:.3f} after {rows[-1]['images']} image-steps")
+        save_text(args.out / "runs.csv", csv_text(rows, ("run", "images", "Dice")))
+
+
+def changed_inputs(args: argparse.Namespace) -> None:
+    """DSC and NSD of our checkpoint on 2D cases under each of INPUTS, same boxes."""
+    gts, rows = args.work / "gts", []
+    paths = [path for path in list_cases(args.cases) if not read_npz(path, boxes_from_masks=True).is_3d]
+    for name, settings in INPUTS.items():
+        segmenter, folder = load_segmenter("proposed", settings=settings), args.work / "segs"
+        for path in tqdm(paths, name, disable=None):
+            case = read_npz(path, boxes_from_masks=True)
+            labels, _ = promptable_labels(case.labels)
+            boxes = boxes_from_labels(labels)[1]
+            save_npz(gts / path.name, gts=labels, boxes=boxes)
+            save_npz(folder / path.name, segs=segmenter.segment_image(case.image, boxes))
+            found, problems = score_case(gts / path.name, {name: folder}, ("strict",))
+            if problems:
+                raise InputError(problems[0])
+            rows += [row for row in found if row["system"] == name]
+    summary = summarize(rows)
+    table = [
+        {"input": name, "modality": modality, "cases": line["cases"], "DSC": line["dsc_strict"], "NSD": line["nsd_strict"]}
+        for (name, modality), line in summary.items()
+    ]  # fmt: skip
+    save_text(args.out / "inputs.csv", csv_text(table, ("input", "modality", "cases", "DSC", "NSD")))
+    for row in table:
+        if row["modality"] == AVERAGE:
+            print(f"{row['input']}: DSC {100 * row['DSC']:.2f}, NSD {100 * row['NSD']:.2f}, {row['cases']} cases")
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("--cache", type=Path, help="folder of step 1, for the training runs")
+    p.add_argument("--cases", type=Path, help="folder of .npz cases with imgs and gts, for the changed inputs")
+    p.add_argument("--steps", type=int, default=60, help="optimiser steps of a run")
+    p.add_argument("--batch", type=int, default=6, help="images a step")
+    p.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    p.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--work", type=Path, default=Path("out/choices"), help="folder for runs and label maps")
+    p.add_argument("-o", "--out", type=Path, default=Path("results/choices"), help="folder for the tables")
+    args = p.parse_args(argv)
+    try:
+        if not args.cache and not args.cases:
+            raise InputError("give --cache FOLDER for the runs, or --cases FOLDER for the changed inputs, or both")
+        if args.cases:
+            changed_inputs(args)
+        if args.cache:
+            train_runs(args)
+    except (InputError, OSError) as error:
+        sys.exit(f"choices.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
