@@ -4,8 +4,9 @@
     python 02_train.py --cache cache --out runs/finetune --init runs/distill/best.pt      everything, on the masks
     python 02_train.py --smoke                                                4 steps on tiny synthetic cases, 1 min
 
-Defaults are Table 3's. Writes last.pt, best.pt (smallest validation loss), log.csv and curve.png into --out; the
-same command with --resume goes on from last.pt and ends in the same weights as a run that was never stopped.
+Defaults are Table 3's; checkpoints/README.md has the flags that made our checkpoint. Writes last.pt, best.pt (smallest
+validation loss), log.csv, dice_by_modality.csv and curve.png into --out; the same command with --resume goes on from
+last.pt and ends in the same weights as a run that was never stopped, on a CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cache import CacheEntry, cache_case, read_index, write_index
-from dataset import SliceDataset, epoch_entries, validation_item
+from dataset import SliceDataset, steps_of_epoch, validation_item
 from model import build_model
 from phantoms import tiny_case
 from presets import PRESETS, Preset, override
@@ -55,7 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--ema", type=float, default=0.0, help="keep a moving average of the weights, e.g. 0.999")
     p.add_argument("--resident", action="store_true", help="keep all images on the device, draw batches there")
     p.add_argument("--augment", action="store_true", help="with --resident: mirror, turn, zoom, shade images")
-    p.add_argument("--compile", action="store_true", help="compile the encoder: slower to start, faster on a GPU")
+    p.add_argument("--compile", action="store_true", help="compile the networks: slower to start, faster on a GPU")
     p.add_argument(
         "--teacher-cache", type=Path, help="with --stage distill: folder to keep the teacher's embeddings in"
     )
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> dict:
         raise InputError("--augment: works on batches that are made on the device; add --resident")
     if args.teacher_cache and (args.augment or args.compile or args.stage != "distill"):
         raise InputError("--teacher-cache: is for --stage distill without --augment and --compile; leave it out")
-    an_epoch = max(1, len(epoch_entries(training, preset.sampling, args.seed, 0)) // args.batch)
+    an_epoch = steps_of_epoch(training, preset.sampling, args.batch)
     steps = args.steps if args.steps is not None else args.epochs * an_epoch
     validate_every = args.validate_every or an_epoch
 

@@ -24,7 +24,8 @@ import torch
 from tqdm import tqdm
 
 import static_int8
-from int8_report import SYSTEMS, markdown, mean_row
+from fused import fused
+from int8_report import SYSTEMS, by_modality, markdown, mean_row
 from metrics import case_scores
 from model import build_model
 from openvino_engine import cache_folder, converted, save_static
@@ -72,7 +73,7 @@ def float_segmenter(args: argparse.Namespace) -> Segmenter:
     if args.model == "proposed" and args.weights is None:
         torch.manual_seed(0)
         return Segmenter(build_model(), PRESETS[args.preset or "fixed"], enhanced=True)
-    return load_segmenter(args.model, args.weights, args.preset)
+    return load_segmenter(args.model, args.weights, args.preset, plain=True)
 
 
 def output_path(args: argparse.Namespace) -> Path:
@@ -187,7 +188,8 @@ def run(args: argparse.Namespace, cases: Path) -> dict:
     per, count = reach["weight_int8"], len(reach["layers"])
     print(f"03_quantize.py: {args.model}, preset {segmenter.preset.name}, {count} layers int8, scales per {per}")
 
-    # 2. Sizes, speed, scores
+    # 2. Sizes, speed, scores; the file is written, so from here the float network is the one that step 4 runs
+    segmenter.model = fused(segmenter.model)
     both = dict(zip(SYSTEMS, (segmenter, int8), strict=True))
     models = {name: one.model for name, one in both.items()}
     if args.method == "static" and args.weights:
@@ -198,7 +200,7 @@ def run(args: argparse.Namespace, cases: Path) -> dict:
     rows, left_out = score_folder(cases, args, both)
     if not rows:
         raise InputError(f"{cases}: no case could be scored; {left_out} left out as told above")
-    report |= {"cases": rows, "mean": mean_row(rows), "arguments": vars(args)}
+    report |= {"cases": rows, "mean": mean_row(by_modality(rows)), "arguments": vars(args)}
 
     # 3. The report, beside the file
     text = markdown(report)

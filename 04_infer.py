@@ -23,7 +23,6 @@ import numpy as np
 from tqdm import tqdm
 
 from figures import flat_view, overlay
-from fused import fused
 from openvino_engine import cache_folder
 from presets import PRESETS
 from readers import Case, InputError, boxes_from_labels, check_boxes, list_cases, modality_of, read_image, read_npz
@@ -147,8 +146,6 @@ def run(args: argparse.Namespace) -> list[dict]:
     segmenter = load_segmenter(
         args.model, args.weights, args.preset, args.engine, args.force, args.set, args.engine_cache
     )
-    if args.engine == "torch":
-        segmenter.model = fused(segmenter.model)
     print(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
 
     # 2. One image, or a folder of cases

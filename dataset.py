@@ -50,6 +50,11 @@ def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: in
     return [drawn[i] for i in rng.permutation(len(drawn))]
 
 
+def steps_of_epoch(entries: list[CacheEntry], sampling: str, batch: int) -> int:
+    """Steps that an epoch has: the images that it draws over those of a batch, at least 1."""
+    return max(1, len(epoch_entries(entries, sampling, seed=0, epoch=0)) // batch)
+
+
 def move_box(box: np.ndarray, jitter: str, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Move each side of a box (4,) by up to BOX_JITTER pixels. (#18)
 
@@ -83,7 +88,7 @@ class SliceDataset(torch.utils.data.Dataset):
         self.folder, self.entries, self.preset = folder, entries, preset
         self.batch, self.objects, self.seed = batch, objects, seed
         self.epoch_cached: tuple[int, list[CacheEntry]] = (-1, [])
-        self.steps_per_epoch = max(1, len(epoch_entries(entries, preset.sampling, seed, 0)) // batch)
+        self.steps_per_epoch = steps_of_epoch(entries, preset.sampling, batch)
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, Tensor]:
         step, place = at

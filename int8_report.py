@@ -51,8 +51,8 @@ def before_and_after(first: str, rows: list[dict]) -> list[str]:
     return lines
 
 
-def mean_row(rows: list[dict], name: str = "mean") -> dict:
-    """Plain means over the cases."""
+def mean_row(rows: list[dict], name: str = "mean of the modalities") -> dict:
+    """Plain means over rows: a modality's from its cases, the last one from the modalities, as in step 5."""
     keys = [key for key in rows[0] if key not in ("case", "objects")]
     means = {key: float(np.nanmean([row[key] for row in rows])) for key in keys}
     return {"case": name, "objects": sum(row["objects"] for row in rows)} | means

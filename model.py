@@ -67,7 +67,8 @@ class PromptEncoder(nn.Module):
         masks: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """boxes (N, 4) x0 y0 x1 y1; points (N, P, 2) with point_labels (N, P), 1 foreground, 0 background;
-        masks (N, 1, 256, 256) logits. Any may be left out, not all. -> tokens (N, T, 256), dense (N, 256, 64, 64), of one row if without masks"""
+        masks (N, 1, 256, 256) logits. Any may be left out, not all. -> tokens (N, T, 256) and the dense prompt
+        (N, 256, 64, 64), a single row for all if there are no masks"""
         tokens = []
         if points is not None:
             tokens.append(self._embed_points(points, point_labels, pad=boxes is None))
@@ -226,9 +227,8 @@ class MaskDecoder(nn.Module):
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)  # (N, 5, 256)
         image = (embedding + dense).flatten(2).transpose(1, 2)  # (N or 1, 4096, 256)
         tokens, image = self.transformer(image, image_pe.flatten(2).transpose(1, 2), torch.cat([own, sparse], dim=1))
-        fine = self.output_upscaling(
-            image.transpose(1, 2).reshape(n, EMBED_DIM, EMBED_GRID, EMBED_GRID)
-        )  # (N, 32, 256, 256)
+        image = image.transpose(1, 2).reshape(n, EMBED_DIM, EMBED_GRID, EMBED_GRID)
+        fine = self.output_upscaling(image)  # (N, 32, 256, 256)
         chosen = range(1, len(self.output_hypernetworks_mlps)) if multimask else range(1)
         weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
         logits = (weights @ fine.flatten(2)).unflatten(2, (GRID, GRID))  # each mask is a weighted sum of the 32 maps

@@ -21,6 +21,7 @@ import openvino_engine
 import volumes
 from baseline import build_baseline
 from data import boxes_to_grid, logits_to_original, network_input
+from fused import fused
 from model import BoxSegmenter, build_model
 from presets import PRESETS, Preset, override
 from quantize import int8_scales, quantize_linear_layers
@@ -131,6 +132,7 @@ def load_segmenter(
     force: bool = False,
     settings: Sequence[str] = (),
     engine_cache: Path | None = None,
+    plain: bool = False,
 ) -> Segmenter:
     """A model by name with its weights and preset, ready to segment.
 
@@ -141,6 +143,8 @@ def load_segmenter(
     engine: "torch"; "torch-int8": linear layers in dynamic int8, of a float checkpoint as the preset's weight_int8
     says, or of a NAME.dynamic.pt as the file says; "openvino": the same float weights; "openvino-int8": a
     NAME.static.xml.   engine_cache: folder in which OpenVINO's engines keep their graphs (default: the user's cache).
+    plain: leave the batch norms of PyTorch's engines as the checkpoint has them, to quantize or compare the network;
+    else they are folded away (fused.py).
     Raises InputError if weights are missing or of another architecture, or if the checkpoint was trained with
     another preset than the one asked for (unless `force`): its images would not be those it learnt from.
     """
@@ -160,6 +164,8 @@ def load_segmenter(
         quantize_linear_layers(network, chosen.weight_int8)
     elif engine == "openvino":
         network = openvino_engine.converted(network, path, engine_cache)
+    if engine in ("torch", "torch-int8") and not plain:
+        network = fused(network)
     return Segmenter(network, chosen, enhanced=model == "proposed")
 
 

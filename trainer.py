@@ -22,6 +22,7 @@ from model import BoxSegmenter, build_model
 from presets import Preset
 from readers import InputError
 from segment import load_segmenter
+from tables import csv_text
 from teacher import Teacher
 from weights import load_weights, save_checkpoint
 from writers import save_text
@@ -82,7 +83,7 @@ class Trainer:
         self.teach = self.teacher
         if args.compile:
             self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
-            self.teach = torch.compile(self.teacher.encoder) if self.teacher else None
+            self.teach = self.teacher and torch.compile(self.teacher.encoder)
         self.learnt = [p for p in model.parameters() if p.requires_grad]
         fused = {"fused": True} if self.device.type == "cuda" else {}
         self.optimiser = torch.optim.AdamW(
@@ -91,7 +92,7 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimiser, factor=FACTOR, patience=PATIENCE)
         self.step, self.best, self.log = 0, math.inf, []
         self.loss_sum, self.loss_count = 0.0, 0  # since the last validation
-        self.unseen: list[torch.Tensor] = []  # losses of the last steps, not looked at yet
+        self.unseen: list[tuple[int, torch.Tensor]] = []  # step and loss of the last steps, not looked at yet
 
     def embed(self, batch: dict[str, torch.Tensor], encode, teach) -> tuple[torch.Tensor, torch.Tensor | float]:
         """Images (B, 3, 256, 256) -> embedding (B, 256, 64, 64), and its distance from the teacher's, if there is one."""
@@ -123,7 +124,7 @@ class Trainer:
                 group["lr"] = one_cycle(self.step, self.steps, self.preset.learning_rate)
         embedding, distance = self.embed(batch, self.encode, self.teach)
         loss = self.segment(self.decode, embedding, batch["boxes"], batch["masks"])[0] + distance
-        self.unseen.append(loss.detach())
+        self.unseen.append((self.step, loss.detach()))
         if self.device.type == "cpu":
             self.look()
         self.optimiser.zero_grad(set_to_none=True)
@@ -139,8 +140,7 @@ class Trainer:
 
     def look(self) -> None:
         """Add the losses of the last steps to the sum; InputError if one is not finite."""
-        first = self.step - len(self.unseen) + (self.device.type == "cpu")  # the CPU looks before it counts the step
-        for step, loss in enumerate(torch.stack(self.unseen).tolist() if self.unseen else [], start=first):
+        for step, loss in [(step, loss.item()) for step, loss in self.unseen]:
             if not math.isfinite(loss):
                 raise InputError(
                     f"step {step}: the loss is {loss}; lower the rate (--set learning_rate=...) and go on from "
@@ -168,9 +168,8 @@ class Trainer:
         losses, dices = defaultdict(list), defaultdict(list)
         for modality, item in items:
             one = {key: value.unsqueeze(0) for key, value in item.items()}
-            embedding, distance = self.embed(
-                one, model.image_encoder, self.teacher
-            )  # not compiled: one image is no batch
+            # the plain functions, not the compiled ones: those were compiled for a batch
+            embedding, distance = self.embed(one, model.image_encoder, self.teacher)
             total, dice = 0.0, []
             for some in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
                 boxes, masks = (item[key][some : some + OBJECT_CHUNK].to(self.device) for key in ("boxes", "masks"))
@@ -184,14 +183,15 @@ class Trainer:
         train_loss = self.loss_sum / max(1, self.loss_count)
         rate = self.optimiser.param_groups[0]["lr"]
         row = (self.step, train_loss, loss, dice, rate)
-        self.log.append(dict(zip(COLUMNS, row, strict=True)))
+        by_modality = {modality: mean_of(values) for modality, values in sorted(dices.items())}
+        self.log.append(dict(zip(COLUMNS, row, strict=True)) | {"dice": by_modality})
         if self.args.schedule == "plateau":
             self.schedule.step(train_loss if self.preset.plateau == "train" else loss)
         self.loss_sum, self.loss_count = 0.0, 0
         if loss < self.best:
             self.best = loss
             self.save("best.pt")
-        return {modality: mean_of(values) for modality, values in sorted(dices.items())}
+        return by_modality
 
     def save(self, name: str) -> None:
         """Checkpoint, log and curve into --out. best.pt holds the moving average as its model, if there is one."""
@@ -215,10 +215,13 @@ class Trainer:
         }
         save_checkpoint(self.args.out / name, state)
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")  # all digits of the rate
         writer.writeheader()
         writer.writerows(self.log)
         save_text(self.args.out / "log.csv", text.getvalue())
+        dice = [{"stage": self.args.stage, "step": row["step"]} | row["dice"] for row in self.log]
+        if dice:
+            save_text(self.args.out / "dice_by_modality.csv", csv_text(dice, tuple(dice[0])))
         save_loss_curve(self.args.out / "curve.png", self.log)
 
     def resume(self) -> None:

@@ -76,17 +76,18 @@ def train_runs(args: argparse.Namespace) -> None:
 
 def changed_inputs(args: argparse.Namespace) -> None:
     """DSC and NSD of our checkpoint on 2D cases under each of INPUTS, same boxes."""
-    gts, rows = args.work / "gts", []
-    paths = [path for path in list_cases(args.cases) if not read_npz(path, boxes_from_masks=True).is_3d]
+    gts, rows, cases = args.work / "gts", [], {}
+    for path in list_cases(args.cases):
+        case = read_npz(path, boxes_from_masks=True)
+        if not case.is_3d:
+            labels, _ = promptable_labels(case.labels)
+            cases[path.name] = case.image, boxes_from_labels(labels)[1]
+            save_npz(gts / path.name, gts=labels, boxes=cases[path.name][1])
     for name, settings in INPUTS.items():
         segmenter, folder = load_segmenter("proposed", settings=settings), args.work / "segs"
-        for path in tqdm(paths, name, disable=None):
-            case = read_npz(path, boxes_from_masks=True)
-            labels, _ = promptable_labels(case.labels)
-            boxes = boxes_from_labels(labels)[1]
-            save_npz(gts / path.name, gts=labels, boxes=boxes)
-            save_npz(folder / path.name, segs=segmenter.segment_image(case.image, boxes))
-            found, problems = score_case(gts / path.name, {name: folder}, ("strict",))
+        for file, (image, boxes) in tqdm(cases.items(), name, disable=None):
+            save_npz(folder / file, segs=segmenter.segment_image(image, boxes))
+            found, problems = score_case(gts / file, {name: folder}, ("strict",))
             if problems:
                 raise InputError(problems[0])
             rows += [row for row in found if row["system"] == name]

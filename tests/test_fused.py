@@ -9,7 +9,7 @@ from torch import nn
 from fused import fused
 from phantoms import real_cases
 from readers import boxes_from_labels
-from segment import Segmenter, load_segmenter
+from segment import load_segmenter
 from weights import OUR_CHECKPOINT
 
 MODELS = [
@@ -20,8 +20,8 @@ MODELS = [
 
 @pytest.mark.parametrize("name", MODELS)
 def test_masks_on_real_images_are_the_plain_networks(name):
-    plain = load_segmenter(name)
-    quick = Segmenter(fused(copy.deepcopy(plain.model)), plain.preset, plain.enhanced)
+    plain = load_segmenter(name, plain=True)
+    quick = load_segmenter(name)
     cases = [case for case in real_cases() if case.labels.ndim == 2][:4]
     pixels = differ = 0
     for case in cases:
@@ -31,6 +31,13 @@ def test_masks_on_real_images_are_the_plain_networks(name):
         differ += int((quick.segment_image(case.image, boxes) != want).sum())
         pixels += want.size
     assert differ / pixels < 1e-4
+
+
+@pytest.mark.parametrize("engine", ["torch", "torch-int8"])
+def test_every_engine_of_pytorch_is_folded_unless_the_plain_network_is_asked_for(engine):
+    for plain in (False, True):
+        layers = load_segmenter("baseline", engine=engine, plain=plain).model.modules()
+        assert any(isinstance(layer, nn.BatchNorm2d) for layer in layers) == plain
 
 
 def test_no_batch_norm_is_left_and_a_network_without_any_is_as_it_was():

@@ -162,7 +162,7 @@ def test_a_saved_int8_model_gives_the_same_masks(int8_file):
     path, saved = int8_file
     case = tiny_case()
     boxes = boxes_from_labels(case.labels)[1]
-    loaded = load_segmenter("baseline", path, "fixed", "torch-int8")
+    loaded = load_segmenter("baseline", path, "fixed", "torch-int8", plain=True)
     assert loaded.preset.weight_int8 == "tensor"  # the file's, whatever the preset says
     for a, b in zip(loaded.model.state_dict().values(), saved.state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -173,7 +173,7 @@ def test_a_saved_int8_model_gives_the_same_masks(int8_file):
 
 def test_engine_torch_int8_quantizes_a_float_checkpoint_as_the_preset_says(int8_file):
     for settings, scales in (((), 384), (("weight_int8=tensor",), 1)):
-        segmenter = load_segmenter("baseline", engine="torch-int8", settings=settings)
+        segmenter = load_segmenter("baseline", engine="torch-int8", settings=settings, plain=True)
         layer = segmenter.model.image_encoder.layers[1].blocks[0].attn.qkv
         assert isinstance(layer, Int8Linear) and len(layer.scale) == scales
     wanted = int8_file[1].state_dict()
