@@ -5,8 +5,8 @@
     python 03_quantize.py --model proposed --method static --cache cache     static int8, calibrated on a cache of step 1
     python 03_quantize.py --smoke                                       a tiny synthetic case, nothing is kept
 
-Writes NAME.dynamic.pt (step 4 runs it with --engine torch-int8), or NAME.static.xml, .bin and the same of the decoder
-(--engine openvino-int8; needs requirements-fast.txt), and beside it a report, .md and .json:
+Writes NAME.dynamic.pt (step 4 runs it with --engine torch-int8), or NAME.static.xml, .bin and .pt (--engine
+openvino-int8; needs requirements-fast.txt), and beside it a report, .md and .json:
 which layers became int8, their share of weights and of multiply-adds, file sizes, speed, DSC and NSD at the same boxes.
 """
 
@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 import static_int8
+from fast_decoder import FastModel
 from fused import fused
 from int8_report import SYSTEMS, by_modality, markdown, mean_row
 from metrics import case_scores
@@ -152,13 +153,13 @@ def dynamic(args: argparse.Namespace, out: Path, segmenter: Segmenter) -> tuple[
 
 
 def static(args: argparse.Namespace, out: Path, segmenter: Segmenter) -> tuple[Segmenter, dict]:
-    """Nearly all layers in int8, activations measured on training images. -> (the same)"""
+    """Nearly all of the encoder in int8, activations measured on training images. -> (the same)"""
     if args.cache is None:
         raise InputError("--method static measures activations on training images: name a cache with --cache")
-    graphs, images = static_int8.quantize_static(segmenter, args.cache, args.calibration)
-    reach = static_int8.static_reach(segmenter, graphs)
-    written = save_static(out, graphs["encoder"], graphs["decoder"], carried(args))
-    what = f"{len(reach['layers'])} became int8, calibrated on {images} images; sums, norms and the rest stay float32."
+    graph, images = static_int8.quantize_static(segmenter, args.cache, args.calibration)
+    reach = static_int8.static_reach(segmenter, graph)
+    written = save_static(out, graph, segmenter.model, carried(args))
+    what = f"{len(reach['layers'])} became int8, calibrated on {images} images; norms, linear attention and the decoder stay float32."
     found = {"weight_int8": "channel", "what": what, "int8_bytes": written}
     return load_segmenter(
         args.model, out, segmenter.preset.name, "openvino-int8", engine_cache=args.engine_cache
@@ -189,11 +190,13 @@ def run(args: argparse.Namespace, cases: Path) -> dict:
     print(f"03_quantize.py: {args.model}, preset {segmenter.preset.name}, {count} layers int8, scales per {per}")
 
     # 2. Sizes, speed, scores; the file is written, so from here the float network is the one that step 4 runs
-    segmenter.model = fused(segmenter.model)
+    network = segmenter.model = fused(segmenter.model)
+    if args.method == "static":
+        segmenter.model = FastModel(network.image_encoder, network)
     both = dict(zip(SYSTEMS, (segmenter, int8), strict=True))
     models = {name: one.model for name, one in both.items()}
     if args.method == "static" and args.weights:
-        models["openvino"] = converted(segmenter.model, args.weights, args.engine_cache)
+        models["openvino"] = converted(network, args.weights, args.engine_cache)
     report = {"model": args.model, "method": args.method} | reach
     report["bytes"] = {"float": len(size.getvalue()), "int8": report.pop("int8_bytes")}
     report["speed"] = compare_speed(models, args.repeats, (1,) if args.smoke else (1, 4, 16))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import torch
 
 from enhance import three_channels
 from model import GRID
@@ -64,22 +65,55 @@ def logits_to_original(logits: np.ndarray, height: int, width: int) -> tuple[np.
     positive_rows, positive_columns = np.flatnonzero((inside > 0).any(axis=1)), np.flatnonzero((inside > 0).any(axis=0))
     if len(positive_rows) == 0:
         return None
-    rows, y0, y1, fy = _bilinear_taps(positive_rows[0], positive_rows[-1], h, height)
-    columns, x0, x1, fx = _bilinear_taps(positive_columns[0], positive_columns[-1], w, width)
-    lines = inside[y0] * (1 - fy)[:, None] + inside[y1] * fy[:, None]  # (r, w)
-    values = lines[:, x0] * (1 - fx) + lines[:, x1] * fx  # (r, c)
-    return values, rows, columns
+    rows, down = _bilinear_weights(positive_rows[0], positive_rows[-1], h, height)
+    columns, across = _bilinear_weights(positive_columns[0], positive_columns[-1], w, width)
+    # by PyTorch: NumPy's product has threads of its own, which get into the way of the decoder's
+    values = torch.from_numpy(down) @ torch.from_numpy(inside) @ torch.from_numpy(across).T
+    return values.numpy(), rows, columns
 
 
-def _bilinear_taps(first: int, last: int, n_grid: int, n_original: int):
-    """Along one axis: the original pixels that grid cells first..last can reach, and for each its two cells and weight."""
+def _bilinear_weights(first: int, last: int, n_grid: int, n_original: int) -> tuple[slice, np.ndarray]:
+    """Along one axis: the original pixels that grid pixels first..last can reach, and the weights (pixels, n_grid) of all
+    grid pixels in each, two of which are not 0. As a matrix product they cost half the time of picking."""
     ratio = n_original / n_grid
     start = max(0, int(np.floor((first - 0.5) * ratio - 0.5)))
     stop = min(n_original, int(np.ceil((last + 1.5) * ratio - 0.5)) + 1)
     position = np.maximum((np.arange(start, stop) + 0.5) / ratio - 0.5, 0)  # in cells, centre to centre
     lower = position.astype(np.int64)
     upper = np.minimum(lower + 1, n_grid - 1)
-    return slice(start, stop), lower, upper, (position - lower).astype(np.float32)
+    weights, pixels = np.zeros((stop - start, n_grid), np.float32), np.arange(stop - start)
+    weights[pixels, lower] = 1 - (position - lower)
+    weights[pixels, upper] += (position - lower).astype(np.float32)
+    return slice(start, stop), weights
+
+
+def reach_of(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """How far the masks of boxes may go: (N, 4) -> (N, 4) float64, original pixels, a quarter of the box's size and 8 grid
+    pixels beyond it on each side. What a network marks farther away is another object or noise."""
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
+    margin = (boxes[:, 2:] - boxes[:, :2]) / 4 + 8 * max(height, width) / GRID
+    return np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
+
+
+def grid_pixels_for(regions_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The pixels of the grid (N, 4), inclusive, that regions (N, 4) in original pixels are interpolated from."""
+    beyond = 2 + GRID / max(height, width)  # a neighbour and rounding on the grid, rounding in the original
+    return boxes_to_grid(regions_xyxy, height, width) + np.float32([-beyond, -beyond, beyond, beyond])
+
+
+def crop_to_box(mask: tuple | None, box_xyxy: np.ndarray) -> tuple | None:
+    """Cut a mask (values, rows, columns), as `logits_to_original` returns it, to the pixels inside a box, inclusive."""
+    if mask is None:
+        return None
+    values, rows, columns = mask
+    x0, y0 = np.floor(box_xyxy[:2]).astype(int)
+    x1, y1 = np.ceil(box_xyxy[2:]).astype(int) + 1
+    top, bottom = max(rows.start, y0), min(rows.stop, y1)
+    left, right = max(columns.start, x0), min(columns.stop, x1)
+    if bottom <= top or right <= left:
+        return None
+    inside = values[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
+    return inside, slice(top, bottom), slice(left, right)
 
 
 def network_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarray:

@@ -1,14 +1,15 @@
-"""The engines `openvino` and `openvino-int8`: the same network, run by Intel's OpenVINO instead of PyTorch.
+"""The engines `openvino` and `openvino-int8`: the same image encoder, run by Intel's OpenVINO instead of PyTorch.
 
-OpenVINO takes the whole network as a graph, once, and fits it to the processor: neighbouring layers become one, weights
-lie as the processor reads them. A graph is two files, NAME.xml (its nodes) and NAME.bin (its weights). Ours are two:
-    encoder   images (1, 3, 256, 256) -> embedding (1, 256, 64, 64)
-    decoder   embedding (1, 256, 64, 64), boxes (N, 4) -> logits (N, 1, 256, 256), predicted IoU (N, 1)
+OpenVINO takes a network as a graph, once, and fits it to the processor: neighbouring layers become one, weights lie as the
+processor reads them. A graph is two files, NAME.xml (its nodes) and NAME.bin (its weights). Ours is the encoder up to its
+last layer norm:   images (1, 3, 256, 256) -> (1, 64, 64, 256), channels last
+PyTorch does the rest, by fast_decoder.py: that norm, which OpenVINO would lay out twice, and the decoder, which as a graph,
+even with int8 layers, would take twice as long as in that order.
 
-"openvino": float32, the checkpoint's graphs. Converting them takes 10 s, so they are kept in a folder of the user's
+"openvino": float32, the checkpoint's graph. Converting it takes 5 s, so it is kept in a folder of the user's
             (`cache_folder`), under a name made from the checkpoint's content and OpenVINO's version.
-"openvino-int8": graphs with int8 layers that `03_quantize.py --method static` wrote: NAME.static.xml, the encoder,
-            and NAME.static.decoder.xml. They need neither a checkpoint nor a conversion.
+"openvino-int8": a graph with int8 layers that `03_quantize.py --method static` wrote, NAME.static.xml, and beside it
+            NAME.static.pt, the weights of the rest. They need neither a checkpoint nor a conversion.
 The package is optional and imported only where it is used: pip install -r requirements-fast.txt
 """
 
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -24,17 +24,17 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from efficientvit import EMBED_DIM, LayerNorm2d
+from fast_decoder import FastModel
 from fused import fused
 from model import GRID, BoxSegmenter
 from readers import InputError
-from weights import OUR_CHECKPOINT
+from weights import OUR_CHECKPOINT, load_weights, save_checkpoint
 
-GRAPH_VERSION = 1  # raise it when the network's code changes what a checkpoint computes: old graphs are left aside
-INFO = "grays_anatomy_sam"  # where a static graph keeps its architecture and preset
+GRAPH_VERSION = 2  # raise it when the network's code changes what a checkpoint computes: old graphs are left aside
 INSTALL = "pip install -r requirements-fast.txt"
 
 
@@ -57,74 +57,67 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grays_anatomy_sam"
 
 
-class OpenVINOModel:
-    """Two compiled graphs behind the two calls that `Segmenter` makes of a model, tensors in and out."""
+class OpenVINOEncoder:
+    """A compiled graph and the last layer norm behind the call that `Segmenter` makes of an image encoder."""
 
-    def __init__(self, encoder: Path, decoder: Path, cache: Path) -> None:
-        """encoder, decoder: .xml files.   cache: where OpenVINO may keep what it compiled, for the next start."""
+    def __init__(self, graph: Path, norm: LayerNorm2d, cache: Path) -> None:
+        """graph: .xml file.   cache: where OpenVINO may keep what it compiled, for the next start."""
         openvino = import_openvino()
         core = openvino.Core()
         core.set_property({"CACHE_DIR": str(cache / "compiled")})
         settings = {
             "PERFORMANCE_HINT": "LATENCY",  # one image at a time, all threads on it
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "ENABLE_CPU_PINNING": False,  # PyTorch's threads are on the same cores
             "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it: other masks elsewhere
         }
-        # The decoder is compiled for any number of boxes. For a fixed one it would be a sixth faster, but with int8 layers
-        # OpenVINO 2026.4 then answers nothing but zeros for some numbers of boxes, which ones depends on the threads.
-        self.encoder, self.decoder = (
-            core.compile_model(core.read_model(file), "CPU", settings) for file in (encoder, decoder)
-        )
+        self.graph, self.norm = core.compile_model(core.read_model(graph), "CPU", settings), norm
 
-    def eval(self) -> OpenVINOModel:
-        """Segmenter says it to every model; a graph knows no training."""
-        return self
-
-    def image_encoder(self, images: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
         """(B, 3, 256, 256) -> (B, 256, 64, 64), one after another: the graph is made for one image."""
-        return torch.from_numpy(np.concatenate([self.encoder(one[None].numpy())[0] for one in images]))
+        threads = torch.get_num_threads()
+        # one, because PyTorch's others would go on looking for work for 5 ms, on cores that the next graph needs
+        torch.set_num_threads(1)
+        try:
+            maps = [self.norm(self.neck(one[None]).permute(0, 3, 1, 2)) for one in images]
+        finally:
+            torch.set_num_threads(threads)
+        return maps[0] if len(maps) == 1 else torch.cat(maps)  # cat would copy the single one, 4 MB
 
-    def decode(self, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """embedding (1, 256, 64, 64), boxes (N, 4) -> logits (N, 1, 256, 256), predicted IoU (N, 1)"""
-        found = self.decoder([embedding.numpy(), boxes.numpy()])
-        logits, iou = torch.from_numpy(found[0]), torch.from_numpy(found[1])
-        if not logits.any():  # see __init__; no network gives a zero for every pixel
-            raise InputError(
-                f"OpenVINO answered zeros only for {len(boxes)} boxes, a fault of its own; use --engine torch"
-            )
-        return logits, iou
+    def neck(self, image: Tensor) -> Tensor:
+        """(1, 3, 256, 256) -> (1, 64, 64, 256), in OpenVINO's own memory: the next call overwrites it."""
+        return torch.from_numpy(self.graph(image.numpy(), share_outputs=True)[0])
 
 
 # ---------------------------------------------------------------- from a checkpoint
 
 
-class _Decode(nn.Module):
-    """`BoxSegmenter.decode` as a module, because that is what the converter takes."""
+class _ChannelsLast(nn.Module):
+    """Stands in a graph where the last layer norm was."""
 
-    def __init__(self, network: BoxSegmenter) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.decode(embedding, boxes)
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
 
 
-def graphs_of(network: BoxSegmenter) -> dict:
-    """A PyTorch network -> {"encoder": graph, "decoder": graph}, float32. The decoder takes any number of boxes."""
+def last_norm(encoder: nn.Module) -> tuple[str, LayerNorm2d]:
+    """The layer norm with which an image encoder ends, and its name."""
+    return [(name, layer) for name, layer in encoder.named_modules() if isinstance(layer, LayerNorm2d)][-1]
+
+
+def encoder_graph(encoder: nn.Module):
+    """A PyTorch image encoder -> its graph without the last layer norm, float32."""
     openvino = import_openvino()
-    network = fused(copy.deepcopy(network))  # OpenVINO would fold too, but then layers lose their names
-    image, embedding = torch.zeros(1, 3, GRID, GRID), torch.zeros(1, 256, 64, 64)
-    boxes = torch.tensor([[20.0, 30, 120, 140], [40, 50, 200, 210], [5, 5, 9, 9]])  # 3: neither 1 nor any other size
+    encoder = fused(copy.deepcopy(encoder))  # OpenVINO would fold too, but then layers lose their names
+    parent, _, child = last_norm(encoder)[0].rpartition(".")
+    setattr(encoder.get_submodule(parent), child, _ChannelsLast())
+    image = torch.zeros(1, 3, GRID, GRID)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of each `if` on a shape; the shapes they ask for are fixed
-        encoder = openvino.convert_model(network.image_encoder, example_input=image, input=[tuple(image.shape)])
-        decoder = openvino.convert_model(
-            _Decode(network), example_input=(embedding, boxes), input=[tuple(embedding.shape), (-1, 4)]
-        )
-    return {"encoder": encoder, "decoder": decoder}
+        return openvino.convert_model(encoder, example_input=image, input=[tuple(image.shape)])
 
 
-def converted(network: BoxSegmenter, weights: Path, cache: Path | None = None) -> OpenVINOModel:
+def converted(network: BoxSegmenter, weights: Path, cache: Path | None = None) -> FastModel:
     """A PyTorch network with the weights of a checkpoint, as OpenVINO runs it; converted at the first time only."""
     openvino, cache = import_openvino(), cache or cache_folder()
     with weights.open("rb") as file:
@@ -134,14 +127,15 @@ def converted(network: BoxSegmenter, weights: Path, cache: Path | None = None) -
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as scratch:  # whole or not at all
-            for part, graph in graphs_of(network).items():
-                openvino.save_model(graph, Path(scratch) / name / f"{part}.xml", compress_to_fp16=False)
+            file = Path(scratch) / name / "encoder.xml"
+            openvino.save_model(encoder_graph(network.image_encoder), file, compress_to_fp16=False)
             if not folder.is_dir():  # unless another run was faster
                 shutil.move(Path(scratch) / name, folder)
+    _, norm = last_norm(network.image_encoder)
     try:
-        return OpenVINOModel(folder / "encoder.xml", folder / "decoder.xml", cache)
+        return FastModel(OpenVINOEncoder(folder / "encoder.xml", norm, cache), network)
     except RuntimeError as error:
-        raise InputError(f"{folder}: damaged; delete the folder, and the graphs are made again") from error
+        raise InputError(f"{folder}: damaged; delete the folder, and the graph is made again") from error
 
 
 # ---------------------------------------------------------------- static int8 files
@@ -153,41 +147,46 @@ def default_static(architecture: str) -> Path:
     return OUR_CHECKPOINT.with_name(f"{name}.static.xml")
 
 
-def decoder_file(path: Path) -> Path:
-    """NAME.static.xml, the encoder -> NAME.static.decoder.xml, which lies beside it."""
-    return path.with_suffix(".decoder.xml")
+def rest_file(path: Path) -> Path:
+    """NAME.static.xml, the encoder -> NAME.static.pt, the weights of what PyTorch runs, which lies beside it."""
+    return path.with_suffix(".pt")
 
 
-def save_static(path: Path, encoder, decoder, info: dict) -> int:
-    """Write both graphs with what must be known of them (architecture, preset). Returns the bytes of the four files."""
+def save_static(path: Path, graph, network: BoxSegmenter, info: dict) -> int:
+    """Write an int8 encoder and the rest of its network; returns the bytes of all three files.
+
+    info: "architecture", the model's name, and "preset" if the weights were trained with one.
+    """
     openvino = import_openvino()
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoder.set_rt_info(json.dumps(info), INFO)
-    for file, graph in ((decoder_file(path), decoder), (path, encoder)):
-        openvino.save_model(graph, file, compress_to_fp16=False)
-    files = [f for xml in (path, decoder_file(path)) for f in (xml, xml.with_suffix(".bin"))]
-    return sum(file.stat().st_size for file in files)
+    rest = BoxSegmenter(last_norm(network.image_encoder)[1])  # named image_encoder.weight, image_encoder.bias
+    rest.prompt_encoder, rest.mask_decoder = network.prompt_encoder, network.mask_decoder
+    save_checkpoint(rest_file(path), {"static": info, "model": rest.state_dict()})
+    openvino.save_model(graph, path, compress_to_fp16=False)
+    return sum(file.stat().st_size for file in (path, path.with_suffix(".bin"), rest_file(path)))
 
 
-def load_static(path: Path, architecture: str, cache: Path | None = None) -> tuple[OpenVINOModel, dict]:
+def load_static(path: Path, architecture: str, cache: Path | None = None) -> tuple[FastModel, dict]:
     """What `save_static` wrote -> the model and its info. InputError if a file is missing, damaged or another model's."""
-    openvino = import_openvino()
+    import_openvino()
     if path.suffix != ".xml":
         raise InputError(
             f"{path}: is no static int8 network; make one with 03_quantize.py --method static and give its "
             "NAME.static.xml with --weights"
         )
-    for file in (path, path.with_suffix(".bin"), decoder_file(path), decoder_file(path).with_suffix(".bin")):
+    for file in (path, path.with_suffix(".bin"), rest_file(path)):
         if not file.is_file():
             raise InputError(f"{file}: no such file; make it with 03_quantize.py --method static")
+    rest = BoxSegmenter(LayerNorm2d(EMBED_DIM))
+    info = load_weights(rest_file(path), rest).get("static")
+    if not isinstance(info, dict) or "architecture" not in info:
+        raise InputError(f"{rest_file(path)}: does not say which model it is of; make it again with 03_quantize.py")
+    if info["architecture"] != architecture:
+        raise InputError(f"{path}: is the {info['architecture']} model, not {architecture}; name it with --model")
     try:
-        graph = openvino.Core().read_model(path)
-        info = json.loads(graph.get_rt_info(INFO).astype(str))
-        model = OpenVINOModel(path, decoder_file(path), cache or cache_folder())
+        encoder = OpenVINOEncoder(path, rest.image_encoder, cache or cache_folder())
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"{path}: no complete static network of ours; make it again with 03_quantize.py --method static"
         ) from error
-    if info["architecture"] != architecture:
-        raise InputError(f"{path}: is the {info['architecture']} model, not {architecture}; name it with --model")
-    return model, info
+    return FastModel(encoder, rest), info

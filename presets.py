@@ -33,6 +33,7 @@ class Preset:
     pad: str = "after"  # zero padding to a square "after" or "before" resizing
     # box prompts [P 2.2]
     box_rounding: str = "float"  # #43 boxes on the 256 grid: "float", or truncated to "int" as LiteMedSAM does
+    reach: str = "box"  # 2D masks end a quarter of the "box" and 8 grid pixels beyond it, or with the "image" only
     overlap: str = "logit"  # #46 pixels of two masks: higher "logit" wins, or the "last" object
     propagation: str = "prompted"  # #40-42, #47 3D: "prompted" (ours), "mended" (LiteMedSAM's), "released"
     # training [P 3.2, Table 3]
@@ -52,6 +53,7 @@ PRESETS = {
         name="paper",
         pad="before",
         box_rounding="int",
+        reach="image",
         overlap="last",
         propagation="mended",
         sampling="without",
@@ -67,6 +69,7 @@ PRESETS = {
         color="gray",
         enhance_at="original",
         box_rounding="int",
+        reach="image",
         overlap="last",
         propagation="released",
         sampling="with",
@@ -89,6 +92,7 @@ CHOICES = {  # what a field of text may be
     "enhance_at": ("grid", "original"),
     "pad": ("after", "before"),
     "box_rounding": ("float", "int"),
+    "reach": ("box", "image"),
     "overlap": ("logit", "last"),
     "propagation": ("prompted", "mended", "released"),
     "sampling": ("equal", "without", "with"),

@@ -1,8 +1,8 @@
 """Box-prompted segmentation of a case, 2D or 3D: images and boxes in, a label map out. [P 2.2, 4.3]
 
-Each image or slice is encoded once, whatever the number of objects; boxes are decoded in chunks.
-Box i (0-based) paints label i + 1, uint16. What a preset changes here: how boxes are rounded, which object
-wins a pixel that two masks claim, and how a 3D box becomes a box on each slice (volumes.py).
+Each image or slice is encoded once, whatever the number of objects; boxes are decoded in chunks, only where their masks
+can be. Box i (0-based) paints label i + 1, uint16. What a preset changes here: how boxes are rounded, how far from its box a
+mask may be, which object wins a pixel that two masks claim, and how a 3D box becomes a box on each slice (volumes.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 import openvino_engine
 import volumes
 from baseline import build_baseline
-from data import boxes_to_grid, logits_to_original, network_input
+from data import boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, network_input, reach_of
+from fast_decoder import FastModel
 from fused import fused
 from model import BoxSegmenter, build_model
 from presets import PRESETS, Preset, override
@@ -32,16 +33,17 @@ MODELS = ("baseline", "proposed")
 # What runs the network: PyTorch in float32, or with linear layers in dynamic int8 (quantize.py); OpenVINO in float32, or
 # with nearly all layers in static int8 (openvino_engine.py)
 ENGINES = ("torch", "torch-int8", "openvino", "openvino-int8")
-# Boxes in one decoder call: bounds the memory, whatever the number of boxes. A box's maps are 20 MB, so that fewer than
-# 8 boxes find the processor's caches: on 2 cores 44, 30, 35, 42, 46 ms a box with 1, 2, 4, 8, 16.
-BOX_CHUNK = 4
+# Boxes in one decoder call: bounds the memory, whatever the number of boxes. 6 are 24 MB of maps, which find the processor's
+# caches; their tokens share one pass over the weights. As many as the organs that the challenge asks for in a CT.
+BOX_CHUNK = 6
 
 
 class Segmenter:
     """A model, a preset, and the time spent in each stage.
 
     model: anything with `image_encoder(images (B, 3, 256, 256)) -> (B, 256, 64, 64)` and
-    `decode(embedding, boxes (N, 4)) -> (logits (N, 1, 256, 256), iou (N, 1))`: the seam for other engines.
+    `decode(embedding, boxes (N, 4)) -> (logits (N, 1, 256, 256), iou (N, 1))`: the seam for other engines. A FastModel
+    (fast_decoder.py) has any engine's encoder.
     enhanced: True if the model was trained on the three channels, False for raw images (the baseline).
     """
 
@@ -63,12 +65,17 @@ class Segmenter:
         height, width = image.shape[:2]
         canvas = self.new_canvas((height, width))
         embedding = self.embed(image)
+        limited = self.preset.reach == "box"
+        reach = reach_of(boxes, height, width)
         for first in range(0, len(boxes), self.box_chunk):
-            chunk = boxes_to_grid(boxes[first : first + self.box_chunk], height, width, self.preset.box_rounding)
-            logits, _ = self.decode(embedding, chunk)
+            chunk = slice(first, first + self.box_chunk)
+            within = grid_pixels_for(reach[chunk], height, width) if limited else None
+            asked = boxes_to_grid(boxes[chunk], height, width, self.preset.box_rounding)
+            logits, _ = self.decode(embedding, asked, within)
             with self.stage("upsample"):
-                for i, one in enumerate(logits, start=first + 1):
-                    canvas.paint(i, logits_to_original(one, height, width))
+                for i, one in enumerate(logits, start=first):
+                    mask = logits_to_original(one, height, width)
+                    canvas.paint(i + 1, crop_to_box(mask, reach[i]) if limited else mask)
         return canvas.labels
 
     def new_canvas(self, shape: tuple[int, int]) -> Canvas:
@@ -86,10 +93,18 @@ class Segmenter:
         with self.stage("encode"), torch.inference_mode():
             return self.model.image_encoder(tensor)
 
-    def decode(self, embedding: torch.Tensor, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32. Keep N small."""
+    def decode(
+        self, embedding: torch.Tensor, boxes: np.ndarray, within: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32. Keep N small.
+
+        within: (N, 4) x0 y0 x1 y1 on the grid, outside of which the caller does not use the logits.
+        """
         with self.stage("decode"), torch.inference_mode():
-            logits, iou = self.model.decode(embedding, torch.as_tensor(boxes, dtype=torch.float32))
+            prompts = [torch.as_tensor(boxes, dtype=torch.float32)]
+            if within is not None and isinstance(self.model, FastModel):  # the others decode all of the grid
+                prompts.append(torch.as_tensor(within))
+            logits, iou = self.model.decode(embedding, *prompts)
             return logits[:, 0].numpy(), iou[:, 0].numpy()
 
     @contextmanager
@@ -143,8 +158,8 @@ def load_segmenter(
     engine: "torch"; "torch-int8": linear layers in dynamic int8, of a float checkpoint as the preset's weight_int8
     says, or of a NAME.dynamic.pt as the file says; "openvino": the same float weights; "openvino-int8": a
     NAME.static.xml.   engine_cache: folder in which OpenVINO's engines keep their graphs (default: the user's cache).
-    plain: leave the batch norms of PyTorch's engines as the checkpoint has them, to quantize or compare the network;
-    else they are folded away (fused.py).
+    plain: PyTorch's engines run the network as the checkpoint has it, to quantize or compare it; else its batch norms
+    are folded away (fused.py), and `torch` decodes by fast_decoder.py.
     Raises InputError if weights are missing or of another architecture, or if the checkpoint was trained with
     another preset than the one asked for (unless `force`): its images would not be those it learnt from.
     """
@@ -166,6 +181,8 @@ def load_segmenter(
         network = openvino_engine.converted(network, path, engine_cache)
     if engine in ("torch", "torch-int8") and not plain:
         network = fused(network)
+    if engine == "torch" and not plain:
+        network = FastModel(network.image_encoder, network)
     return Segmenter(network, chosen, enhanced=model == "proposed")
 
 

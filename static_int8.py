@@ -1,15 +1,17 @@
-"""Static int8 of nearly the whole network, by NNCF, for OpenVINO: what `03_quantize.py --method static` does.
+"""Static int8 of nearly the whole image encoder, by NNCF, for OpenVINO: what `03_quantize.py --method static` does.
 
 Dynamic int8 (quantize.py) measures the range of each activation when it arrives, which pays only in linear layers. Static
 int8 measures them beforehand, on training images: the ranges become constants, and convolutions, nine tenths of the
 encoder's work, can add up integers too. Weights have one scale for each output channel, activations one for each map.
 
 Calibrated as a transformer, which keeps in float what a transformer is sensitive in: softmax, normalization, the inputs
-of products of two activations. As a convolutional network the decoder loses 30 points of DSC. The encoder's linear
-attention stays float too: its sums over all pixels span more than 256 levels can tell. It is 2 % of the multiply-adds and
-costs no measurable time. In the embedding it made more than half of the error (26 % with it in int8, 11 % without, after 51
-calibration images, on 25 validation images); after 198 the error without it was 26 % as well, on 10 images, and yet
-the masks scored the same. Leaving out any other stage changed next to nothing.
+of products of two activations. The encoder's linear attention stays float too: its sums over all pixels span more than 256
+levels can tell. It is 2 % of the multiply-adds and costs no measurable time. In the embedding it made more than half of the
+error (26 % with it in int8, 11 % without, after 51 calibration images, on 25 validation images); after 198 the error
+without it was 26 % as well, on 10 images, and yet the masks scored the same. Leaving out any other stage changed next to nothing.
+
+The decoder stays float. In int8 the order of its sums must be model.py's, whose weights multiply activations; in the order
+of fast_decoder.py, a quarter of the time, activations multiply activations, which have no scale known beforehand.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from pathlib import Path
 
 from cache import CacheEntry, check_version, read_index
 from dataset import epoch_entries, validation_item
-from openvino_engine import INSTALL, graphs_of, import_openvino
+from openvino_engine import INSTALL, encoder_graph, import_openvino
+from quantize import count_macs
 from readers import InputError
-from segment import BOX_CHUNK, Segmenter
+from segment import Segmenter
 
 # operations with multiply-adds in OpenVINO's graphs; the first input is the activation
-COUNTED = ("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul", "ScaledDotProductAttention")
+COUNTED = ("Convolution", "GroupConvolution", "MatMul", "ScaledDotProductAttention")
 KEPT_FLOAT = ".*context_module.*"  # names of layers: the encoder's linear attention
 
 
@@ -40,9 +43,9 @@ def calibration_entries(entries: list[CacheEntry], count: int) -> list[CacheEntr
     return list(islice(chain.from_iterable(zip(*groups.values(), strict=True)), count))
 
 
-def quantize_static(segmenter: Segmenter, cache: Path, count: int) -> tuple[dict, int]:
-    """A float segmenter -> {"encoder": graph, "decoder": graph} with int8 layers, and the images that calibrated them."""
-    openvino = import_openvino()
+def quantize_static(segmenter: Segmenter, cache: Path, count: int) -> tuple:
+    """A float segmenter -> the graph of its encoder with int8 layers, and the number of images that calibrated them."""
+    import_openvino()
     try:
         import nncf
     except ImportError as error:
@@ -52,51 +55,40 @@ def quantize_static(segmenter: Segmenter, cache: Path, count: int) -> tuple[dict
     chosen = calibration_entries(read_index(cache), count)
     if not chosen:
         raise InputError(f"{cache}: holds no training image to calibrate with; make a cache with 01_preprocess.py")
-    graphs = graphs_of(segmenter.model)
-    encode = openvino.Core().compile_model(graphs["encoder"], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def image(entry: CacheEntry):
         item = validation_item(cache, entry, segmenter.preset)
-        return item["image" if segmenter.enhanced else "raw"][None].numpy(), item["boxes"][:BOX_CHUNK].numpy()
+        return item["image" if segmenter.enhanced else "raw"][None].numpy()
 
-    def embedding_and_boxes(entry: CacheEntry):  # encoded when asked for: all embeddings together would be a gigabyte
-        pixels, boxes = image(entry)
-        return [encode(pixels)[0], boxes]
-
-    inputs = {"encoder": lambda entry: image(entry)[0], "decoder": embedding_and_boxes}
-    how = {"preset": nncf.QuantizationPreset.MIXED, "model_type": nncf.ModelType.TRANSFORMER}
-    how["ignored_scope"] = nncf.IgnoredScope(patterns=[KEPT_FLOAT], validate=False)  # LiteMedSAM has none
-    quantized = {
-        part: nncf.quantize(graphs[part], nncf.Dataset(chosen, function), subset_size=len(chosen), **how)
-        for part, function in inputs.items()
-    }
-    return quantized, len(chosen)
+    graph = nncf.quantize(
+        encoder_graph(segmenter.model.image_encoder),
+        nncf.Dataset(chosen, image),
+        subset_size=len(chosen),
+        preset=nncf.QuantizationPreset.MIXED,
+        model_type=nncf.ModelType.TRANSFORMER,
+        ignored_scope=nncf.IgnoredScope(patterns=[KEPT_FLOAT], validate=False),  # LiteMedSAM has none
+    )
+    return graph, len(chosen)
 
 
-def static_reach(segmenter: Segmenter, quantized: dict) -> dict:
-    """What int8 reaches in the graphs: counts and shares of weights and of multiply-adds of one image and one box."""
-    counts, int8_weights, layers = {}, 0, []
-    for part, graph in quantized.items():
-        graph = graph.clone()
-        if part == "decoder":
-            graph.reshape({graph.inputs[1]: [1, 4]})
-        counts[part] = {True: 0, False: 0}  # int8 or not -> multiply-adds
-        for node in graph.get_ops():
-            if node.get_type_name() in COUNTED:
-                int8 = all(_comes_from_integers(node.input_value(i).get_node()) for i in range(2))
-                counts[part][int8] += graph_macs(node)
-                layers += [f"{part}: {node.get_friendly_name()}"] if int8 else []
-            elif node.get_type_name() == "Constant" and node.get_element_type().get_type_name() in ("i8", "u8"):
-                int8_weights += math.prod(node.get_output_shape(0))
-    total = sum(p.numel() for p in segmenter.model.parameters())
-    macs = {part: sum(both.values()) for part, both in counts.items()}
-    share = {part: both[True] / macs[part] for part, both in counts.items()}
-    share["total"] = sum(both[True] for both in counts.values()) / sum(macs.values())
+def static_reach(segmenter: Segmenter, graph) -> dict:
+    """What int8 reaches: counts and shares of weights and of multiply-adds of one image and one box."""
+    macs, int8_weights, layers = {True: 0, False: 0}, 0, []  # macs of the encoder: int8 or not -> multiply-adds
+    for node in graph.get_ops():
+        if node.get_type_name() in COUNTED:
+            int8 = all(_comes_from_integers(node.input_value(i).get_node()) for i in range(2))
+            macs[int8] += graph_macs(node)
+            layers += [f"encoder: {node.get_friendly_name()}"] if int8 else []
+        elif node.get_type_name() == "Constant" and node.get_element_type().get_type_name() in ("i8", "u8"):
+            int8_weights += math.prod(node.get_output_shape(0))
+    weights = sum(p.numel() for p in segmenter.model.parameters())
+    encoder = sum(macs.values())
+    decoder = sum(number for (part, _), number in count_macs(segmenter.model).items() if part == "decoder")
     return {
         "layers": layers,
-        "weights": {"total": total, "int8": int8_weights, "share": int8_weights / total},
-        "macs": macs | {"total": sum(macs.values())},
-        "mac_share": share,
+        "weights": {"total": weights, "int8": int8_weights, "share": int8_weights / weights},
+        "macs": {"encoder": encoder, "decoder": decoder, "total": encoder + decoder},
+        "mac_share": {"encoder": macs[True] / encoder, "decoder": 0.0, "total": macs[True] / (encoder + decoder)},
     }
 
 
@@ -117,8 +109,6 @@ def graph_macs(node) -> int:
         return math.prod(out) * math.prod(second[1:])
     if kind == "GroupConvolution":  # weight (groups, out, in, kernel)
         return math.prod(out) * math.prod(second[2:])
-    if kind == "ConvolutionBackpropData":  # weight (in, out, kernel): each input value goes to all outputs
-        return math.prod(first) * math.prod(second[1:])
     if kind == "MatMul":
         return math.prod(out) * first[-2 if node.get_attributes()["transpose_a"] else -1]
     return 2 * math.prod(out) * second[-2]  # attention: queries x keys x width, twice

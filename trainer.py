@@ -43,7 +43,7 @@ def initial_model(args: argparse.Namespace, preset: Preset) -> BoxSegmenter:
         source = str(args.init)
     decoder = "the same"
     if preset.decoder == "lite_medsam" and not ours:
-        baseline = load_segmenter("baseline").model
+        baseline = load_segmenter("baseline", plain=True).model
         model.prompt_encoder.load_state_dict(baseline.prompt_encoder.state_dict())
         model.mask_decoder.load_state_dict(baseline.mask_decoder.state_dict())
         decoder = "LiteMedSAM"

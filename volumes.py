@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data import boxes_to_grid, logits_to_original, pad_to_square, resize_to_grid
+from data import boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, pad_to_square, resize_to_grid
 from model import GRID
 
 if TYPE_CHECKING:
@@ -138,11 +138,12 @@ def ask(segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z
     for first in range(0, len(asked), segmenter.box_chunk):
         chunk = slice(first, first + segmenter.box_chunk)
         on_grid = boxes_to_grid(asked[chunk], height, width, segmenter.preset.box_rounding)
-        logits, iou = segmenter.decode(embedding, on_grid)
-        for one, sure, box in zip(logits, iou, boxes[chunk], strict=True):
+        whole = boxes[chunk][:, [0, 1, 3, 4]]
+        logits, iou = segmenter.decode(embedding, on_grid, grid_pixels_for(whole, height, width))
+        for i, (one, sure) in enumerate(zip(logits, iou, strict=True)):
             with segmenter.stage("upsample"):
-                one = with_prior(one, float(sure), ellipsoid_depth(box, z, height, width))
-                mask = crop_to_box(logits_to_original(one, height, width), box[[0, 1, 3, 4]])
+                one = with_prior(one, float(sure), ellipsoid_depth(boxes[chunk][i], z, height, width))
+                mask = crop_to_box(logits_to_original(one, height, width), whole[i])
             yield mask
 
 
@@ -202,18 +203,3 @@ def mask_box(mask: tuple | None) -> np.ndarray | None:
     return np.array(
         [x.min() + columns.start, y.min() + rows.start, x.max() + columns.start, y.max() + rows.start], float
     )
-
-
-def crop_to_box(mask: tuple | None, box_xyxy: np.ndarray) -> tuple | None:
-    """Cut a mask (values, rows, columns) to the pixels inside a box, inclusive."""
-    if mask is None:
-        return None
-    values, rows, columns = mask
-    x0, y0 = np.floor(box_xyxy[:2]).astype(int)
-    x1, y1 = np.ceil(box_xyxy[2:]).astype(int) + 1
-    top, bottom = max(rows.start, y0), min(rows.stop, y1)
-    left, right = max(columns.start, x0), min(columns.stop, x1)
-    if bottom <= top or right <= left:
-        return None
-    inside = values[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
-    return inside, slice(top, bottom), slice(left, right)

@@ -26,6 +26,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
@@ -35,6 +36,8 @@ from table5_report import BASELINE, PROPOSED, RELEASED, Times, append_row, bars_
 from table5_work import NSD_SHAPE, measure
 
 from baseline import build_baseline
+from efficientvit import EMBED_DIM, EMBED_GRID
+from fast_decoder import CELL, FastDecoder
 from model import build_model
 from phantoms import write_case
 from quantize import int8_reach
@@ -99,11 +102,28 @@ def versions() -> dict[str, str]:
     return found
 
 
+def fast_decoder_macs() -> dict[str, int]:
+    """Multiply-adds of fast_decoder.py: once an image, for each box, for each cell that is upscaled. Weights do not matter."""
+    decoder, embedding = FastDecoder(build_model()), torch.zeros(1, EMBED_DIM, EMBED_GRID, EMBED_GRID)
+
+    def count(boxes: int, cells: int) -> int:
+        decoder.seen = None
+        region = torch.tensor([[0.0, 0, CELL * cells - 1, CELL * cells - 1]]).repeat(boxes, 1)
+        in_place = {torch.ops.aten.addmm_: lambda _, a, b, **kwargs: 2 * a[0] * a[1] * b[1]}  # which it does not know
+        with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+            decoder.decode(embedding, torch.full((boxes, 4), 9.0), region)
+        return counter.get_total_flops() // 2
+
+    one, two, large = count(1, 1), count(2, 1), count(1, 3)  # 1, 2 and 9 cells in all
+    cell = (large - one) // 8
+    return {"fast image": 2 * one - two, "fast box": two - one - cell, "fast cell": cell}
+
+
 def current_settings(args: argparse.Namespace) -> dict:
     """What every row of one times.csv must share, and what settings.json says besides."""
     if not args.weights.is_file():
         raise InputError(f"{args.weights}: no such checkpoint; name one with --weights")
-    counts = {}
+    counts = fast_decoder_macs()
     for name, build in (("proposed", build_model), ("baseline", build_baseline)):
         macs = int8_reach(build())["macs"]
         for part in ("encoder", "decoder"):

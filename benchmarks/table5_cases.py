@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data import grid_pixels_for, reach_of
+from efficientvit import EMBED_GRID
+from fast_decoder import cell_range
 from phantoms import Phantom
 from presets import Preset
 from readers import Case
@@ -124,20 +127,27 @@ def draw(case: TimedCase, seed: int = 0) -> Phantom:
 # ---------------------------------------------------------------- how much work a case is
 
 
-def work(case: Case, preset: Preset, shared: bool) -> tuple[int, int]:
-    """How many images are encoded and how many boxes decoded for a case.
+def work(case: Case, preset: Preset, shared: bool) -> tuple[int, int, int]:
+    """How many images are encoded, boxes decoded and cells of 4x4 grid pixels upscaled for a case.
 
-    shared: each slice is encoded once for all objects, as ours does; False: once for each object, as published.
+    shared: each slice is encoded once for all objects and only the cells that a mask may reach are upscaled, as ours does
+    (unless --engine torch-int8); False: each slice once for each object, and all cells, as published.
     """
+    height, width = case.image.shape[1 if case.is_3d else 0 :][:2]
+    reach = case.boxes[:, [0, 1, 3, 4]] if case.is_3d else reach_of(case.boxes, height, width)
+    ranges = [cell_range(list(region)) for region in grid_pixels_for(reach, height, width)]
+    cells = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in ranges]
     if not case.is_3d:
-        return 1, len(case.boxes)
+        return 1, len(case.boxes), sum(cells) if shared else EMBED_GRID**2 * len(case.boxes)
     visited = []  # slices of each object
     for low, high in case.boxes[:, [2, 5]].astype(int):
         middle = (low + high) // 2
         ends = 0 if preset.propagation == "released" else 1  # #41: it leaves the first and the last slice out
         visited.append([*range(middle, high + ends), *range(middle - 1, low - ends, -1)])
     boxes = sum(map(len, visited))
-    return len(set().union(*visited)) if shared else boxes, boxes
+    if not shared:
+        return boxes, boxes, EMBED_GRID**2 * boxes
+    return len(set().union(*visited)), boxes, sum(n * len(slices) for n, slices in zip(cells, visited, strict=True))
 
 
 def object_slices(boxes: np.ndarray) -> int:

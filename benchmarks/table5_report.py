@@ -17,7 +17,7 @@ from table5_work import STAGES, scaled
 from tables import pipe_table
 from writers import save_text
 
-COUNTS = ("encoded", "encoded_of", "decoded", "decoded_of", "slices", "slices_of")
+COUNTS = ("encoded", "encoded_of", "decoded", "decoded_of", "slices", "slices_of", "cells_of")
 FLOATS = ("seconds", "peak_mb", *(f"{stage}_s" for stage in STAGES))
 COLUMNS = ("case", "system", "repeat", *FLOATS, *COUNTS, "values")
 BASELINE, RELEASED, OURS = "released baseline eager", "released proposed eager", "fixed proposed torch"

@@ -136,12 +136,12 @@ def measure_case(job: dict) -> dict:
         write_s = time.perf_counter() - writing
     seconds = {stage: segmenter.seconds[stage] for stage in STAGES[1:5]}
     seconds["other"] = segmented - start - sum(seconds.values())
-    encoded, decoded = work(timed, segmenter.preset, shared=not published)
-    encoded_of, decoded_of = work(case, segmenter.preset, shared=not published)
+    encoded, decoded, _ = work(timed, segmenter.preset, shared=not published)
+    encoded_of, decoded_of, cells_of = work(case, segmenter.preset, shared=not published)
     slices = (object_slices(timed.boxes), object_slices(case.boxes)) if case.is_3d else (1, 1)
     return {f"{stage}_s": value for stage, value in {"read": read_s, **seconds, "write": write_s}.items()} | {
         "encoded": encoded, "encoded_of": encoded_of, "decoded": decoded, "decoded_of": decoded_of,
-        "slices": slices[0], "slices_of": slices[1],
+        "slices": slices[0], "slices_of": slices[1], "cells_of": cells_of,
     }  # fmt: skip
 
 

@@ -36,7 +36,8 @@ def test_masks_on_real_images_are_the_plain_networks(name):
 @pytest.mark.parametrize("engine", ["torch", "torch-int8"])
 def test_every_engine_of_pytorch_is_folded_unless_the_plain_network_is_asked_for(engine):
     for plain in (False, True):
-        layers = load_segmenter("baseline", engine=engine, plain=plain).model.modules()
+        encoder = load_segmenter("baseline", engine=engine, plain=plain).model.image_encoder
+        layers = encoder.modules()
         assert any(isinstance(layer, nn.BatchNorm2d) for layer in layers) == plain
 
 

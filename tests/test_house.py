@@ -21,7 +21,7 @@ SCRIPTS = [
 ORDER = [
     "metrics", "tables", "intervals", "readers", "int8_report", "scoring", "writers", "presets", "enhance", "efficientvit",
     "model", "losses", "data",
-    "runlength", "cache", "dataset", "baseline", "weights", "quantize", "fused", "openvino_engine", "volumes", "segment", "static_int8",
+    "runlength", "cache", "dataset", "baseline", "weights", "quantize", "fused", "fast_decoder", "openvino_engine", "volumes", "segment", "static_int8",
     "resident", "demo_images", "phantoms_3d", "phantoms_2d", "phantoms", "figures", "teacher", "trainer", "table4_report",
     "table5_cases", "table5_work", "table5_report", "memory",
 ]  # fmt: skip

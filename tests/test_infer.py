@@ -17,7 +17,7 @@ from fake_model import BrightModel
 
 import segment
 from metrics import dsc
-from model import build_model
+from model import BoxSegmenter, build_model
 from phantoms import Phantom, tiny_case, write_case
 from presets import PRESETS, override
 from readers import InputError, load_npz, read_image
@@ -309,9 +309,9 @@ def test_wrong_options_are_named_by_the_parser(args, words, capsys):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """In place of the proposed model a layer of nine numbers, and its checkpoint, trained with preset `released`."""
-    monkeypatch.setattr(segment, "build_model", lambda: torch.nn.Linear(2, 3))
-    torch.save({"model": torch.nn.Linear(2, 3).state_dict(), "preset": "released"}, tmp_path / "small.pt")
+    """In place of the proposed model its decoder alone, and its checkpoint, trained with preset `released`."""
+    monkeypatch.setattr(segment, "build_model", lambda: BoxSegmenter(torch.nn.Identity()))
+    torch.save({"model": segment.build_model().state_dict(), "preset": "released"}, tmp_path / "small.pt")
     return tmp_path / "small.pt"
 
 
@@ -328,7 +328,7 @@ def test_the_proposed_model_comes_with_its_weights_and_the_preset_it_was_trained
 
 
 def test_the_baseline_is_raw_and_fixed_by_default():
-    found = load_segmenter("baseline")
+    found = load_segmenter("baseline", plain=True)
     assert (found.preset.name, found.enhanced, found.model.training) == ("fixed", False, False)
 
 
@@ -340,7 +340,7 @@ def test_another_preset_than_the_checkpoints_needs_force(small, folder):
 
 
 def test_a_bare_state_dict_takes_the_preset_asked_for(small):
-    torch.save(torch.nn.Linear(2, 3).state_dict(), small)
+    torch.save(segment.build_model().state_dict(), small)
     assert load_segmenter("proposed", small).preset.name == "fixed"
     assert load_segmenter("proposed", small, "paper").preset.name == "paper"
 

@@ -309,4 +309,4 @@ def test_lite_medsam_with_fixed_is_right_on_a_cylinder(lite_medsam):
 
 def test_baseline_needs_no_preset_and_proposed_needs_weights():
     assert load_segmenter("baseline").preset.name == "fixed"
-    assert isinstance(build_baseline(), type(load_segmenter("baseline").model))
+    assert isinstance(build_baseline(), type(load_segmenter("baseline", plain=True).model))

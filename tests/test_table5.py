@@ -137,7 +137,18 @@ def test_work_is_what_the_network_is_asked_for(name, preset):
         assert (model.encoded == model.decoded) == case.is_3d  # once a slice and object, once an image
     else:
         segmenter.segment(case)
-    assert (model.encoded, model.decoded) == work(case, PRESETS[preset], shared=preset == "fixed")
+    encoded, decoded, cells = work(case, PRESETS[preset], shared=preset == "fixed")
+    assert (model.encoded, model.decoded) == (encoded, decoded)
+    assert cells == 4096 * decoded if preset == "released" else decoded <= cells < 4096 * decoded
+
+
+def test_the_fast_decoders_multiply_adds_by_hand():
+    found = table5.fast_decoder_macs()
+    one_projection = 4096 * 256 * 128
+    assert found["fast image"] == 3 * one_projection
+    assert found["fast cell"] == 256 * 256 + 4 * 64 * 128  # to 2x2 pixels of 64 channels, each to 2x2 of 32
+    # of all cells and 56 rows: write twice, read twice, sum once; of 16 rows at the end: read and sum
+    assert found["fast box"] == pytest.approx(4096 * 256 * (5 * 56 + 2 * 16), rel=0.2)
 
 
 # ---------------------------------------------------------------- parts of volumes
@@ -173,7 +184,7 @@ def times(**of):
     return rows
 
 
-COUNTS = {"encoder": 10_000_000_000, "decoder": 1_000_000_000}
+COUNTS = {"encoder": 10_000_000_000, "decoder": 1_000_000_000, "fast image": 0, "fast box": 0, "fast cell": 0}
 SETTINGS = {"multiply-adds": COUNTS, "threads": 2, "processor": "a processor"}
 
 

@@ -215,7 +215,7 @@ def test_the_real_network_overfits_one_batch(cache):
     entry = next(e for e in read_index(cache) if e.split == "train" and e.modality == "US")
     item = validation_item(cache, entry, PRESETS["fixed"])
     model = build_model()
-    decoder = load_segmenter("baseline").model
+    decoder = load_segmenter("baseline", plain=True).model
     model.prompt_encoder.load_state_dict(decoder.prompt_encoder.state_dict())
     model.mask_decoder.load_state_dict(decoder.mask_decoder.state_dict())
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
