@@ -1,8 +1,8 @@
 """The mask decoder's sums in another order: the same masks in less than half the time, for inference on a CPU. [P 4.3]
 
 Nothing is approximated; logits differ from those of model.py by rounding. A box is 7 tokens, the image 4,096 cells, and
-model.py, like every SAM, projects all cells to keys, queries and values for each box: 1.40 G multiply-adds. Four remarks
-make that 0.37 G, and up to 0.40 G for upscaling, as the mask is large:
+model.py, like every SAM, projects all cells to keys, queries and values for each box: 1.40 G multiply-adds. Five remarks
+make that 0.29 G, and up to 0.40 G for upscaling, as the mask is large:
 
 1. A score is a product q . (W x): token's query, weights, cell. Taken as (W^T q) . x the few tokens are projected and
    not the many cells. Likewise values: a weighted sum of W x is W times the weighted sum of x.
@@ -10,19 +10,23 @@ make that 0.37 G, and up to 0.40 G for upscaling, as the mask is large:
    the same to all scores of a query, which softmax does not see.
 3. What the first layer projects of the image does not depend on the box: once an image, not once a box. Nor does what
    any layer projects of the cells' positions depend on the image: once a network.
-4. Two of the 7 tokens are asked for at the end, the mask's and the IoU's; and from there on a cell becomes its 4x4 pixels
+4. The first layer adds to the image's cells no more than a weighted sum of 56 vectors, what 7 tokens write by 8 heads. So what
+   the second projects of the sum is a projection of the image, once, and of 56 vectors; the norm between scales it (`folded`).
+5. Two of the 7 tokens are asked for at the end, the mask's and the IoU's; and from there on a cell becomes its 4x4 pixels
    without its neighbours, so that only cells need to be upscaled that the mask can reach.
 
-Letters: N boxes, T tokens of a box, cells 4,096 = 64x64 row by row, each 4x4 pixels of the grid. Names of layers: model.py.
+Letters: N boxes, T tokens of a box, cells 4,096 = 64x64 row by row, each 4x4 pixels of the grid; by head: (heads, width,
+cells), or (heads, T, width) of tokens. Names of layers: model.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from efficientvit import EMBED_GRID
 from model import GRID, Attention, BoxSegmenter
@@ -36,51 +40,54 @@ def by_head(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
-class TokensLook:
-    """Tokens gather from the cells: a cross_attn_token_to_image, with its keys and values projected on the tokens' side."""
-
-    def __init__(self, layer: Attention, place: Tensor) -> None:
-        """place: the cells' position codes (4096, 256), which keys have and values do not."""
-        self.layer = layer
-        self.keys = layer.k_proj.weight.unflatten(0, (layer.heads, -1))  # (heads, width, 256)
-        self.values = layer.v_proj.weight.unflatten(0, (layer.heads, -1)).transpose(1, 2)  # (heads, 256, width)
-        self.place = by_head(F.linear(place, layer.k_proj.weight), layer.heads).transpose(1, 2).contiguous()
-        self.scale = self.keys.shape[1] ** -0.5
-
-    def queries(self, tokens: Tensor) -> Tensor:
-        """Tokens with their positions (N, T, 256) -> (N, heads, T, width)"""
-        return by_head(self.layer.q_proj(tokens), self.layer.heads) * self.scale
-
-    def seen(self, queries: Tensor, cells: Tensor) -> Tensor:
-        """What the tokens of one box gather, before `out_proj`: (heads, T, width), (4096, 256) -> (T, heads * width)"""
-        of_place = (queries @ self.place).flatten(0, 1)  # (heads * T, 4096)
-        scores = of_place.addmm_((queries @ self.keys).flatten(0, 1), cells.T)
-        sums = (scores.softmax(dim=-1) @ cells).unflatten(0, (self.layer.heads, -1))  # (heads, T, 256)
-        return (sums @ self.values).transpose(0, 1).flatten(1) + self.layer.v_proj.bias
+def asking(projection: nn.Linear, tokens: Tensor, heads: int) -> Tensor:
+    """Queries or keys of tokens (N, T, 256), scaled as attention scales its scores: (N, heads, T, width)"""
+    return by_head(projection(tokens), heads) * (projection.out_features // heads) ** -0.5
 
 
-class CellsLook:
-    """Cells gather from the tokens: a cross_attn_image_to_token, with its queries and output projected there too."""
+def folded(weight: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """A projection of normalized cells, but for a constant and the division by their deviation, as one of the cells before:
+    the norm's weights are in it, and it is centered, which subtracts the cells' mean. (M, 256) -> (M, 256)"""
+    scaled = weight * norm.weight
+    return scaled - scaled.mean(dim=1, keepdim=True)
 
-    def __init__(self, layer: Attention, place: Tensor) -> None:
-        """place: the cells' position codes (4096, 256)."""
-        self.layer = layer
-        self.queries = layer.q_proj.weight.unflatten(0, (layer.heads, -1))  # (heads, width, 256)
-        self.out = layer.out_proj.weight.T.unflatten(0, (layer.heads, -1))  # (heads, width, 256)
-        self.bias = layer.out_proj.bias / layer.heads  # a share a head, whose weights sum to 1
-        self.place = by_head(layer.q_proj(place), layer.heads).transpose(1, 2).contiguous()  # (heads, width, 4096)
-        self.scale = self.queries.shape[1] ** -0.5
 
-    def tokens_side(self, tokens: Tensor, token_pe: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, T, 256) and their positions -> keys (N, heads, T, width) and what each writes to a cell (N, heads * T, 256)"""
-        keys = by_head(self.layer.k_proj(tokens + token_pe), self.layer.heads) * self.scale
-        values = by_head(self.layer.v_proj(tokens), self.layer.heads)
-        return keys, (values @ self.out + self.bias).flatten(1, 2)
+@dataclass
+class Change:
+    """What the first layer does to a box's cells, of which layer norm then makes those of the second layer."""
 
-    def scores(self, keys: Tensor, cells: Tensor) -> Tensor:
-        """(heads, T, width), (4096, 256) -> (heads, T, 4096)"""
-        of_place = (keys @ self.place).flatten(0, 1)
-        return of_place.addmm_((keys @ self.queries).flatten(0, 1), cells.T).unflatten(0, keys.shape[:2])
+    weights: Tensor  # (heads * T, 4096) of what each token writes by each head
+    vectors: Tensor  # (heads * T, 256) what they write
+    scale: Tensor  # (4096,) one over the deviation of the sum
+
+
+class Reading:
+    """A projection of the second layer's cells to scores, from the image's cells and a `Change`."""
+
+    def __init__(self, projection: nn.Linear, place: Tensor, norm: nn.LayerNorm, heads: int) -> None:
+        """place: the cells' position codes (4096, 256), which are added after the norm."""
+        self.weight = folded(projection.weight, norm)  # (heads * width, 256)
+        self.by_head = self.weight.unflatten(0, (heads, -1))
+        self.place = projection(place + norm.bias).T.unflatten(0, (heads, -1)).contiguous()
+
+    def scores(self, queries: Tensor, of_image: Tensor, change: Change) -> Tensor:
+        """queries (heads, T, width), of_image: this weight of the image's cells, by head -> (heads * T, 4096)"""
+        of_vectors = (queries @ self.by_head).flatten(0, 1) @ change.vectors.T  # (heads * T, heads * T)
+        before = (queries @ of_image).flatten(0, 1).addmm_(of_vectors, change.weights)
+        return (queries @ self.place).flatten(0, 1).addcmul_(before, change.scale)
+
+
+def gathered(scores: Tensor, cells: Tensor, layer: Attention) -> Tensor:
+    """What tokens gather of cells (4096, 256) by scores (heads * T, 4096), before `out_proj`. -> (T, heads * width)"""
+    sums = (scores.softmax(dim=-1) @ cells).unflatten(0, (layer.heads, -1))  # (heads, T, 256)
+    values = layer.v_proj.weight.unflatten(0, (layer.heads, -1)).transpose(1, 2)  # (heads, 256, width)
+    return (sums @ values).transpose(0, 1).flatten(1) + layer.v_proj.bias
+
+
+def written(tokens: Tensor, layer: Attention) -> Tensor:
+    """What tokens (N, T, 256) write to cells: (N, heads * T, 256). A head's weights sum to 1, so it takes a share of the bias."""
+    out = layer.out_proj.weight.T.unflatten(0, (layer.heads, -1))  # (heads, width, 256)
+    return (by_head(layer.v_proj(tokens), layer.heads) @ out + layer.out_proj.bias / layer.heads).flatten(1, 2)
 
 
 class FastDecoder:
@@ -89,11 +96,19 @@ class FastDecoder:
     @torch.no_grad()
     def __init__(self, network: BoxSegmenter) -> None:
         self.prompts, self.decoder = network.prompt_encoder, network.mask_decoder
-        self.place = self.prompts.dense_positions().flatten(2)[0].T.contiguous()  # (4096, 256)
         self.first, self.second = self.decoder.transformer.layers
-        self.tokens_look = TokensLook(self.second.cross_attn_token_to_image, self.place)
-        self.cells_look = [CellsLook(a.cross_attn_image_to_token, self.place) for a in (self.first, self.second)]
-        self.last_look = TokensLook(self.decoder.transformer.final_attn_token_to_image, self.place)
+        self.last = self.decoder.transformer.final_attn_token_to_image
+        self.heads = self.last.heads
+        place = self.prompts.dense_positions().flatten(2)[0].T.contiguous()  # (4096, 256)
+        look, back = self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
+        norm = self.first.norm4
+        self.looking = Reading(self.second.cross_attn_token_to_image.k_proj, place, norm, self.heads)
+        self.backing = Reading(self.second.cross_attn_image_to_token.q_proj, place, norm, self.heads)
+        self.last_place = F.linear(place, self.last.k_proj.weight).T.unflatten(0, (self.heads, -1)).contiguous()
+        # the projections of the image's cells that give keys, or queries: one product for all four
+        self.weights = torch.cat([look.k_proj.weight, back.q_proj.weight, self.looking.weight, self.backing.weight])
+        of_place = torch.cat([F.linear(place, look.k_proj.weight), back.q_proj(place)], dim=1).T
+        self.of_place = torch.cat([of_place, torch.zeros_like(of_place)])  # (512, 4096)
         # Linux's malloc hands freed maps back to the system and asks for them anew, up to a quarter of a box's time, until
         # it has seen a large block freed; from then on it keeps as much
         torch.empty(31 << 20, dtype=torch.uint8)
@@ -121,48 +136,55 @@ class FastDecoder:
         return logits, self.decoder.iou_prediction_head(tokens[:, 0])[:, :1]
 
     def of_image(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        """All that does not depend on a box: cells, and the first layer's keys, values and queries by head, width before
-        cells but in values."""
-        cells = embedding.flatten(2)[0].T.contiguous() + self.prompts.no_mask_embed.weight  # (4096, 256)
-        at = cells + self.place
-        look, back = self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
-        keys, queries = (
-            by_head(p(at), look.heads).transpose(1, 2).contiguous() for p in (look.k_proj, back.q_proj)
-        )  # (heads, width, 4096)
-        return cells, keys, by_head(look.v_proj(cells), look.heads).contiguous(), queries
+        """All that does not depend on a box: cells (4096, 256); by head, (heads, 16, 4096), keys and queries of the first
+        layer and what `looking` and `backing` read; the first layer's values (heads, 4096, 16)."""
+        cells = embedding.flatten(2)[0].T.contiguous() + self.prompts.no_mask_embed.weight
+        projected = (self.weights @ cells.T).add_(self.of_place).unflatten(0, (4, self.heads, -1))
+        values = by_head(self.first.cross_attn_token_to_image.v_proj(cells), self.heads).contiguous()
+        return cells, *projected, values
 
     def transform(self, sparse: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """`TwoWayTransformer` for prompts (N, 2, 256): tokens of IoU and mask (N, 2, 256), cells N times (4096, 256)."""
-        image, keys, values, queries = self.image_side
+        """`TwoWayTransformer` for prompts (N, 2, 256): tokens of IoU and mask (N, 2, 256), cells N times (4096, 256).
+
+        In each step all tokens come first, then the cells box by box: a map of cells is 4 MB, and is used while in the cache.
+        """
+        image, keys, queries, for_look, for_back, values = self.image_side
         own = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight]).expand(len(sparse), -1, -1)
         pe = tokens = torch.cat([own, sparse], dim=1)  # (N, T, 256)
 
-        layer, look = self.first, self.first.cross_attn_token_to_image
+        layer, look, back = self.first, self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
         tokens = layer.norm1(layer.self_attn(tokens, tokens, tokens))
-        asked = by_head(look.q_proj(tokens + pe), look.heads) * self.tokens_look.scale
+        asked = asking(look.q_proj, tokens + pe, self.heads)
         seen = [((query @ keys).softmax(-1) @ values).transpose(0, 1).flatten(1) for query in asked]
         tokens = layer.norm2(tokens + look.out_proj(torch.stack(seen)))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
-        told, written = self.cells_look[0].tokens_side(tokens, pe)
+        told, vectors = asking(back.k_proj, tokens + pe, self.heads), written(tokens, back)
 
-        # The next look's queries do not wait for the cells, so a box's map of cells, 4 MB, is used while in the cache
-        before, layer, back = self.first, self.second, self.cells_look[1]
+        norm, layer = self.first.norm4, self.second
+        look, back = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
         asked = tokens + pe
         tokens = layer.norm1(tokens + layer.self_attn(asked, asked, tokens))
-        cells, seen = [], []
-        for k, w, asked in zip(told, written, self.tokens_look.queries(tokens + pe), strict=True):
-            cells.append(before.norm4(torch.addmm(image, (k @ queries).softmax(1).flatten(0, 1).T, w)))
-            seen.append(self.tokens_look.seen(asked, cells[-1]))
-        tokens = layer.norm2(tokens + self.tokens_look.layer.out_proj(torch.stack(seen)))
+        changes, cells, seen = [], [], []
+        for key, vector, query in zip(told, vectors, asking(look.q_proj, tokens + pe, self.heads), strict=True):
+            weights = (key @ queries).softmax(1).flatten(0, 1)  # (heads * T, 4096)
+            summed = torch.addmm(image, weights.T, vector)
+            cell, _, scale = torch.native_layer_norm(summed, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+            changes.append(Change(weights, vector, scale[:, 0]))
+            cells.append(cell)
+            seen.append(gathered(self.looking.scores(query, for_look, changes[-1]), cell, look))
+        tokens = layer.norm2(tokens + look.out_proj(torch.stack(seen)))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
-        told, written = back.tokens_side(tokens, pe)
+        told, vectors = asking(back.k_proj, tokens + pe, self.heads), written(tokens, back)
 
-        tokens, pe, seen = tokens[:, :2], pe[:, :2], []
-        for i, (k, w, asked) in enumerate(zip(told, written, self.last_look.queries(tokens + pe), strict=True)):
-            scores = back.scores(k, cells[i]).softmax(1).flatten(0, 1)
-            cells[i] = layer.norm4(cells[i].addmm_(scores.T, w))
-            seen.append(self.last_look.seen(asked, cells[i]))
-        tokens = tokens + self.last_look.layer.out_proj(torch.stack(seen))
+        tokens, seen = tokens[:, :2], []
+        last_keys = self.last.k_proj.weight.unflatten(0, (self.heads, -1))
+        for i, query in enumerate(asking(self.last.q_proj, tokens + pe[:, :2], self.heads)):
+            scores = self.backing.scores(told[i], for_back, changes[i])
+            weights = scores.unflatten(0, (self.heads, -1)).softmax(1).flatten(0, 1)
+            cells[i] = layer.norm4(cells[i].addmm_(weights.T, vectors[i]))
+            scores = (query @ self.last_place).flatten(0, 1).addmm_((query @ last_keys).flatten(0, 1), cells[i].T)
+            seen.append(gathered(scores, cells[i], self.last))
+        tokens = tokens + self.last.out_proj(torch.stack(seen))
         return self.decoder.transformer.norm_final_attn(tokens), cells
 
     def upscale(self, cells: Tensor, weight: Tensor) -> Tensor:
