@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
     p.add_argument(
-        "--method", choices=METHODS, default="dynamic", help="dynamic: linear layers; static: nearly all, for OpenVINO"
+        "--method", choices=METHODS, default="dynamic", help="dynamic: linear layers; static: the encoder, for OpenVINO"
     )
     p.add_argument("--cache", type=Path, help="for static: cache of step 1, whose training images calibrate")
     p.add_argument("--calibration", type=int, default=198, help="for static: so many images, of each modality in turn")
@@ -159,7 +159,7 @@ def static(args: argparse.Namespace, out: Path, segmenter: Segmenter) -> tuple[S
     graph, images = static_int8.quantize_static(segmenter, args.cache, args.calibration)
     reach = static_int8.static_reach(segmenter, graph)
     written = save_static(out, graph, segmenter.model, carried(args))
-    what = f"{len(reach['layers'])} became int8, calibrated on {images} images; norms, linear attention and the decoder stay float32."
+    what = f"{len(reach['layers'])} became int8, calibrated on {images} images; the rest and the decoder stay float32."
     found = {"weight_int8": "channel", "what": what, "int8_bytes": written}
     return load_segmenter(
         args.model, out, segmenter.preset.name, "openvino-int8", engine_cache=args.engine_cache

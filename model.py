@@ -116,7 +116,7 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (N, Q, 256), k and v (N, K, 256) -> (N, Q, 256). One row instead of N serves all: it is projected once."""
-        n = q.shape[0] if len(k) == 1 else k.shape[0]  # not len(): a traced graph (openvino_engine.py) would fix it
+        n = len(q) if len(k) == 1 else len(k)
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(n, -1, -1, -1)  # (N, heads, Q or K, width)
             for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))

@@ -31,7 +31,7 @@ from weights import default_weights, load_weights, read_checkpoint
 
 MODELS = ("baseline", "proposed")
 # What runs the network: PyTorch in float32, or with linear layers in dynamic int8 (quantize.py); OpenVINO in float32, or
-# with nearly all layers in static int8 (openvino_engine.py)
+# with the encoder in static int8 (openvino_engine.py)
 ENGINES = ("torch", "torch-int8", "openvino", "openvino-int8")
 # Boxes in one decoder call: bounds the memory, whatever the number of boxes. 6 are 24 MB of maps, which find the processor's
 # caches; their tokens share one pass over the weights. As many as the organs that the challenge asks for in a CT.

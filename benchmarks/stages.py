@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
 from table5_cases import BY_NAME
-from table5_report import CELLS, OURS, PROPOSED, RELEASED, Times, append_row, read_rows
+from table5_report import CELLS, COUNTS, OURS, PROPOSED, RELEASED, Times, append_row, read_rows
 from table5_work import STAGES
 
 from figures import PALETTE, save_figure
@@ -132,9 +132,7 @@ def made_up_times(folder: Path) -> None:
         for system in (RELEASED, OURS, f"{PROPOSED}openvino"):
             row = {"case": case, "system": system, "repeat": 1, "seconds": 7.0, "peak_mb": 500.0}
             row |= {f"{stage}_s": 1.0 for stage in STAGES}
-            row |= dict.fromkeys(
-                ("encoded", "encoded_of", "decoded", "decoded_of", "slices", "slices_of", "cells_of"), 1
-            )
+            row |= dict.fromkeys(COUNTS, 1)
             append_row(folder / "times.csv", row)
     counts = {"encoder": 17_000_000_000, "decoder": 2_000_000_000, "fast image": 0, "fast box": 10**9, "fast cell": 0}
     for kind, seconds in (("float32", 0.01), ("int8", 0.0025)):

@@ -23,14 +23,11 @@ import torch.nn.functional as F
 from table5_cases import object_slices, thinner, work
 
 import volumes
-from baseline import build_baseline
 from data import boxes_to_grid, grid_size
 from metrics import TOLERANCE, nsd
-from model import GRID, build_model
-from presets import PRESETS
+from model import GRID
 from readers import Case, InputError, read_npz
 from segment import Segmenter, load_segmenter
-from weights import default_weights, load_weights
 from writers import save_npz
 
 STAGES = ("read", "enhance", "encode", "decode", "upsample", "other", "write")
@@ -104,12 +101,9 @@ def segmenter_of(preset: str, model: str, engine: str, job: dict) -> Segmenter:
     """A system's segmenter, with the job's "weights" of the proposed model, or "static" ones for openvino-int8, if named."""
     named = job.get("static" if engine == "openvino-int8" else "weights") if model == "proposed" else None
     weights = Path(named) if named else None
-    if engine != "eager":
-        # `force`: with the weights of another preset the masks change, the time does not
-        return load_segmenter(model, weights, preset, engine, force=True)
-    network = build_baseline() if model == "baseline" else build_model()
-    load_weights(weights or default_weights(model), network)
-    return Segmenter(network, PRESETS[preset], enhanced=model == "proposed")
+    eager = engine == "eager"
+    # `force`: with the weights of another preset the masks change, the time does not
+    return load_segmenter(model, weights, preset, "torch" if eager else engine, force=True, plain=eager)
 
 
 def measure_case(job: dict) -> dict:
