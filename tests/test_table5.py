@@ -235,7 +235,7 @@ def place(tmp_path, monkeypatch):
     """The stand-in for every model, jobs in this process; `asked` lists them, `fault` says which go wrong."""
     asked, fault = [], {"stop": None, "killed": None}
 
-    def load(model, weights, preset, engine, force=False):
+    def load(model, weights, preset, engine, force=False, plain=False):
         if engine == "openvino":
             raise InputError("openvino is not installed")
         return Segmenter(BrightModel(0.4), PRESETS[preset or "fixed"], enhanced=model == "proposed")
@@ -250,9 +250,6 @@ def place(tmp_path, monkeypatch):
 
     threads = torch.get_num_threads(), cv2.getNumThreads()
     monkeypatch.setattr(table5_work, "load_segmenter", load)
-    for name in ("build_model", "build_baseline"):
-        monkeypatch.setattr(table5_work, name, lambda: BrightModel(0.4))
-    monkeypatch.setattr(table5_work, "load_weights", lambda path, model: {})
     monkeypatch.setattr(table5, "in_child", child)
     monkeypatch.setattr(table5, "current_settings", lambda args: SETTINGS | {"slices": args.slices})
     monkeypatch.setattr(table5, "FULL_SIZES", {"side": 32, "calls": 1, "shape": (16, 32, 32)})
