@@ -59,10 +59,10 @@ def diffuse(
     kappa, gamma = np.float32(kappa), np.float32(gamma)
     for _ in range(iterations):
         p = np.pad(u, 1, mode=pad_mode)  # (H + 2, W + 2)
-        north, south = p[:-2, 1:-1] - u, p[2:, 1:-1] - u  # differences to the four neighbours, each (H, W)
-        west, east = p[1:-1, :-2] - u, p[1:-1, 2:] - u
-        total = sum(flow(d, kappa) * d for d in (north, south, west, east))
-        u = u + gamma * total
+        # one difference a pair of neighbours, (H + 1, W) and (H, W + 1): what flows into one pixel flows out of the other
+        dy, dx = np.diff(p[:, 1:-1], axis=0), np.diff(p[1:-1], axis=1)
+        dy, dx = flow(dy, kappa) * dy, flow(dx, kappa) * dx
+        u = u + gamma * (dy[1:] - dy[:-1] - dx[:, :-1] + dx[:, 1:])
     return u
 
 

@@ -2,7 +2,7 @@
 
 Nothing is approximated; logits differ from those of model.py by rounding. A box is 7 tokens, the image 4,096 cells, and
 model.py, like every SAM, projects all cells to keys, queries and values for each box: 1.40 G multiply-adds. Five remarks
-make that 0.29 G, and up to 0.40 G for upscaling, as the mask is large:
+make that 0.25 G, and up to 0.40 G for upscaling, as the mask is large:
 
 1. A score is a product q . (W x): token's query, weights, cell. Taken as (W^T q) . x the few tokens are projected and
    not the many cells. Likewise values: a weighted sum of W x is W times the weighted sum of x.
@@ -12,6 +12,7 @@ make that 0.29 G, and up to 0.40 G for upscaling, as the mask is large:
    any layer projects of the cells' positions depend on the image: once a network.
 4. The first layer adds to the image's cells no more than a weighted sum of 56 vectors, what 7 tokens write by 8 heads. So what
    the second projects of the sum is a projection of the image, once, and of 56 vectors; the norm between scales it (`folded`).
+   Its scores come of that, and, as weighted sums of such projections, what its tokens gather.
 5. Two of the 7 tokens are asked for at the end, the mask's and the IoU's; and from there on a cell becomes its 4x4 pixels
    without its neighbours, so that only cells need to be upscaled that the mask can reach.
 
@@ -62,19 +63,29 @@ class Change:
 
 
 class Reading:
-    """A projection of the second layer's cells to scores, from the image's cells and a `Change`."""
+    """A projection of the second layer's cells, taken from that of the image's cells and a `Change`."""
 
-    def __init__(self, projection: nn.Linear, place: Tensor, norm: nn.LayerNorm, heads: int) -> None:
-        """place: the cells' position codes (4096, 256), which are added after the norm."""
+    def __init__(self, projection: nn.Linear, norm: nn.LayerNorm, heads: int, place: Tensor | None = None) -> None:
+        """place: the cells' position codes (4096, 256), which are added after the norm; values have none."""
         self.weight = folded(projection.weight, norm)  # (heads * width, 256)
         self.by_head = self.weight.unflatten(0, (heads, -1))
-        self.place = projection(place + norm.bias).T.unflatten(0, (heads, -1)).contiguous()
+        self.bias = projection(norm.bias)
+        if place is not None:
+            self.place = projection(place + norm.bias).T.unflatten(0, (heads, -1)).contiguous()
 
     def scores(self, queries: Tensor, of_image: Tensor, change: Change) -> Tensor:
         """queries (heads, T, width), of_image: this weight of the image's cells, by head -> (heads * T, 4096)"""
         of_vectors = (queries @ self.by_head).flatten(0, 1) @ change.vectors.T  # (heads * T, heads * T)
         before = (queries @ of_image).flatten(0, 1).addmm_(of_vectors, change.weights)
         return (queries @ self.place).flatten(0, 1).addcmul_(before, change.scale)
+
+    def gathered(self, scores: Tensor, of_image: Tensor, change: Change) -> Tensor:
+        """What tokens gather by scores (heads * T, 4096). of_image: (heads, 4096, width) -> (T, heads * width)"""
+        weights = scores.softmax(dim=-1).mul_(change.scale)
+        of_vectors = by_head(change.vectors @ self.weight.T, len(of_image))  # (heads, heads * T, width)
+        of_change = (weights @ change.weights.T).unflatten(0, (len(of_image), -1)) @ of_vectors
+        sums = weights.unflatten(0, (len(of_image), -1)) @ of_image + of_change  # (heads, T, width)
+        return sums.transpose(0, 1).flatten(1) + self.bias
 
 
 def gathered(scores: Tensor, cells: Tensor, layer: Attention) -> Tensor:
@@ -102,13 +113,16 @@ class FastDecoder:
         place = self.prompts.dense_positions().flatten(2)[0].T.contiguous()  # (4096, 256)
         look, back = self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
         norm = self.first.norm4
-        self.looking = Reading(self.second.cross_attn_token_to_image.k_proj, place, norm, self.heads)
-        self.backing = Reading(self.second.cross_attn_image_to_token.q_proj, place, norm, self.heads)
+        self.looking = Reading(self.second.cross_attn_token_to_image.k_proj, norm, self.heads, place)
+        self.values = Reading(self.second.cross_attn_token_to_image.v_proj, norm, self.heads)
+        self.backing = Reading(self.second.cross_attn_image_to_token.q_proj, norm, self.heads, place)
         self.last_place = F.linear(place, self.last.k_proj.weight).T.unflatten(0, (self.heads, -1)).contiguous()
         # the projections of the image's cells that give keys, or queries: one product for all four
         self.weights = torch.cat([look.k_proj.weight, back.q_proj.weight, self.looking.weight, self.backing.weight])
         of_place = torch.cat([F.linear(place, look.k_proj.weight), back.q_proj(place)], dim=1).T
         self.of_place = torch.cat([of_place, torch.zeros_like(of_place)])  # (512, 4096)
+        self.value_weights = torch.cat([look.v_proj.weight, self.values.weight])
+        self.value_bias = torch.cat([look.v_proj.bias, torch.zeros_like(look.v_proj.bias)])
         # Linux's malloc hands freed maps back to the system and asks for them anew, up to a quarter of a box's time, until
         # it has seen a large block freed; from then on it keeps as much
         torch.empty(31 << 20, dtype=torch.uint8)
@@ -137,26 +151,27 @@ class FastDecoder:
 
     def of_image(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """All that does not depend on a box: cells (4096, 256); by head, (heads, 16, 4096), keys and queries of the first
-        layer and what `looking` and `backing` read; the first layer's values (heads, 4096, 16)."""
+        layer and what `looking` and `backing` read; (heads, 4096, 16) the first layer's values and what `values` reads."""
         cells = embedding.flatten(2)[0].T.contiguous() + self.prompts.no_mask_embed.weight
         projected = (self.weights @ cells.T).add_(self.of_place).unflatten(0, (4, self.heads, -1))
-        values = by_head(self.first.cross_attn_token_to_image.v_proj(cells), self.heads).contiguous()
-        return cells, *projected, values
+        values = by_head(F.linear(cells, self.value_weights, self.value_bias), 2 * self.heads).contiguous()
+        return cells, *projected, *values.unflatten(0, (2, self.heads))
 
     def transform(self, sparse: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`TwoWayTransformer` for prompts (N, 2, 256): tokens of IoU and mask (N, 2, 256), cells N times (4096, 256).
 
         In each step all tokens come first, then the cells box by box: a map of cells is 4 MB, and is used while in the cache.
         """
-        image, keys, queries, for_look, for_back, values = self.image_side
+        image, keys, queries, for_look, for_back, values, for_values = self.image_side
         own = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight]).expand(len(sparse), -1, -1)
         pe = tokens = torch.cat([own, sparse], dim=1)  # (N, T, 256)
 
         layer, look, back = self.first, self.first.cross_attn_token_to_image, self.first.cross_attn_image_to_token
         tokens = layer.norm1(layer.self_attn(tokens, tokens, tokens))
         asked = asking(look.q_proj, tokens + pe, self.heads)
-        seen = [((query @ keys).softmax(-1) @ values).transpose(0, 1).flatten(1) for query in asked]
-        tokens = layer.norm2(tokens + look.out_proj(torch.stack(seen)))
+        seen = (asked.transpose(0, 1).flatten(1, 2) @ keys).softmax(-1) @ values  # (heads, N * T, width)
+        seen = seen.unflatten(1, (len(sparse), -1)).permute(1, 2, 0, 3).flatten(2)
+        tokens = layer.norm2(tokens + look.out_proj(seen))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
         told, vectors = asking(back.k_proj, tokens + pe, self.heads), written(tokens, back)
 
@@ -171,7 +186,8 @@ class FastDecoder:
             cell, _, scale = torch.native_layer_norm(summed, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
             changes.append(Change(weights, vector, scale[:, 0]))
             cells.append(cell)
-            seen.append(gathered(self.looking.scores(query, for_look, changes[-1]), cell, look))
+            scores = self.looking.scores(query, for_look, changes[-1])
+            seen.append(self.values.gathered(scores, for_values, changes[-1]))
         tokens = layer.norm2(tokens + look.out_proj(torch.stack(seen)))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
         told, vectors = asking(back.k_proj, tokens + pe, self.heads), written(tokens, back)
@@ -182,7 +198,8 @@ class FastDecoder:
             scores = self.backing.scores(told[i], for_back, changes[i])
             weights = scores.unflatten(0, (self.heads, -1)).softmax(1).flatten(0, 1)
             cells[i] = layer.norm4(cells[i].addmm_(weights.T, vectors[i]))
-            scores = (query @ self.last_place).flatten(0, 1).addmm_((query @ last_keys).flatten(0, 1), cells[i].T)
+            of_cells = F.linear(cells[i], (query @ last_keys).flatten(0, 1)).T
+            scores = (query @ self.last_place).flatten(0, 1).add_(of_cells)
             seen.append(gathered(scores, cells[i], self.last))
         tokens = tokens + self.last.out_proj(torch.stack(seen))
         return self.decoder.transformer.norm_final_attn(tokens), cells
