@@ -65,26 +65,27 @@ def logits_to_original(logits: np.ndarray, height: int, width: int) -> tuple[np.
     positive_rows, positive_columns = np.flatnonzero((inside > 0).any(axis=1)), np.flatnonzero((inside > 0).any(axis=0))
     if len(positive_rows) == 0:
         return None
-    rows, down = _bilinear_weights(positive_rows[0], positive_rows[-1], h, height)
-    columns, across = _bilinear_weights(positive_columns[0], positive_columns[-1], w, width)
+    rows, from_rows, down = _bilinear_weights(positive_rows[0], positive_rows[-1], h, height)
+    columns, from_columns, across = _bilinear_weights(positive_columns[0], positive_columns[-1], w, width)
     # by PyTorch: NumPy's product has threads of its own, which get into the way of the decoder's
-    values = torch.from_numpy(down) @ torch.from_numpy(inside) @ torch.from_numpy(across).T
+    values = torch.from_numpy(down) @ torch.from_numpy(inside[from_rows, from_columns]) @ torch.from_numpy(across).T
     return values.numpy(), rows, columns
 
 
-def _bilinear_weights(first: int, last: int, n_grid: int, n_original: int) -> tuple[slice, np.ndarray]:
-    """Along one axis: the original pixels that grid pixels first..last can reach, and the weights (pixels, n_grid) of all
-    grid pixels in each, two of which are not 0. As a matrix product they cost half the time of picking."""
+def _bilinear_weights(first: int, last: int, n_grid: int, n_original: int) -> tuple[slice, slice, np.ndarray]:
+    """Along one axis: the original pixels that grid pixels first..last can reach, the grid pixels that those lie between, and
+    the weights (original, grid), two of which are not 0 in a row. As a matrix product they cost half the time of picking."""
     ratio = n_original / n_grid
     start = max(0, int(np.floor((first - 0.5) * ratio - 0.5)))
     stop = min(n_original, int(np.ceil((last + 1.5) * ratio - 0.5)) + 1)
     position = np.maximum((np.arange(start, stop) + 0.5) / ratio - 0.5, 0)  # in cells, centre to centre
     lower = position.astype(np.int64)
     upper = np.minimum(lower + 1, n_grid - 1)
-    weights, pixels = np.zeros((stop - start, n_grid), np.float32), np.arange(stop - start)
-    weights[pixels, lower] = 1 - (position - lower)
-    weights[pixels, upper] += (position - lower).astype(np.float32)
-    return slice(start, stop), weights
+    low, high = int(lower[0]), int(upper[-1]) + 1
+    weights, pixels = np.zeros((stop - start, high - low), np.float32), np.arange(stop - start)
+    weights[pixels, lower - low] = 1 - (position - lower)
+    weights[pixels, upper - low] += (position - lower).astype(np.float32)
+    return slice(start, stop), slice(low, high), weights
 
 
 def reach_of(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
