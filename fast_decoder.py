@@ -82,7 +82,7 @@ class Reading:
     def gathered(self, scores: Tensor, of_image: Tensor, change: Change) -> Tensor:
         """What tokens gather by scores (heads * T, 4096). of_image: (heads, 4096, width) -> (T, heads * width)"""
         weights = scores.softmax(dim=-1).mul_(change.scale)
-        of_vectors = by_head(change.vectors @ self.weight.T, len(of_image))  # (heads, heads * T, width)
+        of_vectors = change.vectors @ self.by_head.mT  # (heads, heads * T, width)
         of_change = (weights @ change.weights.T).unflatten(0, (len(of_image), -1)) @ of_vectors
         sums = weights.unflatten(0, (len(of_image), -1)) @ of_image + of_change  # (heads, T, width)
         return sums.transpose(0, 1).flatten(1) + self.bias
@@ -122,7 +122,6 @@ class FastDecoder:
         of_place = torch.cat([F.linear(place, look.k_proj.weight), back.q_proj(place)], dim=1).T
         self.of_place = torch.cat([of_place, torch.zeros_like(of_place)])  # (512, 4096)
         self.value_weights = torch.cat([look.v_proj.weight, self.values.weight])
-        self.value_bias = torch.cat([look.v_proj.bias, torch.zeros_like(look.v_proj.bias)])
         # Linux's malloc hands freed maps back to the system and asks for them anew, up to a quarter of a box's time, until
         # it has seen a large block freed; from then on it keeps as much
         torch.empty(31 << 20, dtype=torch.uint8)
@@ -151,10 +150,11 @@ class FastDecoder:
 
     def of_image(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """All that does not depend on a box: cells (4096, 256); by head, (heads, 16, 4096), keys and queries of the first
-        layer and what `looking` and `backing` read; (heads, 4096, 16) the first layer's values and what `values` reads."""
+        layer and what `looking` and `backing` read; (heads, 4096, 16) the first layer's values, without
+        their bias, and what `values` reads."""
         cells = embedding.flatten(2)[0].T.contiguous() + self.prompts.no_mask_embed.weight
         projected = (self.weights @ cells.T).add_(self.of_place).unflatten(0, (4, self.heads, -1))
-        values = by_head(F.linear(cells, self.value_weights, self.value_bias), 2 * self.heads).contiguous()
+        values = by_head(cells @ self.value_weights.T, 2 * self.heads).contiguous()
         return cells, *projected, *values.unflatten(0, (2, self.heads))
 
     def transform(self, sparse: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -170,7 +170,7 @@ class FastDecoder:
         tokens = layer.norm1(layer.self_attn(tokens, tokens, tokens))
         asked = asking(look.q_proj, tokens + pe, self.heads)
         seen = (asked.transpose(0, 1).flatten(1, 2) @ keys).softmax(-1) @ values  # (heads, N * T, width)
-        seen = seen.unflatten(1, (len(sparse), -1)).permute(1, 2, 0, 3).flatten(2)
+        seen = seen.unflatten(1, (len(sparse), -1)).permute(1, 2, 0, 3).flatten(2) + look.v_proj.bias
         tokens = layer.norm2(tokens + look.out_proj(seen))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
         told, vectors = asking(back.k_proj, tokens + pe, self.heads), written(tokens, back)

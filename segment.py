@@ -63,8 +63,7 @@ class Segmenter:
     def segment_image(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """image (H, W) or (H, W, 3) uint8; boxes (N, 4), original pixels -> (H, W) uint16."""
         height, width = image.shape[:2]
-        # a single object meets no other: nothing to compare, in 12 million pixels 48 MB
-        canvas = self.new_canvas((height, width)) if len(boxes) > 1 else Canvas((height, width), "last")
+        canvas = self.new_canvas((height, width), len(boxes))
         embedding = self.embed(image)
         limited = self.preset.reach == "box"
         reach = reach_of(boxes, height, width)
@@ -79,9 +78,9 @@ class Segmenter:
                     canvas.paint(i + 1, crop_to_box(mask, reach[i]) if limited else mask)
         return canvas.labels
 
-    def new_canvas(self, shape: tuple[int, int]) -> Canvas:
-        """An empty label map (H, W) on which this preset's overlap rule holds."""
-        return Canvas(shape, self.preset.overlap)
+    def new_canvas(self, shape: tuple[int, int], objects: int) -> Canvas:
+        """An empty label map (H, W) on which this preset's overlap rule holds; one object needs none, nor its memory."""
+        return Canvas(shape, self.preset.overlap if objects > 1 else "last")
 
     def embed(self, image: np.ndarray) -> torch.Tensor:
         """One image or slice, original frame -> its embedding (1, 256, 64, 64).

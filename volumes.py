@@ -115,7 +115,7 @@ def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.
         if len(objects) == 0:
             continue
         embedding = embeddings.of(z, again=z in visited_twice)
-        canvas = canvases.pop(z, None) or segmenter.new_canvas((height, width))
+        canvas = canvases.pop(z, None) or segmenter.new_canvas((height, width), len(boxes))
         for index in objects[middle[objects] == z + 1]:
             followed[index] = from_middle[index]  # the way down starts from the middle again
         asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in objects])

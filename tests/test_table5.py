@@ -23,6 +23,8 @@ from table5_cases import BY_NAME, SECONDS_A_SLICE, SIX_OBJECTS, SMOKE, TABLE5, d
 from table5_report import BASELINE, OURS, RELEASED, Times, bars, read_rows, times_text
 from table5_work import ORGANS, STAGES, organ_pair, package_nsd, released_algorithm, scaled
 
+from baseline import build_baseline
+from fast_decoder import FastModel
 from metrics import nsd
 from model import build_model
 from phantoms import write_case
@@ -113,6 +115,12 @@ def test_the_released_algorithm_paints_what_the_released_preset_paints(name, net
     wanted = segmenter.segment(case)
     assert wanted.any()
     assert np.array_equal(released_algorithm(segmenter, case), wanted)
+
+
+def test_the_released_algorithm_runs_the_plain_network_and_ours_the_fast_one():
+    plain, fast = (table5_work.segmenter_of("released", "baseline", engine, {}).model for engine in ("eager", "torch"))
+    assert plain.state_dict().keys() == build_baseline().state_dict().keys(), "batch norms and all"
+    assert isinstance(fast, FastModel)
 
 
 def test_the_released_algorithm_follows_objects_that_cover_each_other():
