@@ -40,8 +40,9 @@ def check_package(requirement: str) -> tuple[bool, str]:
 def check_weights() -> tuple[bool, str]:
     try:
         import cv2  # noqa: F401  its shared libraries are the ones that bare systems lack
+        import torch  # noqa: F401
 
-        from weights import lite_medsam_path  # here, because it imports torch, which may be what is missing
+        from files.checkpoints import lite_medsam_path
 
         lite_medsam_path()
     except (ImportError, OSError) as error:

@@ -4,7 +4,7 @@
     python 01_preprocess.py --images scans --masks outlines --modality US_MyHospital      PNG, JPG, TIFF or BMP pairs
     python 01_preprocess.py --smoke                                      tiny synthetic cases, 5 s
 
-Writes cache/imgs, cache/masks and cache/index.csv (see cache.py), and the validation cases at their original size as
+Writes cache/imgs, cache/masks and cache/index.csv (see data.py), and the validation cases at their original size as
 the challenge has them, cache/cases/imgs and cache/cases/gts: the input of steps 4 and 5. Run again after an
 interruption, or with another folder for the same cache: what is done stays, and so does the split.
 """
@@ -15,10 +15,8 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,35 +24,36 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from cache import (
-    JOURNAL,
+from data import (
     CachedCase,
     CacheEntry,
-    bare_name,
     cache_case,
+    image_path,
     is_readable,
+    mask_path,
+    read_index,
+    slice_names,
+    split_entries,
+    write_index,
+)
+from files import InputError, bare_name, modality_of
+from files.case import Case
+from files.formats import list_cases, name_of, read_case
+from files.journal import (
+    JOURNAL,
+    in_parallel,
     journal_line,
+    merged_entries,
     names_of_others,
     read_journal,
-    slice_names,
     split_warnings,
     start_cache,
     summary,
-    update_index,
 )
-from phantoms import Phantom, tiny_case, write_case, write_training_case
-from readers import (
-    Case,
-    InputError,
-    list_cases,
-    list_pairs,
-    load_npz,
-    modality_of,
-    promptable_labels,
-    read_npz,
-    read_pair,
-)
-from writers import save_json
+from files.npz import load_npz, write_case, write_training_case
+from files.pictures import list_pairs, read_pair
+from files.writing import save_json
+from grid import promptable_labels
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,7 @@ class Source:
         return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
 
     def read(self) -> Case:
-        """A new format gets one function in readers.py and one branch here."""
-        return read_pair(self.path, self.mask, self.name) if self.mask else read_npz(self.path)
+        return read_pair(self.path, self.mask, self.name) if self.mask else read_case(self.path)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -111,14 +109,16 @@ def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Sou
     """Every file to read, sorted by name. -> (sources, number excluded, number left out as bad)"""
     found, problems = [], []
     for folder in filter(None, (args.val, args.input)):
-        found += [Source(path.stem, path, None, is_val=folder is args.val) for path in list_cases(folder)]
+        found += [Source(name_of(path), path, None, is_val=folder is args.val) for path in list_cases(folder)]
     if args.images:
         pairs, problems = list_pairs(args.images, args.masks)
         found += [Source(f"{args.modality}_{image.stem}", image, mask, is_val=False) for image, mask in pairs]
     sources = {}
     for source in found:  # validation comes first: a case in both is for validation
-        if sources.setdefault(source.name, source) is not source:
-            problems.append(InputError(f"{source.path}: {args.val} holds a case of this name too, which is kept"))
+        first = sources.setdefault(source.name, source)
+        if first is not source:
+            where = first.path.parent
+            problems.append(InputError(f"{source.path}: {where} holds a case of this name too, which is kept"))
     for problem in problems:
         tell(problem)
     kept = [source for name, source in sorted(sources.items()) if name not in excluded]
@@ -155,20 +155,8 @@ def write_validation_case(folder: Path, source: Source) -> int:
     except (InputError, KeyError):
         whole = False
     if truth.any() and not whole:
-        write_case(folder, Phantom(name, case.image, truth, case.spacing_mm, ()))
+        write_case(folder, replace(case, name=name, labels=truth))
     return left_out
-
-
-def in_parallel(function, jobs: list, processes: int, what: str) -> Iterator:
-    """Results in the order of the jobs, with a progress bar."""
-    if processes == 1 or len(jobs) < 2:
-        yield from tqdm(map(function, jobs), total=len(jobs), desc=what, disable=None)
-        return
-    with ProcessPoolExecutor(min(processes, len(jobs))) as pool:
-        try:
-            yield from tqdm(pool.map(function, jobs, chunksize=4), total=len(jobs), desc=what, disable=None)
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def cache_sources(sources: list[Source], known: dict[str, CachedCase], args: argparse.Namespace) -> list[CachedCase]:
@@ -187,6 +175,11 @@ def cache_sources(sources: list[Source], known: dict[str, CachedCase], args: arg
     return finished
 
 
+def cached_case(record: dict) -> CachedCase:
+    """A line of the journal as what it stands for."""
+    return CachedCase(**record | {"entries": [CacheEntry(**entry) for entry in record["entries"]]})
+
+
 def run(args: argparse.Namespace) -> list[CacheEntry]:
     # 1. What to read, and where to
     if args.out.resolve() in [path.resolve() for path in (args.input, args.images, args.masks, args.val) if path]:
@@ -197,9 +190,14 @@ def run(args: argparse.Namespace) -> list[CacheEntry]:
     splits = {source.name: "val" if source.is_val else "train" if args.val else "" for source in sources}
 
     # 2. Images and masks on the grid, the index with the split
-    known = read_journal(args.out)
+    known = read_journal(args.out, cached_case)
     finished = cache_sources(sources, known, args)
-    entries = update_index(args.out, finished, known, splits, excluded, args.val_share, args.seed)
+    before = read_index(args.out) if (args.out / "index.csv").exists() else []
+    entries = merged_entries(before, finished, known, splits, excluded)
+    if not entries:
+        raise InputError(f"{args.out}: no file gave an image with an object, so there is nothing to train on")
+    entries = sorted(split_entries(entries, args.val_share, args.seed), key=lambda entry: entry.name)
+    write_index(args.out, entries)
 
     # 3. Validation cases at original size
     held_out = {entry.name for entry in entries if entry.split == "val"}
@@ -210,7 +208,8 @@ def run(args: argparse.Namespace) -> list[CacheEntry]:
     # 4. What was run, beside what it wrote
     save_json(args.out / "arguments.json", vars(args))
     sys.stderr.writelines(f"01_preprocess.py: {warning}\n" for warning in split_warnings(entries))
-    print(f"01_preprocess.py: {summary(args.out, finished, entries, thin, left_out)}")
+    size = sum(path(args.out, entry.name).stat().st_size for entry in entries for path in (image_path, mask_path))
+    print(f"01_preprocess.py: {summary(args.out, finished, entries, size, thin, left_out)}")
     total, bad = len(sources) + bad, bad + len(sources) - len(finished)
     if bad:
         sys.exit(f"01_preprocess.py: {total - bad} of {total} files done, {bad} left out as told above.")
@@ -219,6 +218,8 @@ def run(args: argparse.Namespace) -> list[CacheEntry]:
 
 def smoke(args: argparse.Namespace) -> list[CacheEntry]:
     """A run on six tiny cases, 2D and 3D."""
+    from phantoms import tiny_case  # only here: it draws, and no other run does
+
     with tempfile.TemporaryDirectory() as folder:
         args.input = Path(folder) / "train"
         for case in (tiny_case(seed, dims) for seed in range(3) for dims in (2, 3)):
@@ -231,13 +232,13 @@ def main(argv: list[str] | None = None) -> list[CacheEntry]:
     """Returns the rows of index.csv."""
     args = parse(argv)
     try:
-        if args.smoke:
-            entries = smoke(args)
-            print("01_preprocess.py: smoke run done. Next: python 02_train.py --smoke")
-            return entries
-        args.out = args.out or Path("cache")
-        entries = run(args)
-        print(f"01_preprocess.py: wrote {args.out}. Next: python 02_train.py --cache {args.out}")
+        args.out = args.out or (None if args.smoke else Path("cache"))
+        entries = smoke(args) if args.smoke else run(args)
+        told = "smoke run done. Next: python 02_train.py --smoke"
+        print(
+            "01_preprocess.py:",
+            told if args.smoke else f"wrote {args.out}. Next: python 02_train.py --cache {args.out}",
+        )
         return entries
     except InputError as error:
         sys.exit(f"01_preprocess.py: {error}")

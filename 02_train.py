@@ -1,12 +1,12 @@
 """Step 2 of 5, train. Reads the cache (step 1), writes checkpoints (steps 3 to 5). [P 3.2, Table 3]
 
-    python 02_train.py --cache cache --out runs/distill --stage distill       the encoder learns the teacher's embedding
-    python 02_train.py --cache cache --out runs/finetune --init runs/distill/best.pt      everything, on the masks
-    python 02_train.py --smoke                                                4 steps on tiny synthetic cases, 1 min
+    python 02_train.py --cache cache --init efficientvit_sam_l0.pt        the paper's 300 epochs; wants a GPU
+    python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 200 --batch 2     go on from ours
+    python 02_train.py --smoke                                            4 steps on tiny synthetic cases, 1 min
 
-Defaults are Table 3's; checkpoints/README.md has the flags that made our checkpoint. Writes last.pt, best.pt (smallest
-validation loss), log.csv, dice_by_modality.csv and curve.png into --out; the same command with --resume goes on from
-last.pt and ends in the same weights as a run that was never stopped, on a CPU bit for bit.
+The flags' defaults are Table 3's protocol. How our own checkpoint was made is in recipe/. Writes last.pt, best.pt (smallest
+validation loss), log.csv, dice_by_modality.csv and curve.png into --out. The same command with --resume goes on from last.pt,
+and ends in the same weights as a run that was never stopped: on a CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ import argparse
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cache import CacheEntry, cache_case, read_index, write_index
-from dataset import SliceDataset, steps_of_epoch, validation_item
-from model import build_model
-from phantoms import tiny_case
+from data import SliceDataset, read_index, steps_of_epoch, validation_item
+from figures import loss_curve
+from files import InputError
+from files.journal import fingerprint
+from files.writing import csv_text, save_figure, save_json, save_text
 from presets import PRESETS, Preset, override
-from readers import Case, InputError
-from resident import ResidentSlices
-from trainer import Trainer, initial_model
-from writers import save_json
+from segment import MODELS, build
+from training import LOG_COLUMNS, Training, starting_network
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -38,8 +36,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--cache", type=Path, default=Path("cache"), help="folder of step 1")
-    p.add_argument("--out", type=Path, default=Path("runs/finetune"), help="folder for checkpoints, log and curve")
-    p.add_argument("--stage", choices=("finetune", "distill"), default="finetune", help="what is learnt")
+    p.add_argument("--out", type=Path, default=Path("runs/table3"), help="folder for checkpoints, log and curve")
+    p.add_argument("--model", choices=MODELS, default="proposed", help="which network; proposed is the paper's")
     p.add_argument("--init", type=Path, help="start from this checkpoint, or from efficientvit_sam_l0.pt")
     p.add_argument("--resume", action="store_true", help="go on from last.pt in --out")
     p.add_argument("--preset", choices=PRESETS, default="fixed", help="reading of the paper")
@@ -50,17 +48,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--objects", type=int, default=1, help="objects an image; they share one embedding")
     p.add_argument("--validate-every", type=int, help="steps between validations (default: an epoch)")
     p.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
-    p.add_argument("--schedule", choices=("plateau", "onecycle"), default="plateau", help="how the rate changes")
-    p.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
-    p.add_argument("--clip", type=float, default=0.0, help="largest norm of the gradient, 0: not clipped")
-    p.add_argument("--ema", type=float, default=0.0, help="keep a moving average of the weights, e.g. 0.999")
-    p.add_argument("--resident", action="store_true", help="keep all images on the device, draw batches there")
-    p.add_argument("--augment", action="store_true", help="with --resident: mirror, turn, zoom, shade images")
-    p.add_argument("--compile", action="store_true", help="compile the networks: slower to start, faster on a GPU")
-    p.add_argument(
-        "--teacher-cache", type=Path, help="with --stage distill: folder to keep the teacher's embeddings in"
-    )
-    p.add_argument("--teacher-cache-gb", type=float, default=12.0, help="size that this folder may have")
     p.add_argument("--minutes", type=float, help="stop after so long, saved; --resume goes on")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
@@ -69,33 +56,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def make_smoke_cache(folder: Path) -> Path:
-    """A cache of three tiny images and three tiny volumes; the first of each is for validation. Returns the folder."""
-    entries = []
-    for seed, dims in ((seed, dims) for seed in range(3) for dims in (2, 3)):
-        tiny = tiny_case(seed, dims)
-        case = Case(tiny.name, tiny.image, None, tiny.labels, tiny.spacing_mm, dims == 3)
-        found = cache_case(folder, case, source="phantoms.py").entries
-        entries += [replace(entry, split="train" if seed else "val") for entry in found]
-    write_index(folder, entries)
-    return folder
+def write_log(folder: Path, log: list[dict]) -> None:
+    """log.csv, the Dice of each modality, and both losses as a picture."""
+    if log:
+        save_text(folder / "log.csv", csv_text(log, LOG_COLUMNS, number=""))  # all digits of the learning rate
+        dice = [{"stage": "finetune", "step": row["step"]} | row["dice"] for row in log]
+        save_text(folder / "dice_by_modality.csv", csv_text(dice, tuple(dice[0])))
+        save_figure(folder / "curve.png", loss_curve(log))
 
 
-def batches_of(args: argparse.Namespace, preset: Preset, training: list[CacheEntry], first: int, steps: int):
-    """The batches of steps first to steps - 1, one after another; a batch depends on (seed, step) alone."""
-    if args.resident:
-        device = torch.device(args.device)
-        slices = ResidentSlices(
-            args.cache, training, preset, args.batch, args.objects, args.seed, device, args.augment, args.workers
-        )
-        return (slices.batch(step) for step in range(first, steps))
-    data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
-    plan = [[(step, place) for place in range(args.batch)] for step in range(first, steps)]
-    return DataLoader(data, batch_sampler=plan, num_workers=args.workers)
+def start_run(args: argparse.Namespace, preset: Preset, fixed: dict) -> Training:
+    """A run at its first step, or where an earlier one with the same `fixed` settings stopped."""
+    if args.resume:
+        run = Training(build(args.model), preset, args.device)
+        run.resume(args.out / "last.pt", fixed)
+        return run
+    network, told = starting_network(args.model, preset, args.init, args.seed)
+    print(f"02_train.py: {told}")
+    return Training(network, preset, args.device)
 
 
 def run(args: argparse.Namespace) -> dict:
-    # 1. The data: entries of the cache, and what a step draws from them
+    # 1. The data: which images there are, and what a step draws from them
     preset = override(PRESETS[args.preset], args.set)
     entries = read_index(args.cache)
     training, validation = ([e for e in entries if e.split == split] for split in ("train", "val"))
@@ -103,54 +85,53 @@ def run(args: argparse.Namespace) -> dict:
         raise InputError(
             f"{args.cache}: {len(training)} training and {len(validation)} validation images; both are needed"
         )
-    if args.augment and not args.resident:
-        raise InputError("--augment: works on batches that are made on the device; add --resident")
-    if args.teacher_cache and (args.augment or args.compile or args.stage != "distill"):
-        raise InputError("--teacher-cache: is for --stage distill without --augment and --compile; leave it out")
     an_epoch = steps_of_epoch(training, preset.sampling, args.batch)
     steps = args.steps if args.steps is not None else args.epochs * an_epoch
     validate_every = args.validate_every or an_epoch
 
-    torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
-
-    # 2. The model, from its starting weights or from where an earlier run stopped
-    trainer = Trainer(args, preset, build_model() if args.resume else initial_model(args, preset), steps)
-    if args.resume:
-        trainer.resume()
-    parameters = sum(p.numel() for p in trainer.model.parameters())
+    # 2. The network, from its starting weights or from where an earlier run stopped
+    fixed = {name: getattr(args, name) for name in ("model", "batch", "objects", "seed")}
+    fixed["data"] = fingerprint(args.cache)
+    run = start_run(args, preset, fixed)
+    parameters = sum(p.numel() for p in run.network.parameters())
     print(
-        f"02_train.py: {args.stage}, {parameters:,} parameters, preset {preset.name}, {args.device}, seed {args.seed}, "
-        f"{len(training)} images, {len(validation)} for validation, steps {trainer.step} to {steps}"
+        f"02_train.py: {parameters:,} parameters, preset {preset.name}, {args.device}, seed {args.seed}, "
+        f"{len(training)} images, {len(validation)} for validation, steps {run.step} to {steps}"
     )
     save_json(args.out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "steps": steps})
 
     def validate() -> None:
-        pairs = ((e.modality, validation_item(args.cache, e, preset)) for e in validation)
-        dice = trainer.validate(pairs)
-        tqdm.write(f"step {trainer.step}, Dice: " + ", ".join(f"{name} {d:.3f}" for name, d in dice.items()))
+        items = ((e.modality, validation_item(args.cache, e, preset)) for e in validation)
+        if run.validate(items):
+            run.save(args.out / "best.pt", fixed, best=True)
+        dice = run.log[-1]["dice"].items()
+        tqdm.write(f"step {run.step}, Dice: " + ", ".join(f"{modality} {value:.3f}" for modality, value in dice))
+        write_log(args.out, run.log)
 
-    # 3. The steps
-    batches, start = batches_of(args, preset, training, trainer.step, steps), time.monotonic()
-    for batch in (bar := tqdm(batches, initial=trainer.step, total=steps, disable=None)):
-        trainer.train_step(batch)
-        if trainer.step % validate_every == 0:
+    # 3. The steps. A batch depends on (seed, step) alone
+    data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
+    plan = [[(step, place) for place in range(args.batch)] for step in range(run.step, steps)]
+    batches, start = DataLoader(data, batch_sampler=plan, num_workers=args.workers), time.monotonic()
+    for batch in (bar := tqdm(batches, initial=run.step, total=steps, disable=None)):
+        run.train_step(batch)
+        if run.step % validate_every == 0:
             validate()
         late = args.minutes is not None and time.monotonic() - start > 60 * args.minutes
-        if trainer.step % args.save_every == 0 or trainer.step == steps or late:
-            trainer.save("last.pt")
-        bar.set_postfix(loss=f"{trainer.loss_sum / max(1, trainer.loss_count):.4f}")
-        if late and trainer.step < steps:
+        if run.step % args.save_every == 0 or run.step == steps or late:
+            run.save(args.out / "last.pt", fixed)
+        bar.set_postfix(loss=f"{run.loss_sum / max(1, run.loss_count):.4f}")
+        if late and run.step < steps:
             print(f"02_train.py: {args.minutes} minutes are over; the same command with --resume goes on")
             break
 
     # 4. Where it ended. last.pt is written before this validation: a longer run would not have made it here
-    if not trainer.log or trainer.log[-1]["step"] != trainer.step:
+    if not run.log or run.log[-1]["step"] != run.step:
         validate()
-    last = trainer.log[-1]
+    last = run.log[-1]
     print(
-        f"02_train.py: step {trainer.step}, validation loss {last['validation_loss']:.4f}, Dice "
+        f"02_train.py: step {run.step}, validation loss {last['validation_loss']:.4f}, Dice "
         f"{last['validation_dice']:.4f}, wrote {args.out / 'last.pt'} and best.pt. Next: python 03_quantize.py --model "
-        f"proposed --weights {args.out / 'best.pt'}"
+        f"{args.model} --weights {args.out / 'best.pt'}"
     )
     return last
 
@@ -161,8 +142,10 @@ def main(argv: list[str] | None = None) -> dict:
     try:
         if not args.smoke:
             return run(args)
+        from phantoms import tiny_cache  # only here: it draws, and no other run does
+
         with tempfile.TemporaryDirectory() as folder:
-            args.cache, args.out = make_smoke_cache(Path(folder) / "cache"), Path(folder) / "run"
+            args.cache, args.out = tiny_cache(Path(folder) / "cache"), Path(folder) / "run"
             args.steps, args.batch, args.objects, args.device = 4, 2, 2, "cpu"
             return run(args)
     except (InputError, OSError) as error:

@@ -1,7 +1,7 @@
 """Step 4 of 5, infer. Reads images and boxes, writes label maps, overlays and running times.
 
     python 04_infer.py -i demo/imgs -o demo/segs                        a folder of challenge cases (.npz)
-    python 04_infer.py -i scan.png -o out --box 30 40 120 150           one PNG, JPG, TIFF or BMP file
+    python 04_infer.py -i scan.png -o out --box 30 40 120 150           one picture
     python 04_infer.py --smoke                                          two tiny synthetic cases, 10 s
 
 For a folder it writes NAME.npz (`segs`, the input's shape, box i painted as i + 1), efficiency.csv, and with
@@ -12,23 +12,26 @@ The command line is the challenge's: python 04_infer.py -i INPUTS -o OUTPUTS.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+import fast
+import segment
 from figures import flat_view, overlay
-from openvino_engine import cache_folder
+from files import InputError, modality_of
+from files.case import Case, check_boxes
+from files.formats import PICTURE_ENDINGS, ending_of, list_cases, name_of, read_case
+from files.writing import csv_text, save_image, save_json, save_npz, save_text
+from grid import boxes_from_labels
 from presets import PRESETS
-from readers import Case, InputError, boxes_from_labels, check_boxes, list_cases, modality_of, read_image, read_npz
-from segment import ENGINES, MODELS, Segmenter, load_segmenter
-from weights import default_model
-from writers import save_image, save_json, save_npz, save_text
+from segment import MODELS, Segmenter
+from volumes import segment_case
 
 STAGES = ("enhance", "encode", "decode", "upsample")
 COLUMNS = ("case", "modality", "shape", "objects", "read_s", *(f"{stage}_s" for stage in STAGES), "write_s", "total_s")
@@ -38,14 +41,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("-i", "--input", type=Path, help="folder of .npz cases, or one image file together with --box")
+    p.add_argument(
+        "-i", "--input", type=Path, help="folder of cases (.npz), one case, or one picture together with --box"
+    )
     p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="folder for the results, made if missing")
     p.add_argument(
         "--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"),
         help="box prompt for one image, pixels, x to the right, y down; repeat it for more objects",
     )  # fmt: skip
     p.add_argument(
-        "--model", choices=MODELS, default=default_model(),
+        "--model", choices=MODELS, default=segment.default_model(),
         help="proposed is the paper's, the default where its checkpoint is in checkpoints/; baseline is LiteMedSAM",
     )  # fmt: skip
     p.add_argument(
@@ -55,16 +60,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
     p.add_argument("--force", action="store_true", help="use another preset than the checkpoint was trained with")
     p.add_argument(
-        "--engine", choices=ENGINES, default="torch",
-        help="what runs the network; the openvino ones need: pip install -r requirements-fast.txt, openvino-int8 also "
-        "a NAME.static.xml of 03_quantize.py, --weights or the one in checkpoints/ (default: torch)",
+        "--engine", choices=(*segment.ENGINES, *fast.ENGINES), default="torch",
+        help="what runs the network: torch is model.py as written, torch-int8 its linear layers in int8; the others give "
+        "its results sooner (fast/); openvino ones need: pip install -r requirements-fast.txt",
     )  # fmt: skip
     p.add_argument(
-        "--engine-cache",
-        type=Path,
-        default=cache_folder(),
-        metavar="DIR",
-        help="where OpenVINO keeps converted networks",
+        "--engine-cache", type=Path, metavar="DIR", help="where OpenVINO keeps graphs (default: user's cache)"
     )
     p.add_argument(
         "--boxes-from-masks", action="store_true", help="take each box exactly from 'gts', and keep its labels"
@@ -80,11 +81,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def infer_case(segmenter: Segmenter, case: Case, read_s: float, args: argparse.Namespace) -> dict:
     """Segment one case and write its files. Returns its row of efficiency.csv, times in seconds."""
     start, before = time.perf_counter(), dict(segmenter.seconds)
-    labels = segmenter.segment(case)
+    labels = segment_case(segmenter, case)
     if args.boxes_from_masks:  # box i is the i-th label that occurs, which need not be label i + 1
         labels = np.append(0, boxes_from_labels(case.labels)[0]).astype(np.uint16)[labels]
     segmented = time.perf_counter()
-    # 8 bits where they hold every label, as the challenge's own files; 16 above 255 objects
+    # 8 bits where they hold every label, as the challenge's own files; 16 above 255 objects (D9)
     save_npz(args.output / f"{case.name}.npz", segs=labels.astype(np.uint8) if labels.max() <= 255 else labels)
     written = time.perf_counter()
     if args.overlay:  # not part of the running time: the challenge writes none
@@ -102,66 +103,86 @@ def infer_case(segmenter: Segmenter, case: Case, read_s: float, args: argparse.N
     }
 
 
-def infer_folder(segmenter: Segmenter, args: argparse.Namespace) -> tuple[list[dict], int]:
-    """Every case of a folder. A bad one is reported and left out; the others are done. -> (rows, number left out)"""
-    files, rows, left_out = list_cases(args.input), [], 0
-    if args.output.resolve() == args.input.resolve():
-        raise InputError(f"{args.output}: input and output are the same folder; the results would replace the cases")
+def infer_cases(segmenter: Segmenter, files: list[Path], args: argparse.Namespace) -> tuple[list[dict], int]:
+    """Every file. A bad one is told and left out; the others are done. -> (rows of efficiency.csv, number left out)"""
+    rows, left_out = [], 0
     for path in tqdm(files, desc="cases", disable=None):
         start = time.perf_counter()
         try:
-            case = read_npz(path, args.boxes_from_masks)
+            case = read_case(path, args.boxes_from_masks)
             if case.boxes is None:
                 raise InputError(f"{path}: has no key 'boxes'; add box prompts, or use --boxes-from-masks")
             rows.append(infer_case(segmenter, case, time.perf_counter() - start, args))
         except InputError as error:
-            (args.output / path.name).unlink(missing_ok=True)  # an earlier run's: step 5 would take it for this one's
+            # an earlier run's result would be taken for this one's by step 5
+            (args.output / f"{name_of(path)}.npz").unlink(missing_ok=True)
             left_out += 1
             tqdm.write(f"04_infer.py: left out: {error}", file=sys.stderr)
     if rows:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows([f"{row[c]:.4f}" if isinstance(row[c], float) else row[c] for c in COLUMNS] for row in rows)
-        save_text(args.output / "efficiency.csv", text.getvalue())
+        save_text(args.output / "efficiency.csv", csv_text(rows, COLUMNS, number=".4f"))
     return rows, left_out
 
 
-def infer_image(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
-    """One image file with --box: its mask and overlay as PNG, its label map as npz."""
-    image = read_image(args.input)
-    boxes = check_boxes(np.array(args.box), image.shape[:2], args.input)
-    labels = segmenter.segment_image(image, boxes)
-    name = args.input.stem
-    save_npz(args.output / f"{name}.npz", segs=labels)
-    save_image(args.output / f"{name}_mask.png", np.where(labels > 0, 255, 0).astype(np.uint8))
-    save_image(args.output / f"{name}_overlay.png", overlay(image, labels, boxes))
+def infer_picture(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
+    """One picture with --box: its mask and overlay as PNG, its label map as npz."""
+    case = read_case(args.input)
+    boxes = check_boxes(np.array(args.box), case.image.shape[:2], args.input)
+    labels = segment_case(segmenter, replace(case, boxes=boxes))
+    save_npz(args.output / f"{case.name}.npz", segs=labels)
+    save_image(args.output / f"{case.name}_mask.png", np.where(labels > 0, 255, 0).astype(np.uint8))
+    save_image(args.output / f"{case.name}_overlay.png", overlay(case.image, labels, boxes))
     shares = ", ".join(f"object {i + 1}: {np.count_nonzero(labels == i + 1)} pixels" for i in range(len(boxes)))
-    print(f"04_infer.py: {shares}; wrote {args.output / name}_mask.png, {name}_overlay.png and {name}.npz")
-    return [{"case": name, "objects": len(boxes), **{f"{k}_s": v for k, v in segmenter.seconds.items()}}]
+    print(
+        f"04_infer.py: {shares}; wrote {args.output / case.name}_mask.png, {case.name}_overlay.png and {case.name}.npz"
+    )
+    return [{"case": case.name, "objects": len(boxes), **{f"{k}_s": v for k, v in segmenter.seconds.items()}}]
+
+
+def load_segmenter(args: argparse.Namespace) -> Segmenter:
+    """The model by the engine that the flags name."""
+    named = (args.model, args.weights, args.preset, args.engine, args.force, args.set)
+    if args.engine in segment.ENGINES:
+        return segment.load(*named)
+    from fast import engines  # only here: whoever runs model.py as written need not load it
+
+    return engines.load(*named, cache=args.engine_cache)
+
+
+def check_input(args: argparse.Namespace) -> bool:
+    """Whether the input is one picture with --box. InputError if input and flags do not go together."""
+    if args.input.is_dir() or (not args.input.exists() and not args.box):
+        if args.box:
+            raise InputError(f"{args.input}: --box is for one picture; the cases of a folder carry their own boxes")
+        if args.output.resolve() == args.input.resolve():
+            raise InputError(
+                f"{args.output}: input and output are the same folder; the results would replace the cases"
+            )
+        return False
+    picture = ending_of(args.input) in PICTURE_ENDINGS
+    if picture and not args.box:
+        raise InputError(f"{args.input}: not a folder; for one picture give a box: --box X0 Y0 X1 Y1 (pixels)")
+    return bool(args.box)
 
 
 def run(args: argparse.Namespace) -> list[dict]:
     # 1. The model with its weights, and the preset
-    segmenter = load_segmenter(
-        args.model, args.weights, args.preset, args.engine, args.force, args.set, args.engine_cache
-    )
+    picture = check_input(args)
+    segmenter = load_segmenter(args)
     print(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
 
-    # 2. One image, or a folder of cases
-    is_image = not args.smoke and not args.input.is_dir() and (args.input.exists() or bool(args.box))
-    if is_image and not args.box:
-        raise InputError(f"{args.input}: not a folder; for one image give a box: --box X0 Y0 X1 Y1 (pixels)")
-    if args.box and not is_image:
-        raise InputError(f"{args.input}: --box is for one image file; the cases of a folder carry their own boxes")
-    rows, left_out = (infer_image(segmenter, args), 0) if is_image else infer_folder(segmenter, args)
+    # 2. One picture, or cases
+    if picture:
+        rows, left_out = infer_picture(segmenter, args), 0
+    else:
+        files = [args.input] if args.input.is_file() else list_cases(args.input)
+        rows, left_out = infer_cases(segmenter, files, args)
 
     # 3. What was run, beside what it wrote
     if rows:
         save_json(args.output / "arguments.json", vars(args) | {"preset_fields": vars(segmenter.preset)})
     if left_out:
         sys.exit(f"04_infer.py: {len(rows)} of {len(rows) + left_out} cases done, {left_out} left out as told above.")
-    if not is_image:
+    if not picture:
         objects, seconds = sum(row["objects"] for row in rows), sum(row["total_s"] for row in rows)
         print(f"04_infer.py: {len(rows)} cases, {objects} objects in {seconds:.1f} s, {what_next(args)}")
     return rows
@@ -180,7 +201,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     try:
         if not args.smoke:
             return run(args)
-        from phantoms import tiny_case, write_case  # only here: it brings pydicom, a third of a second
+        from files.npz import write_case
+        from phantoms import tiny_case  # only here: it brings pydicom, a third of a second
 
         with tempfile.TemporaryDirectory() as folder:
             for dims in (2, 3):

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efficientvit import EMBED_DIM, LayerNorm2d
-from model import BoxSegmenter
 
 
 class ConvBN(nn.Module):
@@ -171,8 +170,3 @@ class TinyViT(nn.Module):
         for stage in self.layers:
             x = stage(x)
         return self.neck(x)
-
-
-def build_baseline() -> BoxSegmenter:
-    """LiteMedSAM with random weights; `weights.load_weights` puts the published ones in."""
-    return BoxSegmenter(TinyViT())

@@ -1,146 +1,350 @@
-"""The 256-pixel grid that the network sees: images, boxes and masks there and back. [P 2.1]
+"""The cache that step 1 writes, and what step 2 draws from it. [P 2.1, 3.2]
 
-Original image (H, W) -> long side to 256, aspect kept -> (h, w) -> zero padding at the right and bottom
--> (256, 256). One pixel of the grid is max(H, W) / 256 original pixels; along the short side that is rounded for
-images, whose size is whole, and exact for boxes, as in LiteMedSAM: at most half a grid pixel apart at the far end.
-Frames are named: "original" or "grid". Boxes are x_min, y_min, x_max, y_max in pixels of their frame.
+    cache/imgs/NAME.png    (256, 256) or (256, 256, 3) uint8: the 256 grid, zero padded, before enhancement
+    cache/masks/NAME.pkl   run-length code of the (256, 256) uint16 label map
+    cache/index.csv        one row an image: a `CacheEntry`
+    cache/version.json     format of all this; another one is refused
+
+A volume becomes one image for each slice that holds an object, NAME-zzz. Read top to bottom: run-length masks -> one
+case into the cache -> the index -> the split -> what an epoch draws -> what one item of a batch is.
+NumPy only. Frame: the 256 grid; boxes x0 y0 x1 y1, pixels, inclusive.
 """
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
-import torch
+import csv
+import pickle
+import zlib
+from collections import defaultdict
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 
-from enhance import three_channels
-from model import GRID
+import numpy as np
+
+from enhance import grid_input, is_gray
+from files import MAX_LABEL, VOLUME_MODALITIES, InputError, modality_of, patient_of, submodality_of
+from files.case import Case
+from files.journal import check_version, start_cache
+from files.pickles import read_runs
+from files.pictures import read_image
+from files.writing import csv_text, save_bytes, save_image, save_text
+from grid import GRID, boxes_from_labels, grid_size, move_box, pad_to_square, resize_labels_to_grid, resize_to_grid
 from presets import Preset
 
-
-def grid_size(height: int, width: int) -> tuple[int, int]:
-    """Size (h, w) on the grid, before padding, of an image (height, width): long side 256, at least 1 pixel."""
-    scale = GRID / max(height, width)
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+SPLITS = ("train", "val")
+GROUP_SIZE = 1000  # images an epoch draws from each group [P 3.2]
 
 
-def resize_to_grid(image: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 -> (h, w) or (h, w, 3), area interpolation, not padded."""
-    height, width = grid_size(*image.shape[:2])
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+# ---------------------------------------------------------------- run-length masks
 
 
-def resize_labels_to_grid(labels: np.ndarray) -> np.ndarray:
-    """(H, W) uint16 -> (h, w) uint16, not padded. Nearest pixel centre, so no label is invented; small ones may vanish."""
-    height, width = grid_size(*labels.shape)
-    return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+def encode_runs(mask: np.ndarray) -> np.ndarray:
+    """Run-length code of a label map. [P 2.1]
 
-
-def pad_to_square(image: np.ndarray, side: int) -> np.ndarray:
-    """Zeros at the right and bottom: (h, w) or (h, w, 3) -> (side, side) or (side, side, 3)."""
-    missing = [(0, side - image.shape[0]), (0, side - image.shape[1])] + [(0, 0)] * (image.ndim - 2)
-    return np.pad(image, missing)
-
-
-def boxes_to_grid(boxes_xyxy: np.ndarray, height: int, width: int, rounding: str = "float") -> np.ndarray:
-    """Boxes (N, 4) in original pixels of an image (height, width) -> (N, 4) float32 in pixels of the grid."""
-    scaled = np.asarray(boxes_xyxy, dtype=np.float64) * (GRID / max(height, width))
-    return (np.trunc(scaled) if rounding == "int" else scaled).astype(np.float32)
-
-
-def boxes_to_original(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The inverse of `boxes_to_grid` without rounding: (N, 4) on the grid -> (N, 4) float64, original pixels."""
-    return np.asarray(boxes_xyxy, dtype=np.float64) * (max(height, width) / GRID)
-
-
-def logits_to_original(logits: np.ndarray, height: int, width: int) -> tuple[np.ndarray, slice, slice] | None:
-    """One object's mask logits on the grid, upsampled to the original image where the mask can be.
-
-    logits: (256, 256) float32, grid frame, padding included. Bilinear, pixel centres aligned (align_corners=False).
-    Returns (values (r, c) float32, rows, columns): original[rows, columns] holds values, the rest is below zero;
-    None if no logit is positive. Interpolating between non-positive logits gives no positive one, so nothing is
-    lost, and a small object in a 12-megapixel image costs its own area only.
+    mask : (H, W) integers, 0 is background.
+    Returns (n, 3) int32, rows (start, length, value): `length` pixels of `value` from the `start`-th pixel on,
+    counted from 0 along the rows. Runs go on from row to row; background is left out.
+    >>> encode_runs(np.array([[0, 5, 5], [5, 0, 7]])).tolist()
+    [[1, 3, 5], [5, 1, 7]]
     """
-    h, w = grid_size(height, width)
-    inside = logits[:h, :w]
-    positive_rows, positive_columns = np.flatnonzero((inside > 0).any(axis=1)), np.flatnonzero((inside > 0).any(axis=0))
-    if len(positive_rows) == 0:
-        return None
-    rows, from_rows, down = _bilinear_weights(positive_rows[0], positive_rows[-1], h, height)
-    columns, from_columns, across = _bilinear_weights(positive_columns[0], positive_columns[-1], w, width)
-    # by PyTorch: NumPy's product has threads of its own, which get into the way of the decoder's
-    values = torch.from_numpy(down) @ torch.from_numpy(inside[from_rows, from_columns]) @ torch.from_numpy(across).T
-    return values.numpy(), rows, columns
+    flat = mask.ravel()
+    starts_run = np.empty(flat.size + 1, bool)  # whether a run starts at this pixel; one past the end closes the last
+    starts_run[0] = starts_run[-1] = True
+    np.not_equal(flat[1:], flat[:-1], out=starts_run[1:-1])
+    edges = starts_run.nonzero()[0]
+    values = flat[edges[:-1]]
+    kept = values.nonzero()[0]  # background goes first: half of the runs need no further work
+    starts = edges[kept]
+    return np.array((starts, edges[1:][kept] - starts, values[kept]), np.int32).T
 
 
-def _bilinear_weights(first: int, last: int, n_grid: int, n_original: int) -> tuple[slice, slice, np.ndarray]:
-    """Along one axis: the original pixels that grid pixels first..last can reach, the grid pixels that those lie between, and
-    the weights (original, grid), two of which are not 0 in a row. As a matrix product they cost half the time of picking."""
-    ratio = n_original / n_grid
-    start = max(0, int(np.floor((first - 0.5) * ratio - 0.5)))
-    stop = min(n_original, int(np.ceil((last + 1.5) * ratio - 0.5)) + 1)
-    position = np.maximum((np.arange(start, stop) + 0.5) / ratio - 0.5, 0)  # in cells, centre to centre
-    lower = position.astype(np.int64)
-    upper = np.minimum(lower + 1, n_grid - 1)
-    low, high = int(lower[0]), int(upper[-1]) + 1
-    weights, pixels = np.zeros((stop - start, high - low), np.float32), np.arange(stop - start)
-    weights[pixels, lower - low] = 1 - (position - lower)
-    weights[pixels, upper - low] += (position - lower).astype(np.float32)
-    return slice(start, stop), slice(low, high), weights
+def decode_runs(runs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The label map of a run-length code: the inverse of `encode_runs` -> (H, W) uint16.
 
-
-def reach_of(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """How far the masks of boxes may go: (N, 4) -> (N, 4) float64, original pixels, a quarter of the box's size and 8 grid
-    pixels beyond it on each side. What a network marks farther away is another object or noise."""
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
-    margin = (boxes[:, 2:] - boxes[:, :2]) / 4 + 8 * max(height, width) / GRID
-    return np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
-
-
-def grid_pixels_for(regions_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The pixels of the grid (N, 4), inclusive, that regions (N, 4) in original pixels are interpolated from."""
-    beyond = 2 + GRID / max(height, width)  # a neighbour and rounding on the grid, rounding in the original
-    return boxes_to_grid(regions_xyxy, height, width) + np.float32([-beyond, -beyond, beyond, beyond])
-
-
-def crop_to_box(mask: tuple | None, box_xyxy: np.ndarray) -> tuple | None:
-    """Cut a mask (values, rows, columns), as `logits_to_original` returns it, to the pixels inside a box, inclusive."""
-    if mask is None:
-        return None
-    values, rows, columns = mask
-    x0, y0 = np.floor(box_xyxy[:2]).astype(int)
-    x1, y1 = np.ceil(box_xyxy[2:]).astype(int) + 1
-    top, bottom = max(rows.start, y0), min(rows.stop, y1)
-    left, right = max(columns.start, x0), min(columns.stop, x1)
-    if bottom <= top or right <= left:
-        return None
-    inside = values[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
-    return inside, slice(top, bottom), slice(left, right)
-
-
-def network_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarray:
-    """One image as the network takes it. [P 2.1]
-
-    image: (H, W) or (H, W, 3) uint8, original frame.   enhanced: True for the proposed model's three channels;
-    False for the baseline, which was trained on raw images (gray repeated three times): the preset changes nothing.
-    Returns (3, 256, 256) float32: min-max normalized to 0..1, zero padding.
+    InputError if a run leaves the map, overlaps the one before it, or has a value outside 1..65535.
     """
-    if enhanced and preset.enhance_at == "original":
-        return normalized(resize_to_grid(three_channels(image, preset)))
-    if enhanced and preset.pad == "before":
-        image = pad_to_square(image, max(image.shape[:2]))
-    return grid_input(resize_to_grid(image), preset, enhanced)
+    runs = np.asarray(runs)
+    if runs.ndim != 2 or runs.shape[1] != 3 or runs.dtype.kind not in "iu":
+        raise InputError(f"a run-length code has shape (n, 3) and whole numbers, found {runs.shape} {runs.dtype}")
+    height, width = shape
+    size = height * width
+    in_range = ((runs >= 0) & (runs <= max(size, MAX_LABEL))).all()  # so that the sums below cannot overflow
+    start, length, value = (runs if in_range else np.full((1, 3), -1)).astype(np.int64).T
+    gaps = start - np.concatenate(([0], (start + length)[:-1]))
+    good = (gaps >= 0).all() and (length > 0).all() and (start + length <= size).all()
+    if not good or (value < 1).any() or (value > MAX_LABEL).any():
+        raise InputError(
+            f"its runs overlap, leave the {height} x {width} mask, or hold labels outside 1 to {MAX_LABEL}"
+        )
+    pieces = np.stack([gaps, length], axis=1).ravel()  # background, object, background, object, ...
+    colors = np.stack([np.zeros_like(value), value], axis=1).ravel().astype(np.uint16)
+    flat = np.zeros(size, np.uint16)
+    flat[: pieces.sum()] = np.repeat(colors, pieces)
+    return flat.reshape(shape)
 
 
-def grid_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarray:
-    """The same from an image that is on the grid already, as the cache holds it: (h, w) or (h, w, 3) uint8, no padding
-    unless the preset wants to enhance it too. -> (3, 256, 256) float32"""
-    return normalized(three_channels(image, preset) if enhanced else image)
+def save_mask(path: Path, mask: np.ndarray) -> None:
+    """Write the run-length code of a label map as a pickle, the paper's PKL. [P 2.1]"""
+    save_bytes(path, pickle.dumps(encode_runs(mask), protocol=4))  # 4: the same bytes on every Python since 3.4
 
 
-def normalized(image: np.ndarray) -> np.ndarray:
-    """(h, w) or (h, w, 3) uint8 on the grid -> (3, 256, 256) float32, min-max to 0..1, then zero padding."""
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=-1)
-    low, high = float(image.min()), float(image.max())
-    unit = (image.astype(np.float32) - low) / max(high - low, 1e-8)  # a constant image becomes all zeros
-    return np.ascontiguousarray(pad_to_square(unit.astype(np.float32), GRID).transpose(2, 0, 1))
+def load_mask(path: Path, shape: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
+    """Read a pickled run-length mask -> (H, W) uint16. InputError for a hostile, cut, damaged or wrong file."""
+    runs = read_runs(path)
+    try:
+        return decode_runs(runs, shape)
+    except InputError as error:
+        raise InputError(f"{path}: not a run-length mask ({error}); run 01_preprocess.py again") from error
+
+
+# ---------------------------------------------------------------- one case into the cache
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One cached image: a row of index.csv."""
+
+    name: str  # of its files, without ending
+    modality: str
+    submodality: str  # the sampler's group
+    patient: str
+    source: str  # file that it was made from
+    height: int  # of the original image, pixels
+    width: int
+    split: str  # "train" or "val"
+    objects: int  # on the grid
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """What became of one case: a line of the journal (files/journal.py)."""
+
+    name: str
+    stamp: str  # path, size and time of its file: tells a changed one
+    entries: list[CacheEntry]  # split still ""
+    objects: int  # labels of the case
+    empty: int  # slices without an object, left out
+    lost: int  # objects of a slice that are too small for the grid
+
+
+def image_path(folder: Path, name: str) -> Path:
+    """Where an entry's image is."""
+    return folder / "imgs" / f"{name}.png"
+
+
+def mask_path(folder: Path, name: str) -> Path:
+    """Where an entry's mask is."""
+    return folder / "masks" / f"{name}.pkl"
+
+
+def slice_names(case: Case) -> list[tuple[str, object]]:
+    """[(name of the cached image, index of its plane)]: one for a picture, one a slice for a volume."""
+    if not case.is_3d:
+        return [(case.name, ...)]
+    return [(f"{case.name}-{z:03d}", z) for z in range(len(case.image))]
+
+
+def cache_case(folder: Path, case: Case, source: str, stamp: str = "", keep_good: bool = False) -> CachedCase:
+    """Write the images and masks of one case. keep_good: files of it that are there and whole stay as they are.
+
+    source : name of its file, for the index.   stamp : what the journal tells it by.
+    """
+    if case.labels is None:
+        raise InputError(f"{source}: has no key 'gts'; step 1 needs the masks, give training files")
+    entries, empty, lost = [], 0, 0
+    for name, z in slice_names(case):
+        labels = case.labels[z]
+        before = np.unique(labels[labels > 0]).size
+        if before == 0:
+            empty += 1
+            continue
+        small = resize_labels_to_grid(labels)
+        after = np.unique(small[small > 0]).size
+        lost += before - after
+        if after == 0:
+            continue
+        height, width = labels.shape
+        names = modality_of(case.name), submodality_of(case.name), patient_of(case.name)
+        entry = CacheEntry(name, *names, source, height, width, "", after)
+        if not (keep_good and is_readable(folder, entry)):
+            image = case.image[z]
+            image = image[..., 0] if image.ndim == 3 and is_gray(image) else image
+            save_image(image_path(folder, name), pad_to_square(resize_to_grid(image), GRID))
+            save_mask(mask_path(folder, name), pad_to_square(small, GRID))
+        entries.append(entry)
+    return CachedCase(case.name, stamp, entries, np.unique(case.labels[case.labels > 0]).size, empty, lost)
+
+
+def load_entry(folder: Path, entry: CacheEntry) -> tuple[np.ndarray, np.ndarray]:
+    """Image (256, 256) or (256, 256, 3) RGB uint8, and label map (256, 256) uint16, both on the padded grid."""
+    path = image_path(folder, entry.name)
+    image = read_image(path)
+    if image.shape[:2] != (GRID, GRID):
+        raise InputError(f"{path}: is {image.shape[:2]}, expected {GRID} x {GRID}; run 01_preprocess.py again")
+    return image, load_mask(mask_path(folder, entry.name))
+
+
+def is_readable(folder: Path, entry: CacheEntry) -> bool:
+    """Whether both files of an entry are there and whole."""
+    try:
+        load_entry(folder, entry)
+    except InputError:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------- the index
+
+
+def write_index(folder: Path, entries: list[CacheEntry]) -> None:
+    """Write index.csv and version.json, rows sorted by name."""
+    rows = [asdict(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
+    start_cache(folder)
+    save_text(folder / "index.csv", csv_text(rows, tuple(field.name for field in fields(CacheEntry))))
+
+
+def read_index(folder: Path) -> list[CacheEntry]:
+    """The entries of a cache. InputError if there is none, or one of another version or with other columns."""
+    check_version(folder)
+    path, columns = folder / "index.csv", [field.name for field in fields(CacheEntry)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        if header != columns:
+            raise ValueError(f"its columns are {', '.join(header)}")
+        entries = [CacheEntry(*row[:5], int(row[5]), int(row[6]), row[7], int(row[8])) for row in rows]
+        for entry in entries:
+            if entry.split not in SPLITS or Path(entry.name).name != entry.name:
+                raise ValueError(f"a row has the name {entry.name!r} and the split {entry.split!r}")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read; run first: python 01_preprocess.py -o {folder}") from error
+    except (ValueError, IndexError, csv.Error) as error:
+        raise InputError(f"{path}: not an index of this cache ({error}); run 01_preprocess.py again") from error
+    return entries
+
+
+def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[CacheEntry]:
+    """Fill in the split of the entries that have none: 1 % of each modality to validation, by patient. [P 3.2]
+
+    A split that is there stays, and a new image follows its patient. Patients are drawn until the share is reached,
+    at least one; one that holds more than half of its modality stays in training, and so does an only patient.
+    Depends on the entries and the seed, not on their order.
+    """
+    groups: dict[str, dict[str, list[CacheEntry]]] = defaultdict(lambda: defaultdict(list))
+    for entry in entries:
+        groups[entry.modality][entry.patient].append(entry)
+    chosen = {}
+    for modality, patients in groups.items():
+        total = sum(map(len, patients.values()))
+        splits = {key: next((e.split for e in group if e.split), "") for key, group in patients.items()}
+        held = sum(len(patients[key]) for key, split in splits.items() if split == "val")
+        free = sorted(key for key, split in splits.items() if not split and len(patients[key]) <= total / 2)
+        rng = np.random.default_rng((seed, zlib.crc32(modality.encode())))
+        for i in rng.permutation(len(free)):
+            if held >= max(1, round(val_share * total)):
+                break
+            if held + len(patients[free[i]]) < total:
+                splits[free[i]] = "val"
+                held += len(patients[free[i]])
+        chosen |= {(modality, key): split or "train" for key, split in splits.items()}
+    return [entry if entry.split else replace(entry, split=chosen[entry.modality, entry.patient]) for entry in entries]
+
+
+# ---------------------------------------------------------------- what training draws
+
+
+def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: int) -> list[CacheEntry]:
+    """The training entries of one epoch, shuffled; the same for the same (seed, epoch). [P 3.2]
+
+    "equal": every modality gives as many, at most GROUP_SIZE; a small one repeats, each image as often as another.
+    "without", "with": at most GROUP_SIZE from each 2D modality and each 3D sub-modality, without or with repeats.
+    """
+    rng = np.random.default_rng((seed, epoch))
+    groups: dict[str, list[CacheEntry]] = defaultdict(list)
+    for entry in entries:
+        by_modality = sampling == "equal" or entry.modality not in VOLUME_MODALITIES
+        groups[entry.modality if by_modality else entry.submodality].append(entry)
+    quota = min(GROUP_SIZE, max(len(group) for group in groups.values())) if sampling == "equal" else GROUP_SIZE
+    drawn: list[CacheEntry] = []
+    for _, group in sorted(groups.items()):
+        if sampling == "with":
+            chosen = rng.integers(len(group), size=min(quota, len(group)))
+        elif sampling == "without":
+            chosen = rng.permutation(len(group))[:quota]
+        else:
+            rounds = -(-quota // len(group))  # rounded up
+            chosen = np.concatenate([rng.permutation(len(group)) for _ in range(rounds)])[:quota]
+        drawn += [group[i] for i in chosen]
+    return [drawn[i] for i in rng.permutation(len(drawn))]
+
+
+def steps_of_epoch(entries: list[CacheEntry], sampling: str, batch: int) -> int:
+    """Steps that an epoch has: the images that it draws over those of a batch, at least 1."""
+    return max(1, len(epoch_entries(entries, sampling, seed=0, epoch=0)) // batch)
+
+
+class SliceDataset:
+    """Item (step, place): image and raw (3, 256, 256) float32, masks (K, 256, 256) float32 of 0 and 1, boxes (K, 4).
+
+    `image` is the proposed model's three channels, `raw` what the teacher takes. K = objects, drawn with repeats if
+    the image has fewer. The batch of a step depends on (seed, step) alone.
+    """
+
+    def __init__(
+        self, folder: Path, entries: list[CacheEntry], preset: Preset, batch: int, objects: int, seed: int
+    ) -> None:
+        self.folder, self.entries, self.preset = folder, entries, preset
+        self.batch, self.objects, self.seed = batch, objects, seed
+        self.epoch_cached: tuple[int, list[CacheEntry]] = (-1, [])
+        self.steps_per_epoch = steps_of_epoch(entries, preset.sampling, batch)
+
+    def __getitem__(self, at: tuple[int, int]) -> dict[str, np.ndarray]:
+        step, place = at
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        if self.epoch_cached[0] != epoch:
+            self.epoch_cached = epoch, epoch_entries(self.entries, self.preset.sampling, self.seed, epoch)
+        drawn = self.epoch_cached[1]
+        entry = drawn[(step_of_epoch * self.batch + place) % len(drawn)]
+        rng = np.random.default_rng((self.seed, step, place))
+        return training_item(self.folder, entry, self.preset, self.objects, rng)
+
+
+def training_item(folder: Path, entry: CacheEntry, preset: Preset, objects: int, rng) -> dict[str, np.ndarray]:
+    """One cached image with `objects` of its objects, boxes moved, perhaps mirrored. See SliceDataset."""
+    image, labels = load_entry(folder, entry)
+    if preset.flips == "on":
+        for axis in (0, 1):
+            if rng.random() < 0.5:
+                image, labels = np.flip(image, axis).copy(), np.flip(labels, axis).copy()
+    ids, boxes = boxes_from_labels(labels)
+    chosen = rng.permutation(len(ids))[:objects]
+    chosen = np.concatenate([chosen, rng.integers(len(ids), size=objects - len(chosen))]).astype(int)
+    size = (GRID, GRID) if preset.flips == "on" else grid_size(entry.height, entry.width)
+    moved = [move_box(boxes[i], preset.jitter, rng, *size) for i in chosen]
+    return item(image, labels, ids[chosen], np.array(moved), entry, preset)
+
+
+def validation_item(folder: Path, entry: CacheEntry, preset: Preset) -> dict[str, np.ndarray]:
+    """One cached image with all its objects and exact boxes: nothing is drawn, so two evaluations agree (#19)."""
+    image, labels = load_entry(folder, entry)
+    return item(image, labels, *boxes_from_labels(labels), entry, preset)
+
+
+def item(image, labels, ids, boxes, entry: CacheEntry, preset: Preset) -> dict[str, np.ndarray]:
+    """The arrays of one item, see SliceDataset."""
+    enhanced, raw = network_images(image, entry, preset)
+    return {
+        "image": enhanced,
+        "raw": raw,
+        "masks": (labels[None] == ids[:, None, None]).astype(np.float32),
+        "boxes": boxes.astype(np.float32),
+    }
+
+
+def network_images(image: np.ndarray, entry: CacheEntry, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
+    """A cached image as the proposed model and as the teacher take it: two of (3, 256, 256) float32."""
+    height, width = grid_size(entry.height, entry.width)
+    # `fixed` enhances the image alone; the text and the release enhance the padded square (flips moved its padding)
+    padded = preset.pad == "before" or preset.enhance_at == "original" or preset.flips == "on"
+    inside = image if padded else image[:height, :width]
+    return grid_input(inside, preset, enhanced=True), grid_input(inside, preset, enhanced=False)

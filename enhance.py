@@ -1,6 +1,6 @@
 """The paper's preprocessing of one image: raw, anisotropic diffusion, histogram equalization [P 2.1, Fig. 2].
 
-Read top to bottom: diffuse -> equalize -> three_channels. Numpy only.
+Read top to bottom: diffuse -> equalize -> three_channels -> network_input. Numpy only.
 Letters: H, W image height and width; intensities are grey levels, 0..255.
 Source [P]: Lee, Ku, Choi, "Gray's Anatomy for Segment Anything Model", CVPR 2024 challenge on laptops.
 Diffusion: Perona and Malik 1990, doi:10.1109/34.56205.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from grid import GRID, pad_to_square, resize_to_grid
 from presets import Preset
 
 # Explicit time stepping with four neighbours stays stable, and every new value stays between its
@@ -34,7 +35,7 @@ def diffuse(
     conductance: str = "exponential",
     border: str = "reflect",
 ) -> np.ndarray:
-    """Perona-Malik anisotropic diffusion: smooths within regions, keeps the edges between them. [P 2.1, channel 2]
+    """Perona-Malik anisotropic diffusion: smooths within regions, keeps the edges between them (D2). [P 2.1, channel 2]
 
     image: (H, W), any real dtype.   kappa: edge height, in the image's own units, at which smoothing fades.
     gamma: time step, at most 0.25.   border: "reflect" (zero flux) or "wrap" (opposite borders touch).
@@ -97,7 +98,7 @@ def three_channels(image: np.ndarray, preset: Preset) -> np.ndarray:
     """The network's three-channel image: raw, diffused, equalized. [P 2.1, Fig. 2]
 
     image: (H, W) or (H, W, 3) RGB, uint8. Returns (H, W, 3) uint8.
-    A colour image comes back unchanged if the preset keeps colour: the paper found the channels
+    A colour image comes back unchanged if the preset keeps colour (D3): the paper found the channels
     "less effective for color images" (4.5) and describes them for gray ones.
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
@@ -117,6 +118,35 @@ def three_channels(image: np.ndarray, preset: Preset) -> np.ndarray:
     source = raw if preset.equalize == "raw" else smooth
     equalized = source if preset.equalize == "nothing" else equalize(source)
     return np.stack([raw, smooth, equalized], axis=-1)
+
+
+def network_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarray:
+    """One image as the network takes it: enhanced on the grid, padded last (D1). [P 2.1]
+
+    image: (H, W) or (H, W, 3) uint8, original frame.   enhanced: True for the proposed model's three channels;
+    False for the baseline, which was trained on raw images (gray repeated three times): the preset changes nothing.
+    Returns (3, 256, 256) float32: min-max normalized to 0..1, zero padding.
+    """
+    if enhanced and preset.enhance_at == "original":
+        return normalized(resize_to_grid(three_channels(image, preset)))
+    if enhanced and preset.pad == "before":
+        image = pad_to_square(image, max(image.shape[:2]))
+    return grid_input(resize_to_grid(image), preset, enhanced)
+
+
+def grid_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarray:
+    """The same from an image that is on the grid already, as the cache holds it: (h, w) or (h, w, 3) uint8, no padding
+    unless the preset wants to enhance it too. -> (3, 256, 256) float32"""
+    return normalized(three_channels(image, preset) if enhanced else image)
+
+
+def normalized(image: np.ndarray) -> np.ndarray:
+    """(h, w) or (h, w, 3) uint8 on the grid -> (3, 256, 256) float32, min-max to 0..1, then zero padding."""
+    if image.ndim == 2:
+        image = np.repeat(image[..., None], 3, axis=-1)
+    low, high = float(image.min()), float(image.max())
+    unit = (image.astype(np.float32) - low) / max(high - low, 1e-8)  # a constant image becomes all zeros
+    return np.ascontiguousarray(pad_to_square(unit.astype(np.float32), GRID).transpose(2, 0, 1))
 
 
 def _released_gray(image: np.ndarray) -> np.ndarray:

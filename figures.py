@@ -1,24 +1,16 @@
-"""One function a figure: data and axes in, axes out; no model, no score.
+"""Figures 2 and 3 of the paper, overlays, training curves: data and axes in, axes out; no file, no model, no score.
 
-python figures.py --demo demo      draws Figure 2 and Figure 3 from the demo's files into demo/figures/
+Figure 1 is the network: see model.py. 05_evaluate.py draws Figures 2 and 3 of the cases that it scores.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
-import io
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 
-from data import resize_to_grid
-from enhance import is_gray, three_channels
+from enhance import three_channels
+from grid import resize_to_grid
 from presets import PRESETS
-from readers import InputError, list_cases, load_npz, read_npz
-from writers import save_bytes
 
 YELLOW = (255, 221, 0)  # box prompts, as in the paper's Figure 3
 PALETTE = np.array(  # mask colours, RGB, told apart by colour-blind readers too (Okabe and Ito 2008)
@@ -67,19 +59,24 @@ def flat_view(image: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None) -
     return image[z], labels[z], crossing
 
 
-def figure2(image: np.ndarray, axes) -> None:
-    """[P Fig. 2] The three channels of one gray image (H, W) uint8: raw, diffused, equalized, as the
-    network sees them: on the 256 grid. axes: three Axes."""
+def figure2(image: np.ndarray, axes):
+    """[P Fig. 2] The three channels of one gray image: raw, diffused, equalized, on the 256 grid.
+
+    image: (H, W) uint8, or (H, W, 3) with three equal channels. axes: three Axes; returned.
+    """
     channels = three_channels(resize_to_grid(image), PRESETS["fixed"])
     for ax, channel, title in zip(axes, np.moveaxis(channels, -1, 0), ("raw", "diffused", "equalized"), strict=True):
         ax.imshow(channel, cmap="gray", vmin=0, vmax=255)
         ax.set_title(title)
         ax.axis("off")
+    return axes
 
 
-def figure3(rows: list[tuple[str, tuple, tuple]], axes) -> None:
-    """[P Fig. 3] A row a case: image with boxes, prediction, truth. rows: (title, prediction, truth), each what `overlay`
-    takes; axes: (len(rows), 3) Axes."""
+def figure3(rows: list[tuple[str, tuple, tuple]], axes):
+    """[P Fig. 3] A row a case: image with boxes, prediction, truth.
+
+    rows: (title, prediction, truth), each of the two what `overlay` takes. axes: (len(rows), 3) Axes; returned.
+    """
     for (title, prediction, truth), (left, middle, right) in zip(rows, axes, strict=True):
         image, labels, boxes = prediction
         left.imshow(overlay(image, np.zeros_like(labels), boxes))
@@ -90,20 +87,45 @@ def figure3(rows: list[tuple[str, tuple, tuple]], axes) -> None:
         right.set_title("reference", fontsize=9)
         for ax in (left, middle, right):
             ax.axis("off")
+    return axes
 
 
-def plot_losses(log: list[dict], ax) -> None:
+def figure3_row(name: str, image: np.ndarray, boxes: np.ndarray | None, segs: np.ndarray, gts: np.ndarray) -> tuple:
+    """One row for `figure3`: a case with its prediction and truth, label maps of the image's (H, W) or (D, H, W).
+
+    A volume shows the slice that is busiest in the truth.
+    """
+    truth = flat_view(image, gts, boxes)
+    if gts.ndim == 2:
+        return name, (image, segs, boxes), truth
+    z = busiest_slice(gts)
+    return f"{name}, slice {z}", (truth[0], segs[z], truth[2]), truth
+
+
+def plot_losses(log: list[dict], ax):
     """Training and validation loss over the steps. log: rows of log.csv, step, train_loss, validation_loss."""
     steps = [row["step"] for row in log]
     for key, label in (("train_loss", "training"), ("validation_loss", "validation")):
         ax.plot(steps, [row[key] for row in log], marker="o", markersize=3, label=label)
     ax.set(xlabel="optimiser steps", ylabel="loss")
     ax.legend(frameon=False)
+    return ax
 
 
-def plot_dice(rows: list[dict[str, str]], ax) -> None:
-    """Mean Dice of each modality over the steps of both stages, one after the other. rows: dice_by_modality.csv, with
-    columns stage, step and one a modality."""
+def loss_curve(log: list[dict]):
+    """`plot_losses` as a matplotlib Figure of its own."""
+    from matplotlib.figure import Figure  # not pyplot: no window system, and no state to clean up
+
+    figure = Figure(figsize=(6, 4))
+    plot_losses(log, figure.subplots())
+    return figure
+
+
+def plot_dice(rows: list[dict[str, str]], ax):
+    """Mean Dice of each modality over the steps of both stages, one after the other.
+
+    rows: dice_by_modality.csv, with columns stage, step and one a modality.
+    """
     last = {stage: max(int(row["step"]) for row in rows if row["stage"] == stage) for stage in ("distill", "finetune")}
     steps = [int(row["step"]) + (last["distill"] if row["stage"] == "finetune" else 0) for row in rows]
     for i, modality in enumerate(list(rows[0])[2:]):
@@ -112,81 +134,4 @@ def plot_dice(rows: list[dict[str, str]], ax) -> None:
     ax.axvline(last["distill"], color="0.7", linewidth=1)
     ax.set(xlabel="optimiser steps: distillation, then (right of the line) fine-tuning", ylabel="Dice, 256 grid")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-
-
-def save_loss_curve(path: Path, log: list[dict]) -> None:
-    """`plot_losses` as a PNG; nothing if there is no row yet."""
-    if not log:
-        return
-    from matplotlib.figure import Figure  # not pyplot: no window system, and no state to clean up
-
-    figure = Figure(figsize=(6, 4))
-    plot_losses(log, figure.subplots())
-    save_figure(path, figure)
-
-
-def save_figure(path: Path, figure) -> None:
-    """Write a matplotlib figure as PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-    save_bytes(path, buffer.getvalue())
-
-
-def demo_row(folder: Path, name: str) -> tuple[str, tuple, tuple]:
-    """One row of Figure 3: a case of the demo with its prediction and truth, in 3D its busiest slice."""
-    case = read_npz(folder / "imgs" / f"{name}.npz")
-    segs, gts = (load_npz(folder / key / f"{name}.npz").get(key) for key in ("segs", "gts"))
-    if segs is None or gts is None or segs.shape != gts.shape:
-        raise InputError(f"{folder}: case {name} has no prediction or truth of its shape; run 04_infer.py again")
-    if not case.is_3d:
-        return name, (case.image, segs, case.boxes), (case.image, gts, case.boxes)
-    z = busiest_slice(gts)
-    _, _, boxes = flat_view(case.image, gts, case.boxes)
-    return f"{name}, slice {z}", (case.image[z], segs[z], boxes), (case.image[z], gts[z], boxes)
-
-
-def main(argv: list[str] | None = None) -> list[Path]:
-    import matplotlib
-
-    matplotlib.use("Agg")  # no window: this also runs on a server
-    import matplotlib.pyplot as plt
-
-    p = argparse.ArgumentParser(description="Draw Figure 2 and Figure 3 from the demo's files.")
-    p.add_argument("--demo", type=Path, default=Path("demo"), help="folder with imgs/, gts/ and segs/ (default: demo)")
-    p.add_argument("--figure2", metavar="NAME", help="case of Figure 2 (default: the first gray 2D one)")
-    p.add_argument("--figure3", nargs="+", metavar="NAME", help="cases of Figure 3 (default: the first four)")
-    p.add_argument("--training", type=Path, help="draw --curve from this dice_by_modality.csv, and nothing else")
-    p.add_argument("--curve", type=Path, default=Path("curve.png"), help="picture for --training (default: curve.png)")
-    args = p.parse_args(argv)
-    if args.training:
-        figure, ax = plt.subplots(figsize=(7, 4))
-        with args.training.open(newline="", encoding="utf-8") as file:
-            plot_dice(list(csv.DictReader(file)), ax)
-        save_figure(args.curve, figure)
-        return [args.curve]
-    try:
-        files = {path.stem: path for path in list_cases(args.demo / "imgs")}
-        for name in [args.figure2, *(args.figure3 or [])]:
-            if name and name not in files:
-                raise InputError(f"{args.demo / 'imgs'}: has no case {name}; there are {', '.join(files)}")
-        rows = [demo_row(args.demo, name) for name in args.figure3 or list(files)[:4]]
-        cases = [read_npz(files[args.figure2])] if args.figure2 else map(read_npz, files.values())
-        gray = next((c.image for c in cases if not c.is_3d and is_gray(c.image)), None)
-        if gray is None:
-            raise InputError(f"{args.figure2 or args.demo / 'imgs'}: no gray 2D image; Figure 2 is about gray ones")
-    except InputError as error:
-        sys.exit(f"figures.py: {error}")
-    written = [args.demo / "figures" / "figure2.png", args.demo / "figures" / "figure3.png"]
-    figure, axes = plt.subplots(1, 3, figsize=(9, 3.2))
-    figure2(gray, axes)
-    save_figure(written[0], figure)
-    figure, axes = plt.subplots(len(rows), 3, figsize=(9, 2.6 * len(rows)), squeeze=False)
-    figure3(rows, axes)
-    save_figure(written[1], figure)
-    plt.close("all")
-    print(f"figures.py: wrote {written[0]} and {written[1]}")
-    return written
-
-
-if __name__ == "__main__":
-    main()
+    return ax

@@ -1,8 +1,10 @@
 """DSC and NSD (normalized surface Dice) of label maps, from scratch, and the two reference masks. numpy only.
 
 Read top to bottom: overlap (`dsc`) -> how large one surface element is (`element_sizes`) -> which elements lie
-within the tolerance of the other surface (`nsd`) -> one case under either protocol (`case_scores`) -> what a box
-alone already scores (`filled_box`, `inscribed_ellipse`).
+within the tolerance of the other surface (`nsd`) -> the table of metrics (`METRICS`) -> one case under either protocol
+(`case_scores`) -> what a box alone already scores (`filled_box`, `inscribed_ellipse`).
+
+A new metric is one function here and one row of METRICS. Step 5 then shows it in every table.
 
 Axis order is the array's: masks (H, W) or (D, H, W), spacing (dy, dx) or (dz, dy, dx) in mm. Sources:
 [P 3.1] names the two scores; NSD: Nikolov et al. 2021, doi:10.2196/26151; the challenge's protocol: CVPR 2024
@@ -28,15 +30,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
+from grid import label_bounds
+
 TOLERANCE = 2.0  # mm in 3D, pixels in 2D: the challenge's one tolerance for every organ and modality
-PROTOCOLS = ("strict", "challenge")
+PROTOCOLS = ("strict", "challenge")  # ours (D10), and what the challenge's evaluator computes
 CHALLENGE_NSD_FROM = 0.2  # the challenge computes NSD only for cases whose mean DSC is above this
-BLOCK = 1 << 22  # pixels of a label map looked at in one go, which bounds the memory of temporaries
 
 # The corners of a 2x2x2 neighbourhood as (z, y, x). A neighbourhood's code has bit 7 - i set if corner i is inside.
 CORNERS = tuple(itertools.product((0, 1), repeat=3))
@@ -195,22 +199,6 @@ def _unreached(of: np.ndarray, other: np.ndarray, offsets: np.ndarray, reach: np
     return todo
 
 
-def _nsd_of_crop(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], tolerance_mm: float) -> float:
-    """`nsd` without its checks and without cropping."""
-    if not pred.any() or not gt.any():
-        return 0.0 if pred.any() or gt.any() else math.nan
-    offsets, reach, margin = _ball_rows(spacing_mm, tolerance_mm, tuple(n + 1 for n in gt.shape))
-    codes = [_element_codes(mask, margin) for mask in (pred, gt)]
-    full = 2 ** (2**gt.ndim) - 1
-    surfaces = [(code != 0) & (code != full) for code in codes]
-    sizes = element_sizes(spacing_mm)
-    total, missed = 0.0, 0.0
-    for code, of, other in ((codes[0], *surfaces), (codes[1], *reversed(surfaces))):
-        total += np.bincount(code[of], minlength=len(sizes)) @ sizes
-        missed += np.bincount(code.ravel()[_unreached(of, other, offsets, reach)], minlength=len(sizes)) @ sizes
-    return float((total - missed) / total)
-
-
 def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], tolerance_mm: float = TOLERANCE) -> float:
     """Normalized surface Dice: the share of both surfaces that lies within a tolerance of the other one. [P 3.1]
 
@@ -230,59 +218,49 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
     for axis in range(gt.ndim):
         used = np.flatnonzero(either.any(axis=tuple(a for a in range(gt.ndim) if a != axis)))
         crop.append(slice(used[0], used[-1] + 1) if used.size else slice(0, 0))
-    return _nsd_of_crop(pred[tuple(crop)], gt[tuple(crop)], spacing_mm, tolerance_mm)
+    pred, gt = pred[tuple(crop)], gt[tuple(crop)]
+    if not pred.any() or not gt.any():
+        return 0.0 if pred.any() or gt.any() else math.nan
+    offsets, reach, margin = _ball_rows(spacing_mm, tolerance_mm, tuple(n + 1 for n in gt.shape))
+    codes = [_element_codes(mask, margin) for mask in (pred, gt)]
+    full = 2 ** (2**gt.ndim) - 1
+    surfaces = [(code != 0) & (code != full) for code in codes]
+    sizes = element_sizes(spacing_mm)
+    total, missed = 0.0, 0.0
+    for code, of, other in ((codes[0], *surfaces), (codes[1], *reversed(surfaces))):
+        total += np.bincount(code[of], minlength=len(sizes)) @ sizes
+        missed += np.bincount(code.ravel()[_unreached(of, other, offsets, reach)], minlength=len(sizes)) @ sizes
+    return float((total - missed) / total)
+
+
+# Name -> function(pred, gt, spacing_mm) of one label. pred, gt: bool masks (H, W) or (D, H, W), cropped to what either
+# covers; spacing_mm: one number an axis, (1, 1) in 2D. The challenge's 2D masks are slabs (1, H, W).
+# It returns a score in 0..1. With nan, which stands for no score, the case has no mean.
+METRICS: dict[str, Callable[[np.ndarray, np.ndarray, tuple[float, ...]], float]] = {
+    "dsc": lambda pred, gt, spacing_mm: dsc(pred, gt),
+    "nsd": nsd,
+}
 
 
 # One case under a protocol -----------------------------------------------------------------------------------------
 
 
 class CaseScores(NamedTuple):
-    """Scores of one case, 0..1 or nan. Arrays run along `labels`; the means follow the protocol's conventions."""
+    """Scores of one case, 0..1 or nan, by the names in METRICS. The means follow the protocol's conventions."""
 
     labels: tuple[int, ...]
-    dsc: np.ndarray  # (n,) float64
-    nsd: np.ndarray  # (n,) float64
-    mean_dsc: float
-    mean_nsd: float
-
-
-def label_bounds(labels: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """First and last index along every axis of each label but 0: {label: (low (ndim,), high (ndim,))}, high inclusive.
-
-    labels: (H, W) or (D, H, W), integers. One pass: rows are cut into runs of equal value, and few runs are left to
-    reduce, where looking at every pixel's coordinates would need 24 bytes for each.
-    """
-    width = labels.shape[-1]
-    rows = labels.reshape(-1, width)
-    found = []
-    for top in range(0, len(rows), max(1, BLOCK // width)):
-        block = rows[top : top + max(1, BLOCK // width)]
-        starts = np.ones(block.shape, bool)  # a run never continues on the next row
-        np.not_equal(block[:, 1:], block[:, :-1], out=starts[:, 1:])
-        first = np.flatnonzero(starts)
-        last = np.append(first[1:], block.size) - 1
-        value = block.ravel()[first]
-        first, last, value = (a[value != 0] for a in (first, last, value))
-        found.append((value, first // width + top, first % width, last % width))
-    value, row, x_low, x_high = (np.concatenate(part) for part in zip(*found, strict=True))
-    order = np.argsort(value, kind="stable")
-    ids, begin = np.unique(value[order], return_index=True)
-    if not ids.size:
-        return {}
-    outer = np.unravel_index(row[order], labels.shape[:-1])  # y, or z and y
-    low = np.stack([np.minimum.reduceat(c, begin) for c in (*outer, x_low[order])], axis=1)  # (n, ndim)
-    high = np.stack([np.maximum.reduceat(c, begin) for c in (*outer, x_high[order])], axis=1)
-    return {int(i): (a, b) for i, a, b in zip(ids, low, high, strict=True)}
+    scores: dict[str, np.ndarray]  # each (n,) float64, one number a label
+    means: dict[str, float]
 
 
 def case_scores(
     segs: np.ndarray, gts: np.ndarray, spacing_mm: tuple[float, ...] | None, protocol: str = "strict"
 ) -> CaseScores:
-    """DSC and NSD of every label of a case, and their means. Conventions: the table in the module header.
+    """Every metric of every label of a case, and the means. Conventions: the table in the module header.
 
     segs, gts: (H, W) or (D, H, W) integer label maps, 0 is background. spacing_mm: (z, y, x) in 3D, None in 2D.
     protocol: "strict", or "challenge" for what the challenge's evaluator computes, its faults included. There the
-    DSC rule sets the case's mean NSD to 0; `nsd` of the labels is given all the same.
+    DSC rule sets the case's mean NSD to 0; the NSD of its labels is given all the same.
     Raises ValueError, one sentence, for label maps, a spacing or a protocol that cannot be used.
     """
     if protocol not in PROTOCOLS:
@@ -299,7 +277,7 @@ def case_scores(
         ids = range(1, max(gt_bounds, default=0) + 1)  # Python ints: a uint8 255 + 1 would be 0
         # the slab's thin axis goes first, not last as there: the areas do not depend on it and rows stay long
         spacing_mm = (1.0, 1.0, 1.0) if gts.ndim == 2 else spacing_mm[::-1]
-    scores = np.full((len(ids), 2), np.nan)
+    scores = np.full((len(ids), len(METRICS)), np.nan)
     for row, label in zip(scores, ids, strict=True):
         bounds = [b[label] for b in (pred_bounds, gt_bounds) if label in b]
         if not bounds:
@@ -307,17 +285,17 @@ def case_scores(
         low, high = np.min([b[0] for b in bounds], axis=0), np.max([b[1] for b in bounds], axis=0)
         crop = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
         pred, gt = segs[crop] == label, gts[crop] == label
-        row[0] = dsc(pred, gt)
         if len(spacing_mm) > gt.ndim:
             pred, gt = pred[None], gt[None]
-        row[1] = _nsd_of_crop(pred, gt, spacing_mm, TOLERANCE)
-    mean_dsc, mean_nsd = scores.mean(axis=0).tolist() if len(scores) else (math.nan, math.nan)
-    if protocol == "challenge" and not mean_dsc > CHALLENGE_NSD_FROM:  # nan is not above it either
-        mean_nsd = 0.0
-    return CaseScores(tuple(ids), scores[:, 0], scores[:, 1], mean_dsc, mean_nsd)
+        row[:] = [metric(pred, gt, spacing_mm) for metric in METRICS.values()]
+    averages = scores.mean(axis=0).tolist() if len(scores) else [math.nan] * len(METRICS)
+    means = dict(zip(METRICS, averages, strict=True))
+    if protocol == "challenge" and not means["dsc"] > CHALLENGE_NSD_FROM:  # nan is not above it either
+        means["nsd"] = 0.0
+    return CaseScores(tuple(ids), dict(zip(METRICS, scores.T, strict=True)), means)
 
 
-# What a box alone already scores -----------------------------------------------------------------------------------
+# What a box alone already scores (D11) -----------------------------------------------------------------------------
 
 
 def filled_box(boxes_xyxy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

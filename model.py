@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efficientvit import EMBED_DIM, EMBED_GRID, ImageEncoder, LayerNorm2d
-
-GRID = 256  # side of the network's input image and of its mask logits, pixels [P 2.1]
+from grid import GRID
 
 
 # ---------------------------------------------------------------- prompt encoder
@@ -264,6 +264,36 @@ class BoxSegmenter(nn.Module):
         return self.mask_decoder(embedding, self.prompt_encoder.dense_positions(), sparse, dense)
 
 
-def build_model() -> BoxSegmenter:
-    """The proposed model with EfficientViT-SAM-L0, 34,792,784 parameters, random weights. [P 2.2, Table 3]"""
-    return BoxSegmenter(ImageEncoder())
+def build_model(encoder: type[nn.Module] = ImageEncoder) -> BoxSegmenter:
+    """The proposed model with EfficientViT-SAM-L0, 34,792,784 parameters, random weights. [P 2.2, Table 3]
+
+    encoder: another image encoder's class; it takes (B, 3, 256, 256) and returns (B, 256, 64, 64).
+    """
+    return BoxSegmenter(encoder())
+
+
+class TorchEngine:
+    """A network behind the two calls that the rest of the project makes of any engine: encode an image, decode boxes.
+
+    NumPy arrays go in and out. The embedding is opaque: whoever holds one only hands it back.
+    """
+
+    def __init__(self, network: BoxSegmenter) -> None:
+        self.network = network.eval()
+
+    @torch.inference_mode()
+    def encode(self, image: np.ndarray) -> Tensor:
+        """image (3, 256, 256) float32, see enhance.network_input -> its embedding"""
+        return self.network.image_encoder(torch.from_numpy(image).unsqueeze(0))  # (1, 256, 64, 64)
+
+    @torch.inference_mode()
+    def decode(
+        self, embedding: Tensor, boxes: np.ndarray, within: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32
+
+        within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted. An engine may leave out the rest; this one
+        decodes all of the grid.
+        """
+        logits, iou = self.network.decode(embedding, torch.as_tensor(boxes, dtype=torch.float32))
+        return logits[:, 0].numpy(), iou[:, 0].numpy()

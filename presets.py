@@ -1,4 +1,4 @@
-"""Three readings of the paper, in one frozen table: `fixed` (ours, the default), `paper`, `released`.
+"""Three readings of the paper, in one frozen table: `fixed` (ours, the default), `paper`, `released`. (D7)
 
 The paper's text and its released code differ in some fifty places. PAPER_VS_CODE.md lists them by
 number; each field below names the entries (#) that it settles. `paper` is what the text says, `released`
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
-from readers import InputError
+from files import InputError
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Preset:
     name: str = "fixed"
     # three channels [P 2.1]
     conductance: str = "exponential"  # Perona-Malik: "exponential" or "quadratic" (the text names none)
-    iterations: int = 10  # #1 diffusion steps
+    iterations: int = 10  # #1 diffusion steps (D2)
     gamma: float = 0.1  # #1 time step of one diffusion step
     kappa: float = 20.0  # #1 edge threshold, on an image that ranges over 0..diffusion_range
     diffusion_range: float = 255.0  # #1 the released code puts kappa = 20 on a 0..1 image: no edge is ever that steep

@@ -1,26 +1,25 @@
 """Dynamic int8 linear layers, from scratch. [P 2.3]
 
-A linear layer computes y = W x + b. Here W is stored as int8 and x becomes int8 when it arrives, so that the sums are
-sums of products of small integers, exact in int32:
+A linear layer computes y = W x + b. Here W is stored as int8, and x becomes int8 when it arrives. The sums are then sums
+of products of small integers, exact in int32:
 
-    weights, once:       W ~ s_w Q_w           Q_w in -128..127, symmetric: 0 stays 0, no zero point
-    activations, a call: x ~ s_x (Q_x - z)     Q_x int8, from the least and the largest value of this x
+    weights, once:       W ~ s_w Q_w           Q_w in -128..127; 0 stays 0
+    activations, a call: x ~ s_x (Q_x - z)     Q_x in -128..127, from the least and the largest value of this x
     y[n, o] = s_x s_w[o] (sum_k Q_x[n, k] Q_w[o, k]  -  z sum_k Q_w[o, k]) + b[o]
 
-The zero point z is the integer that stands for x = 0. It lets the 256 levels cover any range: behind a ReLU no value is
-negative, and levels centred on 0 would waste half of them. Its price is the second sum, which does not depend on x:
-a row sum of the weights, computed once. PyTorch's x is uint8, 0..255; Q_x and z are those numbers less 128, so that both
-factors are int8.
+The zero point z is the integer that stands for x = 0. With it the 256 levels cover any range: behind a ReLU no value is
+negative, and levels on both sides of 0 would waste half of them. It costs the second sum, a row sum of the weights. That
+does not depend on x, so it is computed once.
 
-Two forms (field `weight_int8` of a preset):
-    "tensor": one s_w a layer and 7 bits of activation, as `quantize_dynamic` does by default on x86: equal to its layer
-              bit for bit, which matters more than it seems (see `Int8Linear.forward`).
-    "channel": one s_w for each output, so that no channel pays for the widest, and 8 bits: half the error or less.
+The field `weight_int8` of a preset chooses one of two forms:
+    "tensor"   one s_w a layer, 7 bits of activation: bit for bit PyTorch's `quantize_dynamic` on x86.
+               (PyTorch's x is uint8, 0..255; here Q_x and z are those numbers less 128, so that both factors are int8.)
+    "channel"  one s_w for each output, so that no channel pays for the widest, and 8 bits: the error is smaller.
 
-"Dynamic": s_x and z are measured anew at every call, so nothing needs calibration. One scale serves the whole x,
-hence all boxes that are decoded together: other boxes beside it can move a mask by a few pixels, as in PyTorch's layer.
-Only `nn.Linear` is replaced, as `quantize_dynamic` does: that is most of the mask decoder, and of the proposed image
-encoder, which is all convolutions, nothing (#39; 03_quantize.py prints the shares).
+"Dynamic" means that s_x and z are measured anew at every call, so nothing needs calibration. All boxes that are decoded
+together share one s_x: other boxes beside it can move a mask by a few pixels.
+Only `nn.Linear` is replaced. That is most of the mask decoder, but nothing of the proposed image encoder, which is all
+convolutions (#39).
 
 Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 """
@@ -28,24 +27,18 @@ Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections import defaultdict
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from baseline import WindowAttention
-from efficientvit import LinearAttention
-from model import GRID, Attention, BoxSegmenter
-from readers import InputError
-from weights import save_checkpoint
+from files import InputError
+from files.checkpoints import save_checkpoint
 
 BITS = {"channel": 8, "tensor": 7}  # how many scales a weight has -> bits of an activation
 LEAST, MOST = -128, 127  # int8
 EXACT_K = 1024  # products up to 128 * 128 = 2^14: this many of them sum to at most 2^24, exact in float32
-INT8_KEY = "weight_int8"  # in a checkpoint: a key of BITS, and its linear layers are int8
+INT8_KEY = "weight_int8"  # a checkpoint with this key, "channel" or "tensor", holds int8 linear layers
 
 
 # ---------------------------------------------------------------- numbers to integers
@@ -54,8 +47,8 @@ INT8_KEY = "weight_int8"  # in a checkpoint: a key of BITS, and its linear layer
 def quantize_weight(weight: Tensor, per: str = "channel") -> tuple[Tensor, Tensor]:
     """(O, K) float -> Q_w (O, K) int8 and s_w, (O,) per channel or (1,) per tensor, float32: weight ~ s_w Q_w.
 
-    The largest magnitude becomes 127.5 steps, as in PyTorch's observer: 255 steps across the range, and +max, which
-    rounds to 128, is cut to 127. An all-zero weight gets the smallest scale, not a division by zero.
+    The largest magnitude becomes 127.5 steps, as in PyTorch: the range has 255 steps, and +max, which rounds to 128,
+    is cut to 127. An all-zero weight gets the smallest scale, so that nothing is divided by zero.
     Raises InputError for an unknown `per`, and ValueError for NaN or infinity.
     >>> quantize_weight(torch.tensor([[-1.0, 0.5], [0.02, 0.01]]), "tensor")[0].tolist()
     [[-127, 64], [3, 1]]
@@ -74,9 +67,9 @@ def quantize_weight(weight: Tensor, per: str = "channel") -> tuple[Tensor, Tenso
 def quantize_activation(x: Tensor, bits: int = 8) -> tuple[Tensor, float, int]:
     """Any float tensor -> Q_x int8 of its shape, scale s_x, zero point z: x ~ s_x (Q_x - z).
 
-    The range is widened to hold 0, so that z is one of the levels and a zero (padding, ReLU) stays exactly zero.
-    bits: 8 (-128..127), or 7 (0..127). PyTorch uses 7 on x86, whatever the processor: without VNNI instructions, pairs
-    of products are added in 16 bits, and 2 * 255 * 128 would overflow them. `torch._int_mm` has no such limit.
+    The range is widened to hold 0, so that a zero (padding, ReLU) stays exactly zero.
+    bits: 8 (-128..127), or 7 (0..127) as PyTorch on x86. There, processors without VNNI instructions add pairs of
+    products in 16 bits, which 2 * 255 * 128 would overflow. `torch._int_mm` has no such limit.
     Raises ValueError for NaN or infinity.
     """
     least, steps = (LEAST if bits == 8 else 0), 2**bits - 1
@@ -107,8 +100,8 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def float_int_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The same by float32, exact too: float32 holds every integer up to 2^24, and no partial sum of EXACT_K products
-    is larger, in whatever order they are added. Longer rows are cut, and the pieces added as int32."""
+    """The same product by float32, and exact too: float32 holds every integer up to 2^24, and no partial sum of EXACT_K
+    products is larger. Longer rows are cut, and the pieces added as int32."""
     total = torch.zeros(len(a), len(b), dtype=torch.int32, device=a.device)
     for first in range(0, a.shape[1], EXACT_K):
         piece = slice(first, first + EXACT_K)
@@ -141,10 +134,10 @@ class Int8Linear(nn.Module):
         self.row_sums = self.weight.sum(dim=1, dtype=torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
-        """One scale is applied by `torch.add(..., alpha)`, which rounds product and sum once, as PyTorch's kernel does.
+        """With one scale, `torch.add(..., alpha)` rounds product and sum once, as PyTorch's kernel does.
 
-        Bit for bit is the only "close" there is: a value that falls on the other side of one rounding moves by a whole
-        level, the next layer spreads it, and after twenty layers the masks differ as much as int8 differs from float.
+        This must be bit for bit. A value on the other side of one rounding moves by a whole level, and the next layers
+        spread it, until the masks differ as much as int8 differs from float.
         """
         rows = x.reshape(-1, x.shape[-1])  # (N, K)
         whole, scale, zero_point = quantize_activation(rows, self.bits)
@@ -202,104 +195,3 @@ def int8_scales(stored: dict, path: Path) -> str | None:
     if per is not None and per not in BITS:
         raise InputError(f"{path}: names int8 weights per {per!r}, which is unknown; write it again: 03_quantize.py")
     return per
-
-
-# ---------------------------------------------------------------- what int8 reaches
-
-
-def weight_counts(model: nn.Module) -> dict[str, int]:
-    """Of a float model: numbers in all its parameters, and those in the weights and biases of `nn.Linear`."""
-    linear = [layer for layer in model.modules() if type(layer) is nn.Linear]
-    return {
-        "total": sum(p.numel() for p in model.parameters()),
-        "linear": sum(layer.weight.numel() for layer in linear),
-        "linear_bias": sum(layer.bias.numel() for layer in linear if layer.bias is not None),
-    }
-
-
-def _macs(layer: nn.Module, inputs: tuple, out: Tensor) -> tuple[str, int] | None:
-    """Kind and number of multiply-adds of one call of a layer; None for what we do not count (norms, activations)."""
-    if isinstance(layer, nn.Linear | Int8Linear):
-        return "linear", out.numel() * layer.weight.shape[1]
-    if isinstance(layer, nn.ConvTranspose2d):  # each input value goes to all cells of the kernel
-        return "transposed convolution", inputs[0].numel() * layer.weight[0].numel()
-    if isinstance(layer, nn.Conv2d):  # each output value comes from all cells of the kernel
-        return "convolution", out.numel() * layer.weight[0].numel()
-    if isinstance(layer, Attention):  # q k^T and its product with v: queries x keys x inner width, twice
-        q, k = inputs[:2]
-        return "attention", 2 * len(q) * q.shape[1] * k.shape[1] * layer.out_proj.weight.shape[1]
-    if isinstance(layer, WindowAttention):  # the same within each window; x (windows, N, C)
-        return "attention", 2 * inputs[0].numel() * inputs[0].shape[1]
-    if isinstance(layer, LinearAttention):  # v k^T and its product with q; norm. 2 C channels: two scales
-        pixels = 2 * inputs[0].numel()
-        return "attention", pixels * (2 * layer.head_dim + 1)
-    return None
-
-
-def count_macs(model: BoxSegmenter) -> dict[tuple[str, str], int]:
-    """Multiply-adds of one 256x256 image and one box: {(part, kind): number}, counted by hooks during one call.
-
-    part: "encoder" or "decoder" (all that a box needs).   kind: "convolution", "transposed convolution", "linear",
-    "attention" (its two matrix products), "mask product" (the last, of mask weights and feature maps).
-    """
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-
-    def hook(part: str):
-        def count(layer: nn.Module, inputs: tuple, out: Tensor) -> None:
-            found = _macs(layer, inputs, out)
-            if found:
-                counts[part, found[0]] += found[1]
-
-        return count
-
-    hooks = [
-        layer.register_forward_hook(hook("encoder" if name.startswith("image_encoder") else "decoder"))
-        for name, layer in model.named_modules()
-    ]
-    try:
-        with torch.inference_mode():
-            model(torch.zeros(1, 3, GRID, GRID), torch.tensor([[50.0, 60.0, 180.0, 200.0]]))
-    finally:
-        for handle in hooks:
-            handle.remove()
-    maps = model.mask_decoder.output_hypernetworks_mlps[0].layers[-1].weight.shape[0]  # 32
-    counts["decoder", "mask product"] = maps * GRID * GRID
-    return dict(counts)
-
-
-def int8_reach(model: BoxSegmenter) -> dict:
-    """What int8 reaches in a float model: counts and shares of weights and of multiply-adds, by part."""
-    weights, macs = weight_counts(model), count_macs(model)
-    parts = {part: sum(n for (p, _), n in macs.items() if p == part) for part in ("encoder", "decoder")}
-    linear = {part: macs.get((part, "linear"), 0) for part in parts}
-    return {
-        "weights": weights | {"share": weights["linear"] / weights["total"]},
-        "macs": {f"{part} {kind}": n for (part, kind), n in macs.items()} | {"total": sum(parts.values())},
-        "mac_share": {part: linear[part] / parts[part] for part in parts}
-        | {"total": sum(linear.values()) / sum(parts.values())},
-    }
-
-
-def compare_speed(models: dict[str, BoxSegmenter], repeats: int, boxes: tuple[int, ...]) -> dict:
-    """Median seconds of encoder and decoder for each model, and their ratio float / int8.
-
-    The models take turns, so that whatever else the machine does slows both down.
-    """
-    image, all_boxes = torch.rand(1, 3, GRID, GRID), torch.tensor([[50.0, 60.0, 180.0, 200.0]]).repeat(max(boxes), 1)
-    embedding = torch.randn(1, 256, 64, 64)
-    work = {"encoder, 1 image": lambda model: model.image_encoder(image)}
-    for n in boxes:
-        work[f"decoder, {n} box{'es' * (n > 1)}"] = lambda model, n=n: model.decode(embedding, all_boxes[:n])
-    found = {"threads": torch.get_num_threads(), "repeats": repeats}
-    with torch.inference_mode():
-        for title, task in work.items():
-            seconds = {name: [] for name in models}
-            for turn in range(repeats + 1):  # the first warms up
-                for name, model in models.items():
-                    start = time.perf_counter()
-                    task(model)
-                    if turn:
-                        seconds[name].append(time.perf_counter() - start)
-            medians = {name: statistics.median(times) for name, times in seconds.items()}
-            found[title] = medians | {"ratio": medians["float"] / medians["int8"]}
-    return found

@@ -1,111 +1,128 @@
-"""Box-prompted segmentation of a case, 2D or 3D: images and boxes in, a label map out. [P 2.2, 4.3]
+"""Boxes to masks of one image: embed the image once, decode boxes, paint a label map. [P 2.2]
 
-Each image or slice is encoded once, whatever the number of objects; boxes are decoded in chunks, only where their masks
-can be. Box i (0-based) paints label i + 1, uint16. What a preset changes here: how boxes are rounded, how far from its box a
-mask may be, which object wins a pixel that two masks claim, and how a 3D box becomes a box on each slice (volumes.py).
+From a Python prompt:
+    >>> segmenter = load("proposed")                                    # doctest: +SKIP
+    >>> embedding = segmenter.embed(image)                              # doctest: +SKIP
+    >>> found = segmenter.masks(embedding, boxes, image.shape[:2])      # doctest: +SKIP
+    >>> found.labels, found.own(0), found.iou[0]                        # doctest: +SKIP
+
+Box i (0-based) paints label i + 1, uint16. What a preset changes here: how boxes are rounded, how far from its box a
+mask may be, and which object wins a pixel that two masks claim. Volumes: volumes.py.
 """
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 
-import openvino_engine
-import volumes
-from baseline import build_baseline
-from data import boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, network_input, reach_of
-from fast_decoder import FastModel
-from fused import fused
-from model import BoxSegmenter, build_model
+from enhance import network_input
+from files import InputError, checkpoints
+from files.case import check_boxes, check_image
+from grid import MaskPatch, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, reach_of
 from presets import PRESETS, Preset, override
-from quantize import int8_scales, quantize_linear_layers
-from readers import Case, InputError
-from weights import default_weights, load_weights, read_checkpoint
 
-MODELS = ("baseline", "proposed")
-# What runs the network: PyTorch in float32, or with linear layers in dynamic int8 (quantize.py); OpenVINO in float32, or
-# with the encoder in static int8 (openvino_engine.py)
-ENGINES = ("torch", "torch-int8", "openvino", "openvino-int8")
-# Boxes in one decoder call: bounds the memory, whatever the number of boxes. 6 are 24 MB of maps, which find the processor's
-# caches; their tokens share one pass over the weights. As many as the organs that the challenge asks for in a CT.
+# Boxes in one decoder call. It bounds the memory, whatever the number of boxes: the maps of 6 boxes are 24 MB.
 BOX_CHUNK = 6
+ENGINES = ("torch", "torch-int8")  # model.py as written, or with its linear layers in dynamic int8; others: fast/
+
+
+class Architecture(NamedTuple):
+    """A row of MODELS."""
+
+    module: str  # where the image encoder's class is
+    encoder: str  # the class
+    weights: Callable[[], Path]  # the checkpoint that is loaded when none is named
+    enhanced: bool  # trained on the paper's three channels, or on raw images
+
+
+MODELS = {  # a new encoder is one class and one row here; the steps then know it as --model NAME
+    "baseline": Architecture("baseline", "TinyViT", checkpoints.lite_medsam_path, enhanced=False),
+    "proposed": Architecture("efficientvit", "ImageEncoder", checkpoints.our_checkpoint_path, enhanced=True),
+}
+
+
+class Masks(NamedTuple):
+    """What boxes gave on one image."""
+
+    labels: np.ndarray  # (H, W) uint16, object i + 1 where box i's mask is, 0 background
+    patches: list[MaskPatch]  # each object's own mask, also where another object covers it
+    iou: np.ndarray  # (N,) float32, what the network predicts for each mask's intersection over union
+
+    def own(self, i: int) -> np.ndarray:
+        """Object i's own mask, (H, W) bool."""
+        mask = np.zeros(self.labels.shape, bool)
+        values, rows, columns = self.patches[i]
+        mask[rows, columns] = values > 0
+        return mask
 
 
 class Segmenter:
-    """A model, a preset, and the time spent in each stage.
+    """A network and a preset, ready to segment. Also keeps the time that is spent in each stage.
 
-    model: anything with `image_encoder(images (B, 3, 256, 256)) -> (B, 256, 64, 64)` and
-    `decode(embedding, boxes (N, 4)) -> (logits (N, 1, 256, 256), iou (N, 1))`: the seam for other engines. A FastModel
-    (fast_decoder.py) has any engine's encoder.
-    enhanced: True if the model was trained on the three channels, False for raw images (the baseline).
+    engine: anything with the two calls of model.TorchEngine, encode(image) and decode(embedding, boxes, within).
+    enhanced: True if the network was trained on the three channels, False for raw images (the baseline).
     """
 
-    def __init__(self, model: BoxSegmenter, preset: Preset, enhanced: bool) -> None:
-        self.model, self.preset, self.enhanced = model.eval(), preset, enhanced
+    def __init__(self, engine, preset: Preset, enhanced: bool) -> None:
+        self.engine, self.preset, self.enhanced = engine, preset, enhanced
         self.box_chunk = BOX_CHUNK
-        self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed over all cases so far
+        self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed over all images so far
 
-    def segment(self, case: Case) -> np.ndarray:
-        """Label map of a case: (H, W) or (D, H, W) uint16, original frame, object i + 1 for box i, 0 background."""
-        if not case.is_3d:
-            return self.segment_image(case.image, case.boxes)
-        if self.preset.propagation == "prompted":
-            return volumes.prompted(self, case.image, case.boxes)
-        return volumes.published_loop(self, case.image, case.boxes, mended=self.preset.propagation == "mended")
+    def embed(self, image: np.ndarray):
+        """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original frame. -> its embedding, opaque
 
-    def segment_image(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """image (H, W) or (H, W, 3) uint8; boxes (N, 4), original pixels -> (H, W) uint16."""
-        height, width = image.shape[:2]
-        canvas = self.new_canvas((height, width), len(boxes))
-        embedding = self.embed(image)
-        limited = self.preset.reach == "box"
-        reach = reach_of(boxes, height, width)
-        for first in range(0, len(boxes), self.box_chunk):
+        Raises InputError, one sentence, for an array of another shape or range.
+        """
+        image = check_image(np.asarray(image), False, "Segmenter.embed")
+        with self.stage("enhance"):
+            enhanced = network_input(image, self.preset, self.enhanced)
+        with self.stage("encode"):
+            return self.engine.encode(enhanced)
+
+    def masks(self, embedding, boxes: np.ndarray, shape: tuple[int, int]) -> Masks:
+        """Masks for boxes (N, 4), x0 y0 x1 y1 in pixels of the original image (H, W) = shape.
+
+        Raises InputError, one sentence, for boxes of another shape, swapped ones, or ones outside the image.
+        """
+        boxes, (height, width) = check_boxes(boxes, shape, "Segmenter.masks", flat=True), shape
+        canvas, patches, sure = self.new_canvas(shape, len(boxes)), [], []
+        limited, reach = self.preset.reach == "box", reach_of(boxes, height, width)  # D18
+        for first in range(0, len(boxes), self.box_chunk):  # D8
             chunk = slice(first, first + self.box_chunk)
             within = grid_pixels_for(reach[chunk], height, width) if limited else None
             asked = boxes_to_grid(boxes[chunk], height, width, self.preset.box_rounding)
-            logits, _ = self.decode(embedding, asked, within)
+            logits, iou = self.decode(embedding, asked, within)
+            sure.append(iou)
             with self.stage("upsample"):
                 for i, one in enumerate(logits, start=first):
                     mask = logits_to_original(one, height, width)
-                    canvas.paint(i + 1, crop_to_box(mask, reach[i]) if limited else mask)
-        return canvas.labels
+                    patches.append(crop_to_box(mask, reach[i]) if limited else mask)
+                    canvas.paint(i + 1, patches[-1])
+        return Masks(canvas.labels, patches, np.concatenate(sure))
 
-    def new_canvas(self, shape: tuple[int, int], objects: int) -> Canvas:
-        """An empty label map (H, W) on which this preset's overlap rule holds; one object needs none, nor its memory."""
-        return Canvas(shape, self.preset.overlap if objects > 1 else "last")
+    def segment_image(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """image (H, W) or (H, W, 3) uint8; boxes (N, 4), original pixels -> (H, W) uint16."""
+        return self.masks(self.embed(image), boxes, image.shape[:2]).labels
 
-    def embed(self, image: np.ndarray) -> torch.Tensor:
-        """One image or slice, original frame -> its embedding (1, 256, 64, 64).
-
-        Slices are not batched: on 2 cores a slice takes 202, 224, 261, 301 ms in batches of 1, 2, 4, 8 (the baseline 1.30,
-        1.45, 1.36, 1.91 s), because larger maps leave the processor's caches.
-        """
-        with self.stage("enhance"):
-            tensor = torch.from_numpy(network_input(image, self.preset, self.enhanced)).unsqueeze(0)
-        with self.stage("encode"), torch.inference_mode():
-            return self.model.image_encoder(tensor)
-
-    def decode(
-        self, embedding: torch.Tensor, boxes: np.ndarray, within: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, embedding, boxes: np.ndarray, within: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32. Keep N small.
 
         within: (N, 4) x0 y0 x1 y1 on the grid, outside of which the caller does not use the logits.
         """
-        with self.stage("decode"), torch.inference_mode():
-            prompts = [torch.as_tensor(boxes, dtype=torch.float32)]
-            if within is not None and isinstance(self.model, FastModel):  # the others decode all of the grid
-                prompts.append(torch.as_tensor(within))
-            logits, iou = self.model.decode(embedding, *prompts)
-            return logits[:, 0].numpy(), iou[:, 0].numpy()
+        with self.stage("decode"):
+            return self.engine.decode(embedding, boxes, within)
+
+    def new_canvas(self, shape: tuple[int, int], objects: int) -> Canvas:
+        """An empty label map (H, W) with this preset's overlap rule; one object needs no rule, nor its memory."""
+        return Canvas(shape, self.preset.overlap if objects > 1 else "last")
 
     @contextmanager
     def stage(self, name: str):
@@ -119,17 +136,15 @@ class Canvas:
     """A label map that objects are painted on, one after another.
 
     overlap "last": a later object covers an earlier one, so that the result depends on the order of the boxes.
-    overlap "logit": the object whose logit is higher keeps the pixel, whatever the order.
+    overlap "logit" (D5): the object whose logit is higher keeps the pixel, whatever the order.
     """
 
     def __init__(self, shape: tuple[int, int], overlap: str) -> None:
         self.labels = np.zeros(shape, dtype=np.uint16)
         self.best = np.zeros(shape, dtype=np.float32) if overlap == "logit" else None
 
-    def paint(self, label: int, mask: tuple[np.ndarray, slice, slice] | None) -> None:
-        """mask: (logits (r, c), rows, columns) as `logits_to_original` returns it; None paints nothing."""
-        if mask is None:
-            return
+    def paint(self, label: int, mask: MaskPatch) -> None:
+        """Paint the positive logits of a mask; NO_MASK paints nothing."""
         logits, rows, columns = mask
         if self.best is None:  # by number, not by time: in 3D an earlier object may be painted later
             won = (logits > 0) & (self.labels[rows, columns] <= label)
@@ -139,64 +154,76 @@ class Canvas:
         np.copyto(self.labels[rows, columns], np.uint16(label), where=won)
 
 
-def load_segmenter(
+# ---------------------------------------------------------------- a model by name
+
+
+def default_model() -> str:
+    """The model that runs when none is named: ours if its checkpoint is there, else the baseline."""
+    return "proposed" if checkpoints.OUR_CHECKPOINT.is_file() else "baseline"
+
+
+def architecture(model: str) -> Architecture:
+    """A row of MODELS. InputError if there is none of this name."""
+    if model not in MODELS:
+        raise InputError(f"model {model!r}: unknown; choose one of {', '.join(MODELS)}")
+    return MODELS[model]
+
+
+def build(model: str):
+    """The network of a model, model.BoxSegmenter, with random weights."""
+    from model import build_model  # here, so that whoever segments without PyTorch need not load it
+
+    row = architecture(model)
+    return build_model(getattr(importlib.import_module(row.module), row.encoder))
+
+
+def load(
     model: str,
     weights: Path | None = None,
     preset: str | None = None,
     engine: str = "torch",
     force: bool = False,
     settings: Sequence[str] = (),
-    engine_cache: Path | None = None,
-    plain: bool = False,
 ) -> Segmenter:
-    """A model by name with its weights and preset, ready to segment.
+    """A model by name with its weights and preset, ready to segment. The network runs as model.py has it.
 
-    model: "baseline" (LiteMedSAM; its published weights by default) or "proposed" (by default the checkpoint that lies
-    beside the code).
+    model: a name of MODELS.   weights: a checkpoint (default: the model's own, see MODELS).
     preset: a name of PRESETS; by default the one that the checkpoint carries, else "fixed".   settings: its fields to
     replace, as "field=value".
-    engine: "torch"; "torch-int8": linear layers in dynamic int8, of a float checkpoint as the preset's weight_int8
-    says, or of a NAME.dynamic.pt as the file says; "openvino": the same float weights; "openvino-int8": a
-    NAME.static.xml.   engine_cache: folder in which OpenVINO's engines keep their graphs (default: the user's cache).
-    plain: PyTorch's engines run the network as the checkpoint has it, to quantize or compare it; else its batch norms
-    are folded away (fused.py), and `torch` decodes by fast_decoder.py.
+    engine: "torch", or "torch-int8" with linear layers in dynamic int8: of a float checkpoint as the preset's
+    weight_int8 says, or of a NAME.dynamic.pt as the file says.
     Raises InputError if weights are missing or of another architecture, or if the checkpoint was trained with
     another preset than the one asked for (unless `force`): its images would not be those it learnt from.
     """
+    from model import TorchEngine
+
+    row = architecture(model)
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r}: unknown; choose one of {', '.join(ENGINES)}")
-    file_int8 = None
-    if engine == "openvino-int8":
-        path = weights or openvino_engine.default_static(model)
-        network, stored = openvino_engine.load_static(path, model, engine_cache)
-    else:
-        path = weights or default_weights(model)
-        network, stored, file_int8 = torch_network(model, path, engine)
-    chosen = chosen_preset(path, preset, stored.get("preset"), force, settings)
+    path = weights or row.weights()
+    network, stored, chosen = load_network(model, path, preset, engine, force, settings)
+    return Segmenter(TorchEngine(network), chosen, row.enhanced)
+
+
+def load_network(model: str, path: Path, preset: str | None, engine: str, force: bool, settings: Sequence[str]):
+    """What `load` puts together: the network of a checkpoint, what else the checkpoint holds, and the preset."""
+    from quantize import int8_scales, quantize_linear_layers
+
+    if path.suffix == ".xml":
+        raise InputError(f"{path}: is an OpenVINO network; add --engine openvino-int8, or give a checkpoint")
+    network, stored = build(model), checkpoints.read_checkpoint(path)
+    file_int8 = int8_scales(stored, path)  # None for float weights
+    if file_int8 and engine != "torch-int8":
+        raise InputError(f"{path}: holds int8 weights; add --engine torch-int8, or give the float checkpoint")
+    if file_int8:
+        quantize_linear_layers(network, file_int8)
+    rest = checkpoints.load_weights(path, network, stored)
+    chosen = chosen_preset(path, preset, rest.get("preset"), force, settings)
     if file_int8:
         chosen = replace(chosen, weight_int8=file_int8)
     elif engine == "torch-int8":
         quantize_linear_layers(network, chosen.weight_int8)
-    elif engine == "openvino":
-        network = openvino_engine.converted(network, path, engine_cache)
-    if engine in ("torch", "torch-int8") and not plain:
-        network = fused(network)
-    if engine == "torch" and not plain:
-        network = FastModel(network.image_encoder, network)
-    return Segmenter(network, chosen, enhanced=model == "proposed")
-
-
-def torch_network(model: str, path: Path, engine: str) -> tuple[BoxSegmenter, dict, str | None]:
-    """The PyTorch network of a checkpoint, what else the checkpoint holds, and how its int8 weights are scaled, if any."""
-    if path.suffix == ".xml":
-        raise InputError(f"{path}: is an OpenVINO network; add --engine openvino-int8, or give a checkpoint")
-    network = build_baseline() if model == "baseline" else build_model()
-    stored = read_checkpoint(path)
-    if file_int8 := int8_scales(stored, path):  # None for float weights
-        if engine != "torch-int8":
-            raise InputError(f"{path}: holds int8 weights; add --engine torch-int8, or give the float checkpoint")
-        quantize_linear_layers(network, file_int8)
-    return network, load_weights(path, network, stored), file_int8
+    return network, rest, chosen
 
 
 def chosen_preset(

@@ -3,19 +3,25 @@
 `published_loop` walks from the middle slice outwards and takes each slice's box from the mask before it:
 as the paper's release does it, faults included, or mended as LiteMedSAM mended it. `prompted` is ours.
 Volumes are (D, H, W); boxes (x_min, y_min, z_min, x_max, y_max, z_max), original voxels, all inclusive.
+`segment_case` is the one entry for images and volumes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from data import boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, pad_to_square, resize_to_grid
-from model import GRID
-
-if TYPE_CHECKING:
-    from segment import Segmenter
+from files.case import Case, check_boxes
+from grid import (
+    GRID,
+    boxes_to_grid,
+    crop_to_box,
+    grid_pixels_for,
+    logits_to_original,
+    mask_box,
+    pad_to_square,
+    resize_to_grid,
+)
+from segment import Segmenter
 
 # What `prompted` believes, chosen with the baseline's weights on the eleven volumes of README's 3D table, on a few
 # training volumes and on synthetic ones; so that table is not an independent test of these three numbers.
@@ -27,8 +33,21 @@ EMBEDDINGS_KEPT = 64  # slices, 4.2 MB each, that wait in memory for other objec
 BOX_SHIFT = 3  # the published loops grow the box of the mask before by this many grid pixels (#47)
 
 
+def segment_case(segmenter: Segmenter, case: Case) -> np.ndarray:
+    """Label map of a case with boxes: (H, W) or (D, H, W) uint16, original frame, object i + 1 for box i, 0 background.
+
+    Raises InputError, one sentence, for boxes that cannot be used.
+    """
+    if not case.is_3d:
+        return segmenter.segment_image(case.image, case.boxes)
+    boxes = check_boxes(case.boxes, case.image.shape, case.name, flat=True)
+    if segmenter.preset.propagation == "prompted":
+        return prompted(segmenter, case.image, boxes)
+    return published_loop(segmenter, case.image, boxes, mended=segmenter.preset.propagation == "mended")
+
+
 class Embeddings:
-    """Embeddings of a volume's slices, each computed once as long as EMBEDDINGS_KEPT suffices: memory has a bound."""
+    """Embeddings of a volume's slices, each computed once (D8) as long as EMBEDDINGS_KEPT suffices: memory has a bound."""
 
     def __init__(self, segmenter: Segmenter, volume: np.ndarray) -> None:
         self.segmenter, self.volume, self.kept = segmenter, volume, {}
@@ -61,22 +80,20 @@ def published_loop(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, 
         downwards = range(middle - 1, z_min - 1 if mended else z_min, -1)
         for z, step in [(z, 1) for z in upwards] + [(z, -1) for z in downwards]:
             before = (own if mended else labels)[z - step] if z != middle else None
-            prompt = _box_of_previous(before)
+            prompt = box_of_previous(before)
             if prompt is None:  # nothing to follow: the prompt itself
                 # the released downward branch alone forgets to round it
                 rounding = "float" if step < 0 and not mended else segmenter.preset.box_rounding
                 prompt = boxes_to_grid(box[None, [0, 1, 3, 4]], *volume.shape[1:], rounding)
             logits, _ = segmenter.decode(embeddings.of(z, again=label < len(boxes)), prompt)
             with segmenter.stage("upsample"):
-                mask = logits_to_original(logits[0], *volume.shape[1:])
-            if mask is not None:
-                values, rows, columns = mask
-                own[z, rows, columns][values > 0] = label
+                values, rows, columns = logits_to_original(logits[0], *volume.shape[1:])
+            own[z, rows, columns][values > 0] = label
         labels[own > 0] = label
     return labels
 
 
-def _box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
+def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
     """Box (1, 4) on the grid round a label slice (H, W), grown by BOX_SHIFT; None if there is no mask.
 
     Like the original it resizes label values as if they were grey levels. Where that loses a thin mask (#42), which
@@ -93,7 +110,7 @@ def _box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
 
 
 def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Ours: from the middle slice outwards, each slice's box between what the mask before and what the prompt says.
+    """Ours (D6): from the middle slice outwards, each slice's box between what the mask before and what the prompt says.
 
     The 3D box says more than its middle slice: the object lies inside it and touches its six faces, so towards the
     poles the cross-section shrinks, usually no faster than that of the inscribed ellipsoid. So each slice is asked
@@ -192,14 +209,3 @@ def with_prior(logits: np.ndarray, iou: float, depth: np.ndarray) -> np.ndarray:
     doubt = 1 - min(max(iou, 0.0), 1.0)
     weight = np.float32(PRIOR_WEIGHT * doubt**2)
     return (logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) + weight * depth) / (LOGIT_LIMIT + weight)
-
-
-def mask_box(mask: tuple | None) -> np.ndarray | None:
-    """Box (4,) round the positive logits of a mask (values, rows, columns), original pixels, inclusive; None if empty."""
-    if mask is None or not (mask[0] > 0).any():
-        return None
-    values, rows, columns = mask
-    y, x = np.nonzero(values > 0)
-    return np.array(
-        [x.min() + columns.start, y.min() + rows.start, x.max() + columns.start, y.max() + rows.start], float
-    )

@@ -4,35 +4,38 @@ when its input is changed. [P 4.5]
     python benchmarks/choices.py --cache cache --steps 60 --batch 6            hours on a CPU, minutes on a GPU
     python benchmarks/choices.py --cases val                                   the second table, from our checkpoint
 
-A run starts from random encoder weights and sees the same images, objects and boxes as the others. The changed inputs
-say what the trained network leans on, not what a network trained with them would score. Finished runs are kept.
-Writes runs.csv and inputs.csv into --out.
+A run is one of recipe/, without its augmentation, moving average and weight decay. It starts from random encoder weights
+and sees the same images, objects and boxes as the others. The changed inputs say what the trained network leans on, not
+what a network trained with them would score. Finished runs are kept. Writes runs.csv and inputs.csv into --out.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
-from readers import InputError, boxes_from_labels, list_cases, promptable_labels, read_npz
-from scoring import score_case
-from segment import load_segmenter
-from tables import AVERAGE, csv_text, summarize
-from writers import save_npz, save_text
+from fast import engines
+from files import InputError
+from files.checkpoints import save_checkpoint
+from files.formats import list_cases, read_case
+from files.writing import csv_text, save_npz, save_text
+from grid import boxes_from_labels, promptable_labels
+from recipe.__main__ import MODEL, STAGES, run_stage
+from recipe.__main__ import parse as recipe_flags
+from segment import build
+from tables import AVERAGE, score_case, summarize
+from training import Extras
 
-ROOT = Path(__file__).resolve().parent.parent
 GRAY_THREE_TIMES = ["iterations=0", "equalize=nothing"]
-RELEASED = [
-    "iterations=1", "diffusion_range=1.0", "border=wrap", "rounding=truncate", "equalize=raw",
-]  # fmt: skip
-RUNS = {  # name -> stage, settings; the first is what the others are compared with
+RELEASED = ["iterations=1", "diffusion_range=1.0", "border=wrap", "rounding=truncate", "equalize=raw"]
+RUNS = {  # name -> stage of recipe/, settings; the first is what the others are compared with
     "three channels, colour kept, MedSAM's decoder, distilled": ("distill", []),
     "gray three times": ("distill", GRAY_THREE_TIMES),
     "released channels": ("distill", RELEASED),
@@ -44,33 +47,26 @@ INPUTS = {"as trained": [], "gray three times": GRAY_THREE_TIMES, "released chan
 
 
 def train_runs(args: argparse.Namespace) -> None:
-    """One run of step 2 for each of RUNS, and a row each: the last line of its log."""
-    rows = []
+    """One run for each of RUNS, and a row each: the last line of its log."""
+    random, rows = args.work / "random.pt", []
+    torch.manual_seed(args.seed)
+    save_checkpoint(
+        random, {"model": build(MODEL).state_dict()}
+    )  # where "finetune" starts, as "distill" does by itself
+    numbers = {"steps": args.steps, "validate-every": args.steps, "batch": args.batch, "objects": 2, "seed": args.seed}
+    flags = [f"--{name}={value}" for name, value in numbers.items()]
+    flags += [f"--device={args.device}", f"--cache={args.cache}", f"--init={random}"]
+    flags += [f"--teacher-cache={args.work / 'teacher'}"]  # it turns augmentation off, without a teacher too
     for number, (name, (stage, settings)) in enumerate(RUNS.items()):
         out = args.work / f"run{number}"
-        if not (out / "done").is_file():
-            command = [sys.executable, str(ROOT / "02_train.py"), "--cache", str(args.cache), "--out", str(out)]
-            command += ["--stage", stage, "--steps", str(args.steps), "--batch", str(args.batch), "--objects", "2"]
-            command += [
-                "--schedule",
-                "onecycle",
-                "--clip",
-                "1",
-                "--validate-every",
-                str(args.steps),
-                "--device",
-                args.device,
-            ]
-            command += ["--seed", str(args.seed), "--set", f"learning_rate={args.rate}", *settings]
-            if stage == "distill" and args.device == "cpu":
-                command += ["--teacher-cache", str(args.work / "teacher")]
-            if subprocess.run(command).returncode:
-                raise InputError(f"the run {name!r} failed, see above; mend it and start again: finished runs are kept")
-            (out / "done").touch()
-        with (out / "log.csv").open(newline="", encoding="utf-8") as file:
-            last = list(csv.DictReader(file))[-1]
-        rows.append({"run": name, "images": args.steps * args.batch, "Dice": float(last["validation_dice"])})
-        print(f"{name}: Dice {rows[-1]['Dice']:.3f} after {rows[-1]['images']} image-steps")
+        log = out / stage / "log.csv"  # is written after the last step
+        if not log.is_file():
+            own = [f"--out={out}", "--set", "jitter=both", f"learning_rate={args.rate}", *settings]
+            print(f"{name}:")
+            run_stage(STAGES[stage], recipe_flags([*flags, *own]), Extras(clip=1.0))
+        dice = float(list(csv.DictReader(log.read_text(encoding="utf-8").splitlines()))[-1]["validation_dice"])
+        rows.append({"run": name, "images": args.steps * args.batch, "Dice": dice})
+        print(f"{name}: Dice {dice:.3f} after {rows[-1]['images']} image-steps")
         save_text(args.out / "runs.csv", csv_text(rows, ("run", "images", "Dice")))
 
 
@@ -78,23 +74,23 @@ def changed_inputs(args: argparse.Namespace) -> None:
     """DSC and NSD of our checkpoint on 2D cases under each of INPUTS, same boxes."""
     gts, rows, cases = args.work / "gts", [], {}
     for path in list_cases(args.cases):
-        case = read_npz(path, boxes_from_masks=True)
+        case = read_case(path, boxes_from_masks=True)
         if not case.is_3d:
             labels, _ = promptable_labels(case.labels)
-            cases[path.name] = case.image, boxes_from_labels(labels)[1]
-            save_npz(gts / path.name, gts=labels, boxes=cases[path.name][1])
+            file, boxes = f"{case.name}.npz", boxes_from_labels(labels)[1]
+            cases[file] = case.image, boxes
+            save_npz(gts / file, gts=labels, boxes=boxes)
     for name, settings in INPUTS.items():
-        segmenter, folder = load_segmenter("proposed", settings=settings), args.work / "segs"
+        segmenter, folder = engines.load("proposed", settings=settings), args.work / "segs"
         for file, (image, boxes) in tqdm(cases.items(), name, disable=None):
             save_npz(folder / file, segs=segmenter.segment_image(image, boxes))
             found, problems = score_case(gts / file, {name: folder}, ("strict",))
             if problems:
                 raise InputError(problems[0])
             rows += [row for row in found if row["system"] == name]
-    summary = summarize(rows)
     table = [
         {"input": name, "modality": modality, "cases": line["cases"], "DSC": line["dsc_strict"], "NSD": line["nsd_strict"]}
-        for (name, modality), line in summary.items()
+        for (name, modality), line in summarize(rows).items()
     ]  # fmt: skip
     save_text(args.out / "inputs.csv", csv_text(table, ("input", "modality", "cases", "DSC", "NSD")))
     for row in table:

@@ -19,9 +19,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runlength import encode_runs  # noqa: E402
-from tables import csv_text  # noqa: E402
-from writers import save_text  # noqa: E402
+from data import encode_runs  # noqa: E402
+from files.writing import csv_text, save_text  # noqa: E402
 
 COLUMNS = ("mask", "runs", "what", "released_us", "ours_us", "times_as_fast", "released_bytes", "ours_bytes")
 
@@ -83,9 +82,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             sizes = [len(encode(mask)) for encode in pairs["encode, pickled"]]
             found = (name, len(released_loop(mask)), what, released * 1e6, ours * 1e6, released / ours, *sizes)
             rows.append(dict(zip(COLUMNS, found, strict=True)))
-            print(
-                f"{name}, {what}: released {released * 1e6:.1f} us, ours {ours * 1e6:.1f} us, {released / ours:.1f} times"
-            )
+            print(f"{name}, {what}: released {found[3]:.1f} us, ours {found[4]:.1f} us, {found[5]:.1f} times")
     save_text(args.out, csv_text(rows, COLUMNS))
     print(f"run_length.py: wrote {args.out}")
     return rows

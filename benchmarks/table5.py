@@ -2,12 +2,14 @@
 
     python benchmarks/table5.py                                       everything that is installed; hours, see --slices
     python benchmarks/table5.py --cases 2DBox_US_0525 encoder --repeats 1
+    python benchmarks/table5.py --figure                              measures nothing: table and figure of times.csv
     python benchmarks/table5.py --smoke                               two tiny cases, 1 min, nothing is kept
 
-The cases are drawn at the true sizes and numbers of objects, contents synthetic (table5_cases.py says what that means).
+The cases are drawn at the true sizes and numbers of objects, contents synthetic (table5_work.py says what that means).
 Each measurement runs in a process of its own; systems take turns. Every finished one is appended to times.csv, and a run
 that was stopped goes on where it was: after changing code or int8 files that are timed, remove times.csv or name another folder.
 Writes times.csv, table.md and settings.json, and prints what was to be reached. Close other programs before.
+--figure also writes stages.csv and assets/stages.png, where the time of three cases goes, and a sentence for each bar.
 """
 
 from __future__ import annotations
@@ -31,23 +33,23 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
-from table5_cases import BY_NAME, SIX_OBJECTS, SMOKE, TABLE5, draw
-from table5_report import BASELINE, PROPOSED, RELEASED, Times, append_row, bars_text, read_rows, times_text
-from table5_work import NSD_SHAPE, measure
+import table5_report as report
+from table5_report import PLAIN, Times, read_rows
+from table5_work import BY_NAME, NSD_SHAPE, SIX_OBJECTS, SMOKE, TABLE5, draw, measure
 
-from baseline import build_baseline
+import segment
 from efficientvit import EMBED_DIM, EMBED_GRID
-from fast_decoder import CELL, FastDecoder
-from model import build_model
-from phantoms import write_case
-from quantize import int8_reach
-from readers import InputError
-from weights import OUR_CHECKPOINT
-from writers import save_json, save_text
+from fast.counts import count_macs
+from fast.decoder import CELL, FastDecoder
+from fast.engines import ENGINES
+from files import InputError
+from files.checkpoints import OUR_CHECKPOINT
+from files.npz import write_case
+from files.writing import csv_text, save_figure, save_json, save_text
 
 PARTS = ("peak", "encoder", "nsd")  # measured apart from any case
-ENGINES_KNOWN = ("torch", "torch-int8", "openvino", "openvino-int8")
 FULL_SIZES = {"side": 2048, "calls": 9, "shape": NSD_SHAPE}  # of the parts' matrices, their calls, the NSD's phantom
+FIGURE = Path("assets/stages.png")
 PACKAGES = ("numpy", "opencv-python-headless", "openvino", "surface-distance", "scipy")
 
 
@@ -59,12 +61,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--cases", nargs="+", choices=everything, default=everything, metavar="NAME",
                    help=f"rows to measure: {', '.join(everything)}")  # fmt: skip
     p.add_argument("--engines", nargs="+", metavar="ENGINE",
-                   help=f"what runs our own code; one that is not there is told and left out (default: {', '.join(ENGINES_KNOWN)})")  # fmt: skip
+                   help=f"what runs our own code; one that is not there is told and left out (default: {', '.join(ENGINES)})")  # fmt: skip
     p.add_argument("--models", nargs="+", choices=("proposed", "baseline"), default=["proposed"],
                    help="models that our own code runs; the published algorithm always runs both")  # fmt: skip
-    p.add_argument(
-        "--repeats", type=int, default=3, help="runs of each system on each case, of which the median counts"
-    )
+    p.add_argument("--repeats", type=int, default=3, help="runs of a system on a case; their median counts")
     p.add_argument("--slices", type=int, default=24,
                    help="slices of a volume that the published algorithm is timed on, 0 for all; the rest is multiplied")  # fmt: skip
     p.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and OpenCV")
@@ -73,11 +73,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=0, help="seed of the drawn cases, 0 or more")
     p.add_argument("--drawn", type=Path, default=Path("out/table5"), help="folder for the drawn cases, 300 MB")
     p.add_argument("-o", "--out", type=Path, default=Path("results/table5"), help="folder for times and table")
+    p.add_argument(
+        "--figure", action="store_true", help=f"measure nothing; table, stages.csv and {FIGURE} of times.csv"
+    )
     p.add_argument("--smoke", action="store_true", help="two tiny cases, once, PyTorch only unless --engines, 1 min")
     args = p.parse_args(argv)
     if min(args.repeats, args.threads) < 1 or args.seed < 0 or 0 > args.slices or 0 < args.slices < 3:
         p.error("--repeats and --threads must be 1 or more, --seed 0 or more, --slices 0 or 3 or more")
-    args.engines = args.engines or (["torch"] if args.smoke else list(ENGINES_KNOWN))
+    args.engines = args.engines or (["fast"] if args.smoke else list(ENGINES))
     return args
 
 
@@ -103,8 +106,8 @@ def versions() -> dict[str, str]:
 
 
 def fast_decoder_macs() -> dict[str, int]:
-    """Multiply-adds of fast_decoder.py: once an image, for each box, for each cell that is upscaled. Weights do not matter."""
-    decoder, embedding = FastDecoder(build_model()), torch.zeros(1, EMBED_DIM, EMBED_GRID, EMBED_GRID)
+    """Multiply-adds of FastDecoder: once an image, for each box, for each cell that is upscaled. Weights do not matter."""
+    decoder, embedding = FastDecoder(segment.build("proposed")), torch.zeros(1, EMBED_DIM, EMBED_GRID, EMBED_GRID)
 
     def count(boxes: int, cells: int) -> int:
         decoder.seen = None
@@ -124,11 +127,10 @@ def current_settings(args: argparse.Namespace) -> dict:
     if not args.weights.is_file():
         raise InputError(f"{args.weights}: no such checkpoint; name one with --weights")
     counts = fast_decoder_macs()
-    for name, build in (("proposed", build_model), ("baseline", build_baseline)):
-        macs = int8_reach(build())["macs"]
+    for model, prefix in (("proposed", ""), ("baseline", "baseline ")):
+        macs = count_macs(segment.build(model))
         for part in ("encoder", "decoder"):
-            key = part if name == "proposed" else f"baseline {part}"
-            counts[key] = sum(n for kind, n in macs.items() if kind.startswith(part))
+            counts[prefix + part] = sum(number for (of, _), number in macs.items() if of == part)
     return {
         "processor": cpu_name(), "cores": os.cpu_count(), "threads": args.threads, "slices": args.slices, "seed": args.seed,
         "sha256 of weights": hashlib.sha256(args.weights.read_bytes()).hexdigest(),
@@ -136,15 +138,16 @@ def current_settings(args: argparse.Namespace) -> dict:
     }  # fmt: skip
 
 
-def check_settings(args: argparse.Namespace, settings: dict) -> None:
-    """InputError if times.csv was begun under other settings: its rows would not compare."""
-    path = args.out / "settings.json"
+def check_settings(args: argparse.Namespace, settings: dict) -> dict:
+    """InputError if times.csv was begun under other settings: its rows would not compare. -> those of settings.json"""
+    path, before = args.out / "settings.json", {}
     if (args.out / "times.csv").is_file() and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [key for key, value in settings.items() if before.get(key) != value]
         if changed:
             raise InputError(f"{args.out}: its times were measured with other {changed[0]}; name another --out folder")
-    save_json(path, settings)
+    save_json(path, before | settings)  # a note that was written beside them stays
+    return before | settings
 
 
 # ---------------------------------------------------------------- the measurements
@@ -152,9 +155,13 @@ def check_settings(args: argparse.Namespace, settings: dict) -> None:
 
 def systems_of(case: str, args: argparse.Namespace) -> list[str]:
     """What measures a part or a case, in the order of its turns."""
-    fixed = {"peak": ["float32", "int8"], "nsd": ["ours", "surface-distance"], "encoder": ["eager", *args.engines]}
+    fixed = {
+        "peak": ["float32", "int8"],
+        "nsd": ["ours", "surface-distance"],
+        "encoder": list(dict.fromkeys([PLAIN, *args.engines])),
+    }
     ours = [f"fixed {model} {engine}" for model in args.models for engine in args.engines]
-    return fixed.get(case, [BASELINE, RELEASED, *ours])
+    return fixed.get(case, [report.BASELINE, report.RELEASED, *ours])
 
 
 def in_child(job: dict) -> dict:
@@ -186,36 +193,52 @@ def measure_all(args: argparse.Namespace, cases: list[str]) -> list[dict]:
         job |= {"path": str(drawn(case, args)), "weights": str(args.weights)}
         job |= {"static": str(args.static or ""), **sizes}
         try:
-            append_row(path, in_child(job))
+            report.append_row(path, in_child(job))
         except BrokenProcessPool:
             tqdm.write(f"table5.py: left out: {case}, {system}: its process was killed, most likely for want of memory")
         except (InputError, ImportError) as error:
-            if engine in ("eager", "torch"):  # PyTorch is always there, so this is no missing engine
+            if engine in ("torch", "fast"):  # PyTorch is always there, so this is no missing engine
                 raise InputError(f"{case}, {system}: {error}") from error
             skipped.add(engine)
             tqdm.write(f"table5.py: left out: {engine}: {error}")
     return read_rows(path)
 
 
+def figure(args: argparse.Namespace) -> list[dict]:
+    """table.md, stages.csv and the figure of the times that are there. -> the rows of stages.csv"""
+    path, rows = args.out / "times.csv", []
+    if measured := read_rows(path):
+        settings = json.loads((args.out / "settings.json").read_text(encoding="utf-8"))
+        rows = report.stage_rows(Times(measured), settings["multiply-adds"])
+    if not rows:
+        cases = " ".join(report.DRAWN)
+        raise InputError(f"{path}: holds no times of them; run first: python benchmarks/table5.py --cases peak {cases}")
+    save_text(args.out / "table.md", report.times_text(measured, settings))
+    save_text(args.out / "stages.csv", csv_text(rows, tuple(rows[0])))
+    save_figure(FIGURE, report.stages_figure(rows))
+    print("\n".join(map(report.sentence, rows)))
+    print(f"table5.py: wrote {args.out / 'table.md'}, {args.out / 'stages.csv'} and {FIGURE}.")
+    return rows
+
+
 def run(args: argparse.Namespace) -> list[dict]:
     cases = [case.name for case in SMOKE] + ["encoder"] if args.smoke else args.cases
-    settings = current_settings(args)
-    check_settings(args, settings)
+    settings = check_settings(args, current_settings(args))
     rows = measure_all(args, cases)
-    text = times_text(rows, settings)
+    text = report.times_text(rows, settings)
     save_text(args.out / "table.md", text)
-    print(text if args.smoke else bars_text(Times(rows), settings))
-    ours = Times(rows).best().removeprefix(PROPOSED)
+    print(text if args.smoke else report.bars_text(Times(rows), settings))
+    ours = Times(rows).best().removeprefix(report.PROPOSED)
     print(f"table5.py: {len(rows)} runs, best engine {ours}; {'removed again' if args.smoke else f'wrote {args.out}'}.")
     return rows
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    """Returns the rows of times.csv."""
+    """Returns the rows of times.csv, with --figure those of stages.csv."""
     args = parse(argv)
     try:
         if not args.smoke:
-            return run(args)
+            return figure(args) if args.figure else run(args)
         with tempfile.TemporaryDirectory() as scratch:
             args.drawn, args.out, args.repeats = Path(scratch) / "drawn", Path(scratch) / "table5", 1
             return run(args)

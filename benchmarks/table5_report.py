@@ -1,6 +1,7 @@
-"""Table 5's texts: medians of the measured rows, the table beside the paper's seconds, and what was to be reached.
+"""Table 5's texts and figure, made of the measured rows: medians, the table beside the paper's seconds, what was to be
+reached, and where the time goes. benchmarks/table5.py writes them. [P 4.3]
 
-benchmarks/table5.py writes them. Seconds of a row are for the whole case, scaled where only some slices were timed.
+Seconds of a row are for the whole case, scaled where only some slices were timed.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from table5_cases import BY_NAME, SIX_OBJECTS, TimedCase
-from table5_work import STAGES, scaled
+from matplotlib.figure import Figure
+from table5_work import BY_NAME, SIX_OBJECTS, STAGES, TimedCase, scaled
 
+import segment
+from figures import PALETTE
+from files.writing import save_text
 from tables import pipe_table
-from writers import save_text
 
 COUNTS = ("encoded", "encoded_of", "decoded", "decoded_of", "slices", "slices_of", "cells_of")
 FLOATS = ("seconds", "peak_mb", *(f"{stage}_s" for stage in STAGES))
 COLUMNS = ("case", "system", "repeat", *FLOATS, *COUNTS, "values")
-BASELINE, RELEASED, OURS = "released baseline eager", "released proposed eager", "fixed proposed torch"
+PLAIN = "torch"  # the engine that runs model.py as written
+BASELINE, RELEASED, OURS = f"released baseline {PLAIN}", f"released proposed {PLAIN}", "fixed proposed fast"
 PROPOSED = "fixed proposed "  # ours by any engine: its name follows
 CELLS, DERMOSCOPY = "2DBox_Microscope_0016", "2DBox_Dermoscopy_0003"
+DRAWN = ("2DBox_US_0525", "3DBox_MR_0121", CELLS)  # the cases of the figure
 FILES = ("read", "write")
 
 
@@ -168,6 +173,8 @@ def times_text(rows: list[dict], settings: dict) -> str:
         'object, box by box, masks upsampled whole. Where "N of M slices timed", objects were made thinner and the times of\n'
         "enhancing, encoding, decoding and upsampling multiplied by the number of calls. Ours is always timed whole.\n"
     )
+    if "note" in settings:
+        parts.append(f"{settings['note']}\n")
     return "\n".join(parts)
 
 
@@ -197,13 +204,13 @@ def faster(times: Times, case: str, slow: str, fast: str, bar: float) -> list:
 
 
 def encoder_bars(times: Times, settings: dict) -> list[list]:
-    """Encoder: against eager float32, and against what the int8 peak allows."""
-    engines = [system for case, system in times.rows if case == "encoder" and system != "eager"]
-    bars = ["encoder, best engine: >= 4 x eager float32", "encoder, best engine: <= 2.5 x its int8 floor"]
+    """Encoder: against model.py as written, and against what the int8 peak allows."""
+    engines = [system for case, system in times.rows if case == "encoder" and system != PLAIN]
+    bars = [f"encoder, best engine: >= 4 x {PLAIN} float32", "encoder, best engine: <= 2.5 x its int8 floor"]
     if not engines:
         return [[bar, "not measured", None] for bar in bars]
     best = min(engines, key=lambda engine: times.median("encoder", engine))
-    seconds, ratio = times.median("encoder", best), times.ratio("encoder", "eager", best)
+    seconds, ratio = times.median("encoder", best), times.ratio("encoder", PLAIN, best)
     macs = settings["multiply-adds"]["encoder"] / 1e9
     floors = {kind: macs * times.peak(kind) for kind in ("int8", "float32")}
     found = [[bars[0], f"{ratio:.2f} x, {1e3 * seconds:.0f} ms ({best})", ratio >= 4]]
@@ -260,3 +267,82 @@ def bars_text(times: Times, settings: dict) -> str:
     return pipe_table(
         [["bar", "measured", "met"], *([bar, text, words[met]] for bar, text, met in bars(times, settings))]
     )
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def stage_rows(times: Times, counts: dict[str, int]) -> list[dict]:
+    """Rows of stages.csv: seconds of each stage of one 2D, one 3D and one crowded case, and their `roofline`.
+
+    By the published algorithm, by ours in float, and by our best engine. counts: multiply-adds, of settings.json.
+    """
+    rows, systems = [], dict.fromkeys((RELEASED, OURS, times.best()))
+    for key in ((case, system) for case in DRAWN for system in systems if (case, system) in times.rows):
+        first = times.rows[key][0]
+        row = {"case": key[0], "system": key[1], "encoded": first["encoded_of"], "decoded": first["decoded_of"]}
+        row |= {"cells": first["cells_of"]} | times.stages(*key)
+        rows.append(row | roofline(row, times, counts))
+    return rows
+
+
+def title(system: str) -> str:
+    """A system as the figure names it."""
+    return "released algorithm" if system == RELEASED else f"ours, {system.removeprefix(PROPOSED)}"
+
+
+def roofline(row: dict, times: Times, counts: dict[str, int]) -> dict:
+    """Multiply-adds of a case, the seconds that were measured for them, and those that the machine's peaks would need.
+
+    The peak is that of a matrix product, float32 or int8: no program of this precision can be faster.
+    """
+    macs = counts["encoder"] * row["encoded"]
+    if row["system"].split()[-1] in segment.ENGINES:  # the decoder of model.py
+        macs += counts["decoder"] * row["decoded"]
+    else:  # FastDecoder
+        macs += counts["fast image"] * row["encoded"] + counts["fast box"] * row["decoded"]
+        macs += counts["fast cell"] * row["cells"]
+    macs /= 1e9
+    floors = {kind: macs * times.peak(kind) for kind in ("float32", "int8")}
+    return {"gmacs": macs, "network_s": row["encode"] + row["decode"]} | {f"{k}_floor_s": v for k, v in floors.items()}
+
+
+def sentence(row: dict) -> str:
+    """The roofline of one bar in words."""
+    start = (
+        f"{row['case']}, {title(row['system'])}: {sum(row[stage] for stage in STAGES):.3g} s, of which encode and decode "
+        f"{row['network_s']:.3g} s for {row['gmacs']:.0f} G multiply-adds"
+    )
+    if math.isnan(row["float32_floor_s"]) or math.isnan(row["int8_floor_s"]):
+        return start + "; no peak was measured."
+    return start + (
+        f"; at the float32 peak {row['float32_floor_s']:.3g} s ({row['network_s'] / row['float32_floor_s']:.1f} x), "
+        f"at the int8 peak {row['int8_floor_s']:.3g} s ({row['network_s'] / row['int8_floor_s']:.1f} x)."
+    )
+
+
+def stages_figure(rows: list[dict]) -> Figure:
+    """A panel a case, a bar a system, a colour a stage; seconds, each panel on its own scale. rows: `stage_rows`'s."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure = Figure(figsize=(9, 1 + 1.6 * len(DRAWN)))
+    axes = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
+    colors = {stage: PALETTE[i] / 255 for i, stage in enumerate(s for s in STAGES if s != "other")} | {"other": "0.7"}
+    for case, ax in zip(cases, axes, strict=True):
+        mine = [row for row in rows if row["case"] == case]
+        names = [title(row["system"]) for row in mine]
+        left = [0.0] * len(mine)
+        for stage in STAGES:
+            values = [row[stage] for row in mine]
+            ax.barh(names, values, left=left, color=colors[stage], label=stage)
+            left = [a + b for a, b in zip(left, values, strict=True)]
+        for name, end in zip(names, left, strict=True):
+            ax.text(end, name, f" {end:.3g} s", va="center")
+        ax.invert_yaxis()
+        ax.set_xlim(0, 1.15 * max(left))
+        shape, count = " x ".join(map(str, BY_NAME[case].shape)), BY_NAME[case].objects
+        ax.set_title(f"{case}: {shape}, {count} object{'s' * (count > 1)}", loc="left", fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("seconds")
+    axes[0].legend(ncols=len(STAGES), frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.45, 1.15))
+    figure.tight_layout()
+    return figure

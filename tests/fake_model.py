@@ -1,9 +1,9 @@
-"""A stand-in for the network that needs no weights and no second: its "embedding" is the image itself."""
+"""A stand-in for an engine that needs no weights and no second: its "embedding" is the image itself."""
 
-import torch
+import numpy as np
 
 
-class BrightModel(torch.nn.Module):
+class BrightModel:
     """Inside a prompt's box, bright pixels are the object (logit +8), all else is not (-8).
 
     Like a trained network it predicts a low IoU for a box that cuts the object: the share of the bright pixels in
@@ -11,27 +11,26 @@ class BrightModel(torch.nn.Module):
     """
 
     def __init__(self, threshold: float = 0.5) -> None:
-        super().__init__()
         self.threshold = threshold
         self.encoded = self.decoded = 0  # how many images and boxes were asked for
 
-    def image_encoder(self, images: torch.Tensor) -> torch.Tensor:
-        self.encoded += len(images)
-        return images
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        self.encoded += 1
+        return image
 
-    def decode(self, embedding: torch.Tensor, boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, embedding: np.ndarray, boxes: np.ndarray, within=None) -> tuple[np.ndarray, np.ndarray]:
         self.decoded += len(boxes)
-        bright = embedding[:, 0] > self.threshold
+        bright = embedding[0] > self.threshold
         mask = bright & self._inside(boxes, 0)
-        beyond = (bright & self._inside(boxes, 0.125)).sum(dim=(1, 2))
-        iou = mask.sum(dim=(1, 2)) / beyond.clamp(min=1)
-        return torch.where(mask, 8.0, -8.0)[:, None], iou[:, None]
+        beyond = (bright & self._inside(boxes, 0.125)).sum(axis=(1, 2))
+        iou = mask.sum(axis=(1, 2)) / np.maximum(beyond, 1)
+        return np.where(mask, np.float32(8), np.float32(-8)), iou.astype(np.float32)
 
     @staticmethod
-    def _inside(boxes: torch.Tensor, grow: float) -> torch.Tensor:
+    def _inside(boxes: np.ndarray, grow: float) -> np.ndarray:
         """(N, 4) -> (N, 256, 256) bool; two pixels of room on top, as networks take it"""
-        cell = torch.arange(256) + 0.5
-        x0, y0, x1, y1 = boxes.T[:, :, None]
+        cell = np.arange(256, dtype=np.float32) + 0.5
+        x0, y0, x1, y1 = np.asarray(boxes, np.float32).T[:, :, None]
         width, height = grow * (x1 - x0) + 1, grow * (y1 - y0) + 1
         rows = (cell > y0 - height) & (cell < y1 + 1 + height)
         columns = (cell > x0 - width) & (cell < x1 + 1 + width)

@@ -1,66 +1,394 @@
-"""data.py: the 256 grid and back, for every shape, without losing a pixel."""
+"""data.py, files/pickles.py, files/journal.py: run-length masks are exact, a pickle cannot run code, no patient is cut apart."""
+
+import importlib
+import os
+import pickle
+import runpy
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 
-from data import boxes_to_grid, boxes_to_original, grid_size, logits_to_original, pad_to_square, resize_to_grid
+from data import (
+    CachedCase,
+    CacheEntry,
+    cache_case,
+    decode_runs,
+    encode_runs,
+    image_path,
+    is_readable,
+    load_entry,
+    load_mask,
+    mask_path,
+    read_index,
+    save_mask,
+    split_entries,
+    write_index,
+)
+from files import InputError
+from files.case import Case
+from files.journal import fingerprint, journal_line, read_journal
+from grid import grid_size
+from phantoms import tiny_case
 
-SHAPES = [(300, 200), (50, 38), (256, 256), (3, 900), (120, 119), (1, 1)]
+preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
 
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_long_side_becomes_256_and_the_aspect_stays(shape):
-    h, w = grid_size(*shape)
-    assert max(h, w) == 256 and min(h, w) >= 1
-    assert h / w == pytest.approx(shape[0] / shape[1], rel=0.02) or min(h, w) == 1
-    resized = resize_to_grid(np.zeros((*shape, 3), np.uint8))
-    assert resized.shape == (h, w, 3) and pad_to_square(resized, 256).shape == (256, 256, 3)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_boxes_come_back(shape):
-    boxes = np.array([[0, 0, shape[1], shape[0]], [0.25, 0.5, shape[1] / 3, shape[0] / 2]])
-    there = boxes_to_grid(boxes, *shape)
-    assert there.max() <= 256
-    assert boxes_to_original(there, *shape) == pytest.approx(boxes, rel=1e-6)
-
-
-def test_released_boxes_are_truncated_and_fixed_ones_are_not():
-    box = np.array([[10, 20, 101, 90]])
-    assert boxes_to_grid(box, 300, 200, "int").tolist() == [[8, 17, 86, 76]]  # x 256 / 300
-    assert boxes_to_grid(box, 300, 200)[0] == pytest.approx(np.array([10, 20, 101, 90]) * 256 / 300)
+GOLDEN = Path(__file__).parent / "golden"
+RELEASED = GOLDEN / "released_rle_mask.pkl"
 
 
-@pytest.mark.parametrize("shape", [(1000, 700), (50, 38), (256, 256), (7, 900), (255, 254), (120, 108)])
-def test_upsampling_where_the_mask_is_equals_upsampling_everywhere(shape):
-    height, width = shape
-    h, w = grid_size(height, width)
-    torch.manual_seed(0)
-    for _ in range(5):
-        coarse = torch.randn(1, 1, 8, 8) * 5 - 2
-        logits = F.interpolate(coarse, size=(256, 256), mode="bicubic")
-        slow = F.interpolate(logits[..., :h, :w], size=shape, mode="bilinear", align_corners=False)[0, 0].numpy()
-        values, rows, columns = logits_to_original(logits[0, 0].numpy(), height, width)
-        fast = np.full(shape, -1.0)
-        fast[rows, columns] = values
-        assert ((fast > 0) != (slow > 0)).mean() < 1e-5
-        assert np.abs(fast - slow)[slow > 0].max() < 1e-4
+def loop_runs(mask):
+    """The released layout by a plain loop: (start from 1, length, value), background between objects included."""
+    padded = np.concatenate([[0], mask.flatten(), [0]])
+    edges = np.where(padded[1:] != padded[:-1])[0] + 1
+    return [(edges[i], edges[i + 1] - edges[i], padded[edges[i]]) for i in range(len(edges) - 1)]
 
 
-def test_no_positive_logit_is_no_mask_also_when_only_the_padding_has_one():
-    logits = np.full((256, 256), -1.0, np.float32)
-    assert logits_to_original(logits, 100, 50) is None
-    logits[:, 200:] = 5  # a 100 x 50 image ends at column 128 of the grid
-    assert logits_to_original(logits, 100, 50) is None
+def random_masks():
+    rng = np.random.default_rng(0)
+    for shape in ((1, 1), (1, 9), (7, 1), (5, 6), (61, 64)):
+        for density in (0.0, 0.1, 0.9, 1.0):
+            values = rng.integers(1, 65_536, shape).astype(np.uint16)
+            yield np.where(rng.random(shape) < density, values, 0).astype(np.uint16)
+            yield np.repeat(np.repeat(values, 3, axis=0), 3, axis=1)
 
 
-def test_a_mask_comes_back_where_it_was():
-    mask = np.zeros((300, 200), np.uint8)
-    mask[100:150, 40:90] = 255
-    grid = pad_to_square(resize_to_grid(mask), 256).astype(np.float32) - 127.5
-    values, rows, columns = logits_to_original(grid, 300, 200)
-    back = np.zeros((300, 200), bool)
-    back[rows, columns] = values > 0
-    assert 2 * (back & (mask > 0)).sum() / (back.sum() + (mask > 0).sum()) > 0.99
+def squares(count=324):
+    mask = np.zeros((256, 256), np.uint16)
+    for i in range(count):
+        y, x = divmod(i, 18)
+        mask[2 + 14 * y : 11 + 14 * y, 2 + 14 * x : 11 + 14 * x] = i + 1
+    return mask
+
+
+def golden_mask():
+    return np.load(GOLDEN / "released_rle_mask_decoded.npz")["mask"]
+
+
+# Run-length code
+
+
+def test_the_code_equals_a_plain_loop_and_decodes_exactly():
+    for mask in [*random_masks(), golden_mask(), squares()]:
+        runs = encode_runs(mask)
+        assert runs.dtype == np.int32 and runs.shape[1] == 3
+        assert runs.tolist() == [[start - 1, length, value] for start, length, value in loop_runs(mask) if value]
+        back = decode_runs(runs, mask.shape)
+        assert back.dtype == np.uint16 and np.array_equal(back, mask)
+
+
+def test_the_benchmark_times_the_released_layout(tmp_path, capsys):
+    path = Path(__file__).parent.parent / "benchmarks" / "run_length.py"
+    benchmark = runpy.run_path(str(path))
+    for mask in benchmark["masks"]().values():
+        assert benchmark["released_loop"](mask) == loop_runs(mask)
+    rows = benchmark["main"](["--turns", "1", "--out", str(tmp_path / "a.csv")])
+    assert len(rows) == 4 and rows[0]["runs"] == 277 and "times" in capsys.readouterr().out
+    assert (tmp_path / "a.csv").read_text().count("\n") == 5
+
+
+def test_a_run_goes_on_across_rows_and_other_integer_types_are_coded_alike():
+    mask = np.array([[0, 5, 5], [5, 0, 7]])
+    for dtype in (np.uint8, np.int32, np.int64):
+        assert encode_runs(mask.astype(dtype)).tolist() == [[1, 3, 5], [5, 1, 7]]
+    assert encode_runs(np.asfortranarray(mask)).tolist() == [[1, 3, 5], [5, 1, 7]]
+    assert encode_runs(np.zeros((4, 4), int)).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [[0, 3, 1], [2, 2, 1]],  # overlap
+        [[4, 2, 1], [0, 2, 1]],  # backwards
+        [[0, 13, 1]],  # past the end
+        [[12, 1, 1]],
+        [[-1, 2, 1]],
+        [[0, 0, 1]],
+        [[0, -2, 1]],
+        [[0, 2, 0]],
+        [[0, 2, 65_536]],
+        [[0, 2, -1]],
+        [[2**62, 2**62, 1]],  # the sum wraps
+    ],
+)
+def test_runs_that_are_no_mask_are_refused(runs):
+    with pytest.raises(InputError, match="overlap, leave the 3 x 4 mask"):
+        decode_runs(np.array(runs, np.int64), (3, 4))
+
+
+def test_arrays_that_are_no_runs_are_refused():
+    for bad in (np.zeros((2, 2), int), np.zeros(3, int), np.zeros((1, 3))):
+        with pytest.raises(InputError, match=r"shape \(n, 3\)"):
+            decode_runs(bad, (3, 4))
+
+
+# The pickle
+
+
+def test_the_released_file_reads_exactly_and_ours_is_an_eighth_of_it(tmp_path):
+    mask = golden_mask()
+    assert np.array_equal(load_mask(RELEASED), mask)
+    assert load_mask(RELEASED).dtype == np.uint16
+    save_mask(tmp_path / "a.pkl", mask)
+    assert (tmp_path / "a.pkl").stat().st_size * 8 <= RELEASED.stat().st_size == 16_445
+    assert np.array_equal(load_mask(tmp_path / "a.pkl"), mask)
+    stored = pickle.loads((tmp_path / "a.pkl").read_bytes())  # our own file: a plain array, readable without this code
+    assert stored.dtype == np.int32 and stored.tolist() == encode_runs(mask).tolist()
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("dtype", ["<i4", ">i4", "<i8", "u2"])
+def test_arrays_of_other_protocols_types_and_layouts_are_read(protocol, dtype, tmp_path):
+    mask = squares(200)
+    for array in (encode_runs(mask).astype(dtype), np.asfortranarray(encode_runs(mask).astype(dtype))):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(array, protocol=protocol))
+        assert np.array_equal(load_mask(tmp_path / "a.pkl"), mask)
+
+
+def test_pickles_of_numpy_1_are_read(tmp_path):
+    for content in (RELEASED.read_bytes(), pickle.dumps(encode_runs(golden_mask()), protocol=3)):
+        old = content.replace(b"\x8c\x16numpy._core.multiarray", b"\x8c\x15numpy.core.multiarray")
+        old = old.replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray")
+        if old.startswith(b"\x80\x04\x95"):  # the frame is one byte shorter
+            old = old[:3] + (int.from_bytes(old[3:11], "little") - 1).to_bytes(8, "little") + old[11:]
+        assert old != content
+        (tmp_path / "a.pkl").write_bytes(old)
+        assert np.array_equal(load_mask(tmp_path / "a.pkl"), golden_mask())
+
+
+def test_the_released_layout_is_read_also_empty_and_in_plain_integers(tmp_path):
+    for mask in (np.zeros((256, 256), np.uint16), squares(5)):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps([tuple(int(n) for n in row) for row in loop_runs(mask)]))
+        assert np.array_equal(load_mask(tmp_path / "a.pkl"), mask)
+
+
+class Attack:
+    """Pickles as a call of `function` with `arguments`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_a_hostile_pickle_is_refused_and_runs_nothing(tmp_path):
+    trace = tmp_path / "ran"
+    attacks = [
+        Attack(os.system, f"touch {trace}"),
+        Attack(eval, f"open({str(trace)!r}, 'w')"),
+        Attack(exec, f"open({str(trace)!r}, 'w')"),
+        Attack(open, str(trace), "w"),
+        Attack(os.mkdir, str(trace)),
+        Attack(getattr, "a", "upper"),
+        Attack(np.load, str(trace)),
+        Attack(np.save, str(trace), 1),
+        [(Attack(os.mkdir, str(trace)), 1, 1)],
+    ]
+    for attack in attacks:
+        for protocol in (2, 4, 5):
+            (tmp_path / "a.pkl").write_bytes(pickle.dumps(attack, protocol=protocol))
+            with pytest.raises(InputError, match=r"could run code; refused, nothing was run") as caught:
+                load_mask(tmp_path / "a.pkl")
+            assert "\n" not in str(caught.value) and not trace.exists()
+
+
+def test_numpys_own_constructors_are_never_called(tmp_path):
+    objects = np.empty(1, object)
+    objects[0] = np.arange(3)
+    odd = [
+        objects,
+        np.array(["a"]),
+        np.zeros(2, [("start", "i4"), ("length", "O")]),
+        np.zeros((2, 3)),
+        np.datetime64("2024-06-17"),
+        np.dtype("O"),
+        np.float64(3.0),
+    ]
+    for thing in odd:
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(thing, protocol=4))
+        with pytest.raises(InputError, match="not a run-length mask") as caught:
+            load_mask(tmp_path / "a.pkl")
+        assert "\n" not in str(caught.value)
+    # a pickle that sets attributes of what it may name: (None, {...}) is a state for setattr
+    hostile = b"\x80\x04\x8c\x05numpy\x8c\x05dtype\x93N}\x8c\x06values\x8c\x01xs\x86b."
+    (tmp_path / "a.pkl").write_bytes(hostile)
+    with pytest.raises(InputError, match="not a run-length mask"):
+        load_mask(tmp_path / "a.pkl")
+    assert np.array_equal(load_mask(RELEASED), golden_mask())
+
+
+def test_cut_empty_missing_and_wrong_files_are_told_in_a_sentence(tmp_path):
+    content = RELEASED.read_bytes()
+    wrong = [content[:n] for n in (0, 1, 12, 400, len(content) - 1)]
+    wrong += [b"no pickle", b"\x89PNG\r\n", pickle.dumps({"mask": 1}), pickle.dumps([1, 2]), pickle.dumps([(1, 2)])]
+    wrong += [pickle.dumps([(1, 70_000, 1)]), pickle.dumps(np.arange(6)), pickle.dumps([("a", "b", "c")])]
+    for bad in wrong:
+        (tmp_path / "a.pkl").write_bytes(bad)
+        with pytest.raises(InputError, match=r"a\.pkl: not a run-length mask \(.+01_preprocess") as caught:
+            load_mask(tmp_path / "a.pkl")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="no such file; run first"):
+        load_mask(tmp_path / "none.pkl")
+
+
+# Cases, entries, index
+
+
+def test_a_2d_case_is_stored_on_the_padded_grid(tmp_path):
+    case = tiny_case()  # 64 x 80, two objects
+    cached = cache_case(tmp_path, case, "a.npz")
+    (entry,) = cached.entries
+    assert (entry.name, entry.modality, entry.submodality) == ("2DBox_US_tiny0", "US", "US")
+    assert (entry.height, entry.width, entry.objects, entry.split) == (64, 80, 2, "")
+    assert (cached.objects, cached.empty, cached.lost) == (2, 0, 0)
+    image, labels = load_entry(tmp_path, entry)
+    height, width = grid_size(64, 80)
+    assert image.shape == labels.shape == (256, 256) and (image.dtype, labels.dtype) == (np.uint8, np.uint16)
+    assert not image[height:].any() and not labels[height:].any() and width == 256
+    assert image[:height].any() and np.unique(labels).tolist() == [0, 1, 2]
+    for label in (1, 2):  # area grows with the square of the scale
+        want = np.count_nonzero(case.labels == label) * (256 / 80) ** 2
+        assert np.count_nonzero(labels == label) == pytest.approx(want, rel=0.02)
+
+
+def test_colour_stays_in_order_and_three_equal_channels_become_one(tmp_path):
+    labels = np.zeros((40, 30), np.uint16)
+    labels[10:20, 10:20] = 9
+    red = np.zeros((40, 30, 3), np.uint8)
+    red[..., 0] = 200
+    (entry,) = cache_case(tmp_path, Case("Fundus_red", red, None, labels, None, False), "r").entries
+    image, mask = load_entry(tmp_path, entry)
+    assert image.shape == (256, 256, 3) and image[5, 5].tolist() == [200, 0, 0]
+    assert set(np.unique(mask)) == {0, 9}
+    (entry,) = cache_case(tmp_path, Case("US_gray", np.full_like(red, 80), None, labels, None, False), "g").entries
+    assert load_entry(tmp_path, entry)[0].shape == (256, 256)
+
+
+def test_a_volume_becomes_its_slices_with_objects_and_labels_above_255_survive(tmp_path):
+    phantom = tiny_case(dims=3)
+    labels = np.array([0, 1, 40_000], np.uint16)[phantom.labels]
+    labels[2] = 0
+    full = [z for z in range(len(labels)) if labels[z].any()]
+    case = Case("3D_CT_tiny_STS-001", phantom.image, None, labels, None, True)
+    cached = cache_case(tmp_path, case, "v.npz")
+    assert [entry.name for entry in cached.entries] == [f"3D_CT_tiny_STS-001-{z:03d}" for z in full] and 2 not in full
+    assert {entry.patient for entry in cached.entries} == {"CT_tiny_STS-001"}
+    assert cached.objects == 2 and cached.empty == len(labels) - len(full)
+    assert max(load_entry(tmp_path, entry)[1].max() for entry in cached.entries) == 40_000
+
+
+def test_objects_that_vanish_on_the_grid_are_counted_and_an_image_without_any_is_left_out(tmp_path):
+    labels = np.zeros((2560, 2560), np.uint16)
+    labels[0, 0] = 1  # one pixel of a cell of 10 x 10, not the centre one
+    labels[500:900, 500:900] = 2
+    image = np.zeros(labels.shape, np.uint8)
+    cached = cache_case(tmp_path, Case("US_a", image, None, labels, None, False), "a")
+    assert (cached.objects, cached.lost, cached.entries[0].objects) == (2, 1, 1)
+    labels[labels == 2] = 0
+    cached = cache_case(tmp_path, Case("US_b", image, None, labels, None, False), "b")
+    assert (cached.entries, cached.lost, cached.empty) == ([], 1, 0)
+    assert not image_path(tmp_path, "US_b").exists()
+
+
+def test_index_and_journal_come_back_and_the_fingerprint_follows_the_index(tmp_path):
+    entries = cache_case(tmp_path, replace(tiny_case(dims=3), name="CT_é, comma_1"), "v.npz", "stamp").entries
+    entries = split_entries(entries)
+    write_index(tmp_path, entries[::-1])
+    assert read_index(tmp_path) == entries
+    first = fingerprint(tmp_path)
+    write_index(tmp_path, entries)
+    assert fingerprint(tmp_path) == first and len(first) == 64
+    write_index(tmp_path, entries[1:])
+    assert fingerprint(tmp_path) != first
+
+    cached = CachedCase("a", "stamp", entries, 2, 1, 0)
+    text = journal_line(cached)
+    (tmp_path / "done.jsonl").write_text(text[:90] + text + text[:60], encoding="utf-8")
+    assert read_journal(tmp_path, preprocess.cached_case) == {"a": cached}
+    assert read_journal(tmp_path / "none", preprocess.cached_case) == {}
+
+
+def test_a_wrong_index_and_another_version_are_told(tmp_path):
+    with pytest.raises(InputError, match="no cache here .* run first: python 01_preprocess.py"):
+        read_index(tmp_path / "none")
+    entries = split_entries(cache_case(tmp_path, tiny_case(), "a").entries)
+    write_index(tmp_path, entries)
+    good = (tmp_path / "index.csv").read_text()
+    for bad in ("", good.replace("name,", "nome,"), good.replace(",train,", ",test,"), good.replace(",80,", ",x,"),
+                good.replace("2DBox_US_tiny0,", "../2DBox_US_tiny0,"), good + "a,b\n", good + "\x00"):  # fmt: skip
+        (tmp_path / "index.csv").write_text(bad)
+        with pytest.raises(InputError, match="index.csv: not an index of this cache"):
+            read_index(tmp_path)
+    (tmp_path / "index.csv").unlink()
+    with pytest.raises(InputError, match="index.csv: cannot be read"):
+        read_index(tmp_path)
+    (tmp_path / "version.json").write_text('{"cache": 7}')
+    for call in (lambda: read_index(tmp_path), lambda: write_index(tmp_path, entries)):
+        with pytest.raises(InputError, match="a cache of version 7, but this code reads version 1; delete it"):
+            call()
+    (tmp_path / "version.json").write_text("[")
+    with pytest.raises(InputError, match="no good version.json"):
+        read_index(tmp_path)
+
+
+def test_a_damaged_entry_is_not_readable(tmp_path):
+    (entry,) = cache_case(tmp_path, tiny_case(), "a").entries
+    for path in (image_path(tmp_path, entry.name), mask_path(tmp_path, entry.name)):
+        content = path.read_bytes()
+        assert is_readable(tmp_path, entry)
+        path.write_bytes(content[:20])
+        assert not is_readable(tmp_path, entry)
+        path.unlink()
+        assert not is_readable(tmp_path, entry)
+        path.write_bytes(content)
+
+
+# The split
+
+
+def rows(modality, patients, each, split=""):
+    return [
+        CacheEntry(f"{modality}_{p}-{i:03d}", modality, modality, f"{modality}_{p}", "", 9, 9, split, 1)
+        for p in range(patients)
+        for i in range(each)
+    ]
+
+
+def test_the_split_takes_about_one_per_cent_of_each_modality_by_patient():
+    entries = rows("CT", 200, 20) + rows("US", 300, 1) + rows("PET", 3, 5)
+    split = split_entries(entries)
+    assert [entry.name for entry in split] == [entry.name for entry in entries]
+    count = Counter((entry.modality, entry.split) for entry in split)
+    assert count["CT", "val"] == 40 and count["US", "val"] == 3 and count["PET", "val"] == 5
+    by_patient = {}
+    for entry in split:
+        by_patient.setdefault(entry.patient, set()).add(entry.split)
+    assert all(len(splits) == 1 for splits in by_patient.values())
+
+
+def test_the_split_depends_on_the_seed_and_not_on_the_order():
+    entries = rows("CT", 50, 3) + rows("US", 90, 1)
+
+    def held_out(entries, seed):
+        return {entry.name for entry in split_entries(entries, 0.05, seed) if entry.split == "val"}
+
+    assert held_out(entries, 0) == held_out(entries[::-1], 0) != held_out(entries, 1)
+    assert {name for name in held_out(entries, 0) if name.startswith("US")} == held_out(rows("US", 90, 1), 0)
+
+
+def test_an_only_or_a_dominant_patient_stays_in_training():
+    assert {entry.split for entry in split_entries(rows("OCT", 1, 30))} == {"train"}
+    entries = rows("OCT", 1, 30) + [CacheEntry("OCT_b", "OCT", "OCT", "OCT_b", "", 9, 9, "", 1)]
+    for seed in range(9):
+        assert [entry.name for entry in split_entries(entries, seed=seed) if entry.split == "val"] == ["OCT_b"]
+
+
+def test_a_split_that_is_there_stays_and_new_slices_follow_their_patient():
+    first = split_entries(rows("CT", 30, 2))
+    again = split_entries(first + [e for e in rows("CT", 60, 4) if e.name not in {f.name for f in first}], seed=5)
+    assert again[: len(first)] == first
+    side = {entry.patient: entry.split for entry in first}
+    assert all(entry.split == side.get(entry.patient, entry.split) for entry in again)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import skimage.data
 
-from enhance import diffuse, equalize, is_gray, three_channels
+from enhance import diffuse, equalize, is_gray, network_input, three_channels
 from presets import PRESETS
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "enhancement_golden.npz")
@@ -106,3 +106,16 @@ def test_bad_images_are_refused():
         equalize(np.zeros((4, 4)))
     with pytest.raises(ValueError, match="uint8 image"):
         three_channels(np.zeros((4, 4, 4), np.uint8), PRESETS["fixed"])
+
+
+def test_network_input_is_normalized_padded_and_the_baselines_is_raw():
+    image = skimage.data.camera()[:300]
+    for preset in PRESETS.values():
+        proposed = network_input(image, preset, enhanced=True)
+        assert proposed.shape == (3, 256, 256) and proposed.dtype == np.float32
+        assert (
+            proposed.min() == 0 and proposed.max() == 1 and not proposed[:, 165:].any()
+        )  # `paper` diffuses over the seam
+        raw = network_input(image, preset, enhanced=False)
+        assert np.array_equal(raw[0], raw[1]) and np.array_equal(raw[0], raw[2])
+        assert not np.array_equal(proposed[1], raw[1])

@@ -10,8 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import tables
+from figures import figure2, figure3, figure3_row
+from files.case import Case
+from files.npz import write_case
+from files.writing import save_figure
+from metrics import METRICS
+from phantoms import tiny_case
 
 evaluate = importlib.import_module("05_evaluate")  # `import 05_evaluate` is a syntax error
 ROOT = Path(__file__).parent.parent
@@ -53,6 +60,10 @@ def run(folder, *more, segs="ours=segs"):
     return evaluate.main([*args, "--jobs", "1", *more])
 
 
+def table_of(folder):
+    return (folder / "eval" / "table.md").read_text()
+
+
 def rows_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -82,7 +93,7 @@ def test_scores_by_hand_reach_every_table(folders, capsys):
     modalities = rows_of(folders / "eval" / "modalities.csv")
     assert [row["modality"] for row in modalities[:3]] == ["CT", "US", "Average"]
 
-    table = (folders / "eval" / "table.md").read_text()
+    table = table_of(folders)
     header, _, ct, us, mean = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[:5])
     at = header.index("ours: NSD strict")
     assert (ct[0], us[0], mean[0]) == ("CT", "US", "Average")
@@ -124,12 +135,33 @@ def test_two_systems_two_processes_and_short_options(folders):
         assert (folders / "many" / name).read_text() == (folders / "one" / name).read_text()
 
 
+def iou(pred, gt, spacing_mm):
+    """Intersection over union, as a fork would add it."""
+    return float((pred & gt).sum() / (pred | gt).sum())
+
+
+def test_a_row_added_to_the_table_of_metrics_shows_in_every_table(folders, monkeypatch, capsys):
+    monkeypatch.setitem(METRICS, "iou", iou)
+    found = run(folders)
+    mean = (1 + 25 / 81) / 2  # of both CT images
+    assert found["ours", "CT"]["iou_strict"] == pytest.approx(mean)
+    for name in ("cases.csv", "labels.csv"):
+        row = rows_of(folders / "eval" / name)[1]
+        assert float(row["iou_strict"]) == float(row["iou_challenge"]) == pytest.approx(25 / 81, abs=1e-6)
+    assert float(rows_of(folders / "eval" / "modalities.csv")[0]["iou_strict"]) == pytest.approx(mean, abs=1e-6)
+    header, _, ct = ([cell.strip() for cell in line.split("|")] for line in table_of(folders).splitlines()[:3])
+    assert ct[header.index("ours: IOU strict")] == f"{100 * mean:.2f}" and "filled box: IOU strict" in header
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1][2:6] == ["DSC", "NSD", "IOU", "s"]
+    assert lines[2][4] == f"{100 * mean:.1f}"
+
+
 @pytest.mark.parametrize("protocol", ["strict", "challenge"])
 def test_one_protocol_computes_only_that(folders, protocol):
     found = run(folders, "--protocol", protocol)
     other = "challenge" if protocol == "strict" else "strict"
     assert f"nsd_{protocol}" in found["ours", "CT"] and f"nsd_{other}" not in found["ours", "CT"]
-    header = (folders / "eval" / "table.md").read_text().splitlines()[0]
+    header = table_of(folders).splitlines()[0]
     assert f"ours: DSC {protocol}" in header and f"NSD {other}" not in header
     assert {row[f"nsd_{other}"] for row in rows_of(folders / "eval" / "cases.csv")} == {""}
 
@@ -169,7 +201,7 @@ def test_references_take_the_boxes_of_the_file_if_it_has_them(tmp_path):
 
 def test_paper_columns_are_the_printed_ones_and_say_so(folders):
     run(folders, "--paper")
-    lines = (folders / "eval" / "table.md").read_text().splitlines()
+    lines = table_of(folders).splitlines()
     header, _, ct, us, mean = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:5])
     assert all("on its own split" in title for title in header[-4:])
     assert ct[-4:] == ["72.47", "88.49", "84.46", "97.74"]
@@ -185,7 +217,7 @@ def test_modalities_without_a_row_in_the_paper_get_dashes(tmp_path):
     save(tmp_path / "gts", "2D_Mammo_a", gts=gts)
     save(tmp_path / "segs", "2D_Mammo_a", segs=gts)
     run(tmp_path, "--paper")
-    line = (tmp_path / "eval" / "table.md").read_text().splitlines()[2]
+    line = table_of(tmp_path).splitlines()[2]
     assert line.startswith("| Mammography | 1 |") and line.endswith("| - | - | - | - |")
 
 
@@ -273,6 +305,86 @@ def test_a_bad_efficiency_file_is_told(folders, text):
     (folders / "segs" / "efficiency.csv").write_text(text)
     with pytest.raises(SystemExit, match="needs columns case and total_s"):
         run(folders)
+
+
+@pytest.fixture
+def pictured(tmp_path):
+    """An image and a volume with inputs and truth, predicted by two systems: exact, and shifted by 2 pixels."""
+    cases = [tiny_case(0, dims=2), tiny_case(0, dims=3)]
+    for case in cases:
+        write_case(tmp_path, case)
+        save(tmp_path / "exact", case.name, segs=case.labels)
+        save(tmp_path / "shifted", case.name, segs=np.roll(case.labels, 2, axis=-1))
+    args = ["-s", str(tmp_path / "exact"), str(tmp_path / "shifted"), "-g", str(tmp_path / "gts"), "--jobs", "1"]
+    return tmp_path, cases, [*args, "-o", str(tmp_path / "eval"), "--images", str(tmp_path / "imgs")]
+
+
+def drawn(path, draw, size, *shape):
+    """The bytes of a figure: draw(axes) on axes of that shape."""
+    figure = Figure(figsize=size)
+    draw(figure.subplots(*shape, squeeze=False))
+    save_figure(path, figure)
+    return path.read_bytes()
+
+
+def test_figures_show_the_images_and_the_masks_of_the_system_that_was_named(pictured):
+    folder, (flat, volume), args = pictured
+    evaluate.main([*args, "--figure-system", "shifted"])
+    with np.load(folder / "imgs" / f"{flat.name}.npz") as stored:
+        flat_boxes = stored["boxes"]
+    with np.load(folder / "imgs" / f"{volume.name}.npz") as stored:
+        volume_boxes = stored["boxes"]
+    rows = [
+        figure3_row(case.name, case.image, boxes, np.roll(case.labels, 2, axis=-1), case.labels)
+        for case, boxes in ((flat, flat_boxes), (volume, volume_boxes))
+    ]
+    want = drawn(folder / "want.png", lambda axes: figure3(rows, axes), (9, 5.2), 2, 3)
+    assert (folder / "eval" / "figure3.png").read_bytes() == want
+    want = drawn(folder / "want.png", lambda axes: figure2(flat.image, axes[0]), (9, 3.2), 1, 3)
+    assert (folder / "eval" / "figure2.png").read_bytes() == want
+
+
+def test_figures_take_the_named_cases_and_else_the_first_ones(pictured):
+    folder, (flat, volume), _ = pictured
+    names = [flat.name, volume.name]
+    gray, cases = evaluate.choose_cases(folder / "imgs", names, None, None)
+    assert (gray.name, [case.name for case in cases]) == (flat.name, names)
+    gray, cases = evaluate.choose_cases(folder / "imgs", names, flat.name, [volume.name])
+    assert (gray.name, [case.name for case in cases]) == (flat.name, [volume.name])
+    for number in range(6):
+        colour = np.zeros((8, 8, 3), np.uint8) + np.array([0, 0, 9], np.uint8) * (number < 5)
+        labels = np.pad(np.ones((4, 4), np.uint16), 2)
+        write_case(folder / "more", Case(f"2DBox_US_{number}", colour, None, labels, None, False))
+    names = [f"2DBox_US_{number}" for number in range(6)]
+    gray, cases = evaluate.choose_cases(folder / "more" / "imgs", names, None, None)
+    assert (gray.name, [case.name for case in cases]) == (names[5], names[:4])
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--figure-system", "nobody"], "--figure-system nobody: no such system; there are exact, shifted"),
+        (["--figure3", "2DBox_US_tiny0", "other"], "no case other that was scored; there are 2DBox_US_tiny0, 3DBox"),
+        (["--figure2", "3DBox_CT_tiny0"], "3DBox_CT_tiny0: no gray 2D image"),
+        (["--images", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_what_no_figure_can_show_is_told_in_a_sentence(pictured, more, words):
+    folder, _, args = pictured
+    with pytest.raises(SystemExit, match=words) as stop:
+        evaluate.main([*args, *more])
+    assert str(stop.value).startswith("05_evaluate.py: ") and "\n" not in str(stop.value)
+    assert not list((folder / "eval").glob("*.png"))
+
+
+def test_images_of_other_cases_and_figures_without_images_are_told(pictured, folders):
+    folder, _, args = pictured
+    for path in (folder / "imgs").iterdir():
+        path.rename(path.with_stem("2DBox_US_else"))
+    with pytest.raises(SystemExit, match="holds no image of the cases that were scored"):
+        evaluate.main(args)
+    with pytest.raises(SystemExit, match="give their folder with --images"):
+        run(folders, "--figure2", "2DBox_CT_a")
 
 
 def test_smoke_makes_its_own_cases_and_leaves_only_tables(tmp_path, monkeypatch):

@@ -1,15 +1,19 @@
 """figures.py: what is drawn is what was passed."""
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+import figures
 from enhance import three_channels
-from figures import YELLOW, busiest_slice, figure2, flat_view, overlay
+from figures import YELLOW, busiest_slice, figure2, figure3, figure3_row, flat_view, loss_curve, overlay, plot_dice
 from presets import PRESETS
 
 
-@pytest.mark.parametrize("side", [64, 100, 400, 512, 900])
+@pytest.mark.parametrize("side", [64, 100, 400, 512, 700])
 def test_outlines_are_the_same_on_all_sides(side):
     labels = np.zeros((side, side), np.uint16)
     labels[side // 4 : 3 * side // 4, side // 4 : 3 * side // 4] = 1
@@ -51,3 +55,42 @@ def test_figure_2_draws_the_three_channels():
     drawn = [np.asarray(ax.images[0].get_array()) for ax in axes]
     assert np.array_equal(np.stack(drawn, axis=-1), three_channels(image, PRESETS["fixed"]))
     assert [ax.get_title() for ax in axes] == ["raw", "diffused", "equalized"]
+
+
+def test_figure_3_draws_boxes_prediction_and_truth_of_a_case():
+    rng = np.random.default_rng(0)
+    image, segs, gts = rng.integers(0, 256, (3, 20, 30), dtype=np.uint8), *np.zeros((2, 3, 20, 30), np.uint16)
+    segs[1, 2:9, 3:12], gts[1, 4:9, 5:12] = 1, 1
+    boxes = np.array([[5, 4, 1, 11, 8, 1]])
+    row = figure3_row("a", image, boxes, segs, gts)
+    assert row[0] == "a, slice 1"
+    axes = Figure().subplots(2, 3)
+    assert figure3([row, figure3_row("b", image[1], boxes[:, [0, 1, 3, 4]], segs[1], gts[1])], axes) is axes
+    flat = [overlay(image[1], labels, boxes[:, [0, 1, 3, 4]]) for labels in (0 * gts[1], segs[1], gts[1])]
+    for line in axes:
+        for ax, want in zip(line, flat, strict=True):
+            assert np.array_equal(ax.images[0].get_array(), want)
+    assert [ax.get_title() for ax in axes[:, 0]] == ["a, slice 1: box prompts", "b: box prompts"]
+    assert [ax.get_title() for ax in axes[0, 1:]] == ["prediction", "reference"]
+
+
+def test_curves_draw_the_numbers_that_were_passed():
+    log = [
+        {"step": 10, "train_loss": 3.0, "validation_loss": 2.5},
+        {"step": 20, "train_loss": 1.0, "validation_loss": 2},
+    ]
+    lines = loss_curve(log).axes[0].lines
+    assert [line.get_label() for line in lines] == ["training", "validation"]
+    assert [list(line.get_ydata()) for line in lines] == [[3, 1], [2.5, 2]]
+    rows = [
+        {"stage": "distill", "step": "5", "CT": "0.1", "US": "0.2"},
+        {"stage": "finetune", "step": "3", "CT": "1", "US": "0.5"},
+    ]
+    ax = plot_dice(rows, Figure().subplots())
+    ct, us, border = ax.lines
+    assert list(ct.get_xdata()) == [5, 8] and list(us.get_ydata()) == [0.2, 0.5] and border.get_xdata()[0] == 5
+
+
+def test_matplotlib_is_not_loaded_by_importing_the_module():
+    for node in ast.parse(Path(figures.__file__).read_text(encoding="utf-8")).body:
+        assert not (isinstance(node, ast.Import | ast.ImportFrom) and "matplotlib" in ast.unparse(node))

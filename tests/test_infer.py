@@ -1,4 +1,4 @@
-"""04_infer.py and load_segmenter: every file that a run writes, and one sentence for everything that stops it.
+"""04_infer.py and segment.load: every file that a run writes, and one sentence for everything that stops it.
 
 Most runs use the stand-in of fake_model.py, which needs no weights; the last test is the real thing.
 """
@@ -8,6 +8,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,17 @@ import torch
 from fake_model import BrightModel
 
 import segment
+from files import InputError
+from files.case import Case
+from files.checkpoints import lite_medsam_path
+from files.npz import load_npz, write_case
+from files.pictures import read_image
+from files.writing import save_image, save_npz
 from metrics import dsc
 from model import BoxSegmenter, build_model
-from phantoms import Phantom, tiny_case, write_case
+from phantoms import tiny_case
 from presets import PRESETS, override
-from readers import InputError, load_npz, read_image
-from segment import Segmenter, load_segmenter
-from weights import lite_medsam_path
-from writers import save_image, save_npz
+from segment import Segmenter, load
 
 infer = importlib.import_module("04_infer")  # `import 04_infer` is a syntax error
 ROOT = Path(__file__).parent.parent
@@ -32,12 +36,12 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def fake(monkeypatch):
     """04_infer.py with the stand-in for a model, and as if ours were not trained."""
-    monkeypatch.setattr("weights.OUR_CHECKPOINT", ROOT / "none.pt")
+    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", ROOT / "none.pt")
 
-    def load(model, weights, preset, engine, force, settings, engine_cache):
-        return Segmenter(BrightModel(), override(PRESETS["fixed"], settings), enhanced=False)
+    def fake_load(args):
+        return Segmenter(BrightModel(), override(PRESETS["fixed"], args.set), enhanced=False)
 
-    monkeypatch.setattr(infer, "load_segmenter", load)
+    monkeypatch.setattr(infer, "load_segmenter", fake_load)
 
 
 def crowd():
@@ -46,11 +50,11 @@ def crowd():
     for i in range(300):
         y, x = divmod(i, 20)
         labels[5 + 26 * y : 17 + 26 * y, 5 + 29 * x : 19 + 29 * x] = i + 1
-    return Phantom("2DBox_Microscope_crowd", np.where(labels > 0, 220, 20).astype(np.uint8), labels, None, ())
+    return Case("2DBox_Microscope_crowd", np.where(labels > 0, 220, 20).astype(np.uint8), None, labels, None, False)
 
 
 def color(case):
-    return Phantom("2DBox_Fundus_color", np.stack([case.image] * 3, -1), case.labels, None, ())
+    return Case("2DBox_Fundus_color", np.stack([case.image] * 3, -1), None, case.labels, None, False)
 
 
 @pytest.fixture
@@ -129,7 +133,7 @@ def test_a_folder_of_all_kinds_gets_label_maps_times_arguments_and_overlays(fake
 def test_times_are_read_by_the_next_step_also_with_a_comma_in_a_name(fake, tmp_path):
     evaluate = importlib.import_module("05_evaluate")
     case = tiny_case(dims=2)
-    write_case(tmp_path, Phantom("US_a, b", case.image, case.labels, None, ()))
+    write_case(tmp_path, replace(case, name="US_a, b"))
     (one,) = run(tmp_path)
     seconds = evaluate.read_seconds({"ours": tmp_path / "segs"})
     assert seconds == {("ours", "US_a, b.npz"): pytest.approx(one["total_s"], abs=1e-4)}
@@ -223,7 +227,7 @@ def test_an_image_that_cannot_be_used_writes_nothing(fake, tmp_path):
         ("missing.png", [1, 1, 9, 9], "no such file"),
     ):
         assert words in sentence("-i", tmp_path / name, "-o", tmp_path / "out", "--box", *box)
-    assert "for one image give a box: --box X0 Y0 X1 Y1" in sentence("-i", tmp_path / "scan.png", "-o", tmp_path)
+    assert "for one picture give a box: --box X0 Y0 X1 Y1" in sentence("-i", tmp_path / "scan.png", "-o", tmp_path)
     assert written(tmp_path) == before
 
 
@@ -237,15 +241,15 @@ def test_input_and_output_must_differ_also_by_another_name(fake, folder):
 
 def test_missing_and_empty_folders_say_what_to_run(fake, tmp_path):
     text = sentence("-i", tmp_path / "missing", "-o", tmp_path / "out")
-    assert "no such folder" in text and "python phantoms.py" in text
+    assert "no such folder" in text and "python -m phantoms" in text
     text = sentence("-i", tmp_path, "-o", tmp_path / "out")
-    assert "holds no .npz case" in text and "python phantoms.py" in text
+    assert "holds no .npz case" in text and "python -m phantoms" in text
     assert not (tmp_path / "out").exists()
 
 
 def test_box_is_refused_with_a_folder(fake, folder):
     text = sentence("-i", folder / "imgs", "-o", folder / "segs", "--box", 1, 1, 9, 9)
-    assert "--box is for one image file" in text and not (folder / "segs").exists()
+    assert "--box is for one picture" in text and not (folder / "segs").exists()
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
@@ -261,7 +265,7 @@ def test_a_write_that_fails_leaves_no_half_file(fake, folder, monkeypatch):
     def fail(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("writers.os.replace", fail)
+    monkeypatch.setattr("files.writing.os.replace", fail)
     assert "No space left" in sentence("-i", folder / "imgs", "-o", folder / "segs")
     assert written(folder / "segs") == []
 
@@ -304,52 +308,55 @@ def test_wrong_options_are_named_by_the_parser(args, words, capsys):
     assert stop.value.code == 2 and words in error and "Traceback" not in error
 
 
-# --- load_segmenter ---
+# --- segment.load ---
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """In place of the proposed model its decoder alone, and its checkpoint, trained with preset `released`."""
-    monkeypatch.setattr(segment, "build_model", lambda: BoxSegmenter(torch.nn.Identity()))
-    torch.save({"model": segment.build_model().state_dict(), "preset": "released"}, tmp_path / "small.pt")
+    build = segment.build
+    monkeypatch.setattr(
+        segment, "build", lambda name: BoxSegmenter(torch.nn.Identity()) if name == "proposed" else build(name)
+    )
+    torch.save({"model": segment.build("proposed").state_dict(), "preset": "released"}, tmp_path / "small.pt")
     return tmp_path / "small.pt"
 
 
 def test_the_proposed_model_comes_with_its_weights_and_the_preset_it_was_trained_with(tmp_path):
     network = build_model()
     torch.save({"model": network.state_dict(), "preset": "released", "step": 7}, tmp_path / "last.pt")
-    found = load_segmenter("proposed", tmp_path / "last.pt", plain=True)
-    assert found.preset == PRESETS["released"] and found.enhanced and not found.model.training
+    found = load("proposed", tmp_path / "last.pt")
+    assert found.preset == PRESETS["released"] and found.enhanced and not found.engine.network.training
     name, value = next(iter(network.state_dict().items()))
-    assert torch.equal(found.model.state_dict()[name], value)
+    assert torch.equal(found.engine.network.state_dict()[name], value)
     with pytest.raises(InputError, match="weights of another architecture"):
-        load_segmenter("baseline", tmp_path / "last.pt")
+        load("baseline", tmp_path / "last.pt")
     (tmp_path / "last.pt").unlink()  # 140 MB
 
 
 def test_the_baseline_is_raw_and_fixed_by_default():
-    found = load_segmenter("baseline", plain=True)
-    assert (found.preset.name, found.enhanced, found.model.training) == ("fixed", False, False)
+    found = load("baseline")
+    assert (found.preset.name, found.enhanced, found.engine.network.training) == ("fixed", False, False)
 
 
 def test_another_preset_than_the_checkpoints_needs_force(small, folder):
     text = sentence("-i", folder / "imgs", "--model", "proposed", "--weights", small, "--preset", "fixed")
     assert "trained with preset released, not fixed; leave out --preset, or add --force" in text
-    assert load_segmenter("proposed", small, "released").preset.name == "released"
-    assert load_segmenter("proposed", small, "fixed", force=True).preset.name == "fixed"
+    assert load("proposed", small, "released").preset.name == "released"
+    assert load("proposed", small, "fixed", force=True).preset.name == "fixed"
 
 
 def test_a_bare_state_dict_takes_the_preset_asked_for(small):
-    torch.save(segment.build_model().state_dict(), small)
-    assert load_segmenter("proposed", small).preset.name == "fixed"
-    assert load_segmenter("proposed", small, "paper").preset.name == "paper"
+    torch.save(segment.build("proposed").state_dict(), small)
+    assert load("proposed", small).preset.name == "fixed"
+    assert load("proposed", small, "paper").preset.name == "paper"
 
 
 def test_without_weights_the_proposed_model_takes_the_checkpoint_beside_the_code(small, monkeypatch):
-    monkeypatch.setattr("weights.OUR_CHECKPOINT", small)
-    assert load_segmenter("proposed").preset.name == "released"
+    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", small)
+    assert load("proposed").preset.name == "released"
     with pytest.raises(InputError, match=r"small\.pt: trained with preset released, not fixed"):
-        load_segmenter("proposed", None, "fixed")
+        load("proposed", None, "fixed")
 
 
 @pytest.mark.parametrize("there, model", [(True, "proposed"), (False, "baseline")])
@@ -357,7 +364,7 @@ def test_the_default_model_is_ours_where_its_checkpoint_is(fake, folder, monkeyp
     checkpoint = folder / "ours.pt"
     if there:
         checkpoint.touch()
-    monkeypatch.setattr("weights.OUR_CHECKPOINT", checkpoint)
+    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", checkpoint)
     run(folder)
     assert capsys.readouterr().out.startswith(f"04_infer.py: {model}, preset fixed")
     run(folder, "--model", "baseline")
@@ -365,7 +372,7 @@ def test_the_default_model_is_ours_where_its_checkpoint_is(fake, folder, monkeyp
 
 
 def test_weights_that_cannot_be_used_are_told(small, folder, monkeypatch):
-    monkeypatch.setattr("weights.OUR_CHECKPOINT", folder / "none.pt")
+    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", folder / "none.pt")
     proposed = ["-i", folder / "imgs", "-o", folder / "segs", "--model", "proposed"]
     text = sentence(*proposed)
     assert "has no weights yet" in text and "none.pt" in text and "--weights" in text
@@ -378,7 +385,7 @@ def test_weights_that_cannot_be_used_are_told(small, folder, monkeypatch):
 
 def test_an_unknown_engine_is_refused():
     with pytest.raises(InputError, match="engine 'abacus': unknown; choose one of torch"):
-        load_segmenter("baseline", engine="abacus")
+        load("baseline", engine="abacus")
 
 
 def test_smoke_runs_the_real_model_and_leaves_nothing_behind(tmp_path):
@@ -395,4 +402,14 @@ def test_smoke_runs_the_real_model_and_leaves_nothing_behind(tmp_path):
 def test_starting_up_loads_nothing_that_a_case_does_not_need():
     code = "import importlib, sys; importlib.import_module('04_infer'); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert not {"matplotlib", "skimage", "scipy", "pydicom", "phantoms", "openvino", "nncf"} & set(loaded.split())
+    assert not {
+        "matplotlib",
+        "skimage",
+        "scipy",
+        "pydicom",
+        "phantoms",
+        "openvino",
+        "nncf",
+        "torch",
+        "fast.engines",
+    } & set(loaded.split())

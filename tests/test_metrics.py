@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metrics import _patch_outlines, case_scores, dsc, element_sizes, filled_box, inscribed_ellipse, label_bounds, nsd
+from grid import label_bounds
+from metrics import METRICS, _patch_outlines, case_scores, dsc, element_sizes, filled_box, inscribed_ellipse, nsd
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics_golden.npz")
 # A pair of shapes and spacings for every claim that must hold in 2D and in 3D with unequal spacing
@@ -70,11 +71,11 @@ def test_both_empty_is_nan_left_out_by_strict_and_poison_for_the_challenge(shape
     gts = labels_of(shape, {1: [(3, 3)], 3: [(6, 6)]})  # nobody has label 2
     strict, challenge = (case_scores(gts, gts, spacing, protocol) for protocol in ("strict", "challenge"))
     assert strict.labels == (1, 3)
-    assert (strict.mean_dsc, strict.mean_nsd) == (1, 1)
+    assert (strict.means["dsc"], strict.means["nsd"]) == (1, 1)
     assert challenge.labels == (1, 2, 3)
-    np.testing.assert_array_equal(challenge.dsc, [1, math.nan, 1])
-    assert math.isnan(challenge.mean_dsc)
-    assert challenge.mean_nsd == 0  # nan is not above 0.2, so the evaluator never starts on NSD
+    np.testing.assert_array_equal(challenge.scores["dsc"], [1, math.nan, 1])
+    assert math.isnan(challenge.means["dsc"])
+    assert challenge.means["nsd"] == 0  # nan is not above 0.2, so the evaluator never starts on NSD
 
 
 @both_dimensions
@@ -86,8 +87,8 @@ def test_a_label_only_in_the_prediction_counts_for_the_challenge_below_the_large
     assert case_scores(segs, gts, spacing).labels == (1, 3)
     challenge = case_scores(segs, gts, spacing, "challenge")
     assert challenge.labels == (1, 2, 3)  # 2 is a miss of 0, 4 is never looked at
-    assert challenge.mean_dsc == pytest.approx(2 / 3)
-    assert challenge.mean_nsd == pytest.approx(2 / 3)
+    assert challenge.means["dsc"] == pytest.approx(2 / 3)
+    assert challenge.means["nsd"] == pytest.approx(2 / 3)
 
 
 @both_dimensions
@@ -95,8 +96,8 @@ def test_a_label_only_in_the_prediction_counts_for_the_challenge_below_the_large
 def test_a_missed_label_scores_zero(shape, spacing, protocol):
     gts, segs = labels_of(shape, {1: [(3, 3)], 2: [(6, 6)]}), labels_of(shape, {2: [(6, 6)]})
     found = case_scores(segs, gts, spacing, protocol)
-    np.testing.assert_array_equal([found.dsc, found.nsd], [[0, 1], [0, 1]])
-    assert (found.mean_dsc, found.mean_nsd) == (0.5, 0.5)
+    np.testing.assert_array_equal([found.scores["dsc"], found.scores["nsd"]], [[0, 1], [0, 1]])
+    assert (found.means["dsc"], found.means["nsd"]) == (0.5, 0.5)
 
 
 @both_dimensions
@@ -104,8 +105,8 @@ def test_a_truth_without_labels_has_no_mean(shape, spacing):
     gts, segs = labels_of(shape, {}), labels_of(shape, {1: [(3, 3)]})
     strict, challenge = (case_scores(segs, gts, spacing, protocol) for protocol in ("strict", "challenge"))
     assert strict.labels == challenge.labels == ()
-    assert math.isnan(strict.mean_dsc) and math.isnan(strict.mean_nsd) and math.isnan(challenge.mean_dsc)
-    assert challenge.mean_nsd == 0
+    assert math.isnan(strict.means["dsc"]) and math.isnan(strict.means["nsd"]) and math.isnan(challenge.means["dsc"])
+    assert challenge.means["nsd"] == 0
 
 
 @both_dimensions
@@ -114,10 +115,10 @@ def test_the_challenge_gives_no_nsd_unless_the_mean_dsc_is_above_a_fifth(shape, 
     gts = labels_of(shape, {1: line})
     for segs, gated in ((labels_of(shape, {1: line[:1]}), True), (labels_of(shape, {1: line[:2]}), False)):
         strict, challenge = (case_scores(segs, gts, spacing, protocol) for protocol in ("strict", "challenge"))
-        assert strict.mean_dsc == challenge.mean_dsc == pytest.approx(0.2 if gated else 4 / 11)
-        assert strict.mean_nsd > 0
-        assert challenge.nsd[0] > 0
-        assert challenge.mean_nsd == (0 if gated else challenge.nsd[0])
+        assert strict.means["dsc"] == challenge.means["dsc"] == pytest.approx(0.2 if gated else 4 / 11)
+        assert strict.means["nsd"] > 0
+        assert challenge.scores["nsd"][0] > 0
+        assert challenge.means["nsd"] == (0 if gated else challenge.scores["nsd"][0])
 
 
 @both_dimensions
@@ -162,14 +163,14 @@ def test_2d_contour_against_the_slab_of_the_challenge_by_hand():
     # corners and the first and last element of each of its sides.
     gt, pred = 4 * 8 + 4 * math.sqrt(0.5), 4 * 4 + 4 * math.sqrt(0.5)
     strict = case_scores(segs, gts, None)
-    assert strict.mean_dsc == pytest.approx(2 * 25 / (25 + 81))
-    assert strict.mean_nsd == pytest.approx(1 - (8 + 4 * math.sqrt(0.5)) / (gt + pred))
+    assert strict.means["dsc"] == pytest.approx(2 * 25 / (25 + 81))
+    assert strict.means["nsd"] == pytest.approx(1 - (8 + 4 * math.sqrt(0.5)) / (gt + pred))
     # Slab: the same elements twice, as bevels of the rim, and two flat faces of 8 x 8 and 4 x 4 elements of area 1.
     # A bevel along a side has area sqrt(1/2), one at a corner sqrt(3)/8.
     rim, corner = math.sqrt(0.5), math.sqrt(3) / 8
     gt, pred = 2 * (64 + 32 * rim + 4 * corner), 2 * (16 + 16 * rim + 4 * corner)
     challenge = case_scores(segs, gts, None, "challenge")
-    assert challenge.mean_nsd == pytest.approx(1 - 2 * (8 * rim + 4 * corner) / (gt + pred))
+    assert challenge.means["nsd"] == pytest.approx(1 - 2 * (8 * rim + 4 * corner) / (gt + pred))
 
 
 def test_the_challenge_reads_the_spacing_in_reverse_by_hand():
@@ -183,10 +184,10 @@ def test_the_challenge_reads_the_spacing_in_reverse_by_hand():
     )  # shadows dy dx, dz dx, dz dy, an eighth each
     strip = 5 * math.sqrt(0.5)
     strict = case_scores(segs, gts, spacing)
-    assert strict.mean_dsc == pytest.approx(2 / 3)
-    assert strict.mean_nsd == pytest.approx(1 - 4 * corner / (8 * corner + 8 * strip))
-    assert case_scores(segs, gts, spacing, "challenge").mean_nsd == 1  # takes the slices to be 1 mm apart
-    assert case_scores(segs, gts, spacing[::-1]).mean_nsd == 1
+    assert strict.means["dsc"] == pytest.approx(2 / 3)
+    assert strict.means["nsd"] == pytest.approx(1 - 4 * corner / (8 * corner + 8 * strip))
+    assert case_scores(segs, gts, spacing, "challenge").means["nsd"] == 1  # takes the slices to be 1 mm apart
+    assert case_scores(segs, gts, spacing[::-1]).means["nsd"] == 1
 
 
 def test_labels_up_to_255_in_uint8_do_not_wrap():
@@ -194,9 +195,9 @@ def test_labels_up_to_255_in_uint8_do_not_wrap():
     gts.flat[1:] = np.arange(1, 256)
     found = case_scores(gts, gts, None, "challenge")  # range(1, uint8 255 + 1) would be empty
     assert found.labels == tuple(range(1, 256))
-    assert (found.mean_dsc, found.mean_nsd) == (1, 1)
+    assert (found.means["dsc"], found.means["nsd"]) == (1, 1)
     more = gts.astype(np.uint16) * 2  # labels that a uint8 prediction cannot hold are missed, not an error
-    assert case_scores(gts, more, None).mean_dsc < 0.5
+    assert case_scores(gts, more, None).means["dsc"] < 0.5
 
 
 # Sizes of surface elements -----------------------------------------------------------------------------------------
@@ -278,8 +279,8 @@ def test_masks_score_what_the_challenge_code_gave(name):
 @pytest.mark.parametrize("name, spacing", [("multi2d", None), ("absent_label", (1.0, 1.0, 1.0))])
 def test_label_maps_score_what_the_challenge_code_gave(name, spacing):
     found = case_scores(GOLDEN[f"{name}_seg"], GOLDEN[f"{name}_gt"], spacing, "challenge")
-    assert found.mean_dsc == pytest.approx(float(GOLDEN[f"{name}_dsc"]), abs=1e-9, nan_ok=True)
-    assert found.nsd.mean() == pytest.approx(float(GOLDEN[f"{name}_nsd"]), abs=1e-9, nan_ok=True)
+    assert found.means["dsc"] == pytest.approx(float(GOLDEN[f"{name}_dsc"]), abs=1e-9, nan_ok=True)
+    assert found.scores["nsd"].mean() == pytest.approx(float(GOLDEN[f"{name}_nsd"]), abs=1e-9, nan_ok=True)
 
 
 def test_sizes_and_nsd_equal_the_published_package(monkeypatch):
@@ -312,13 +313,33 @@ def test_cropping_per_label_changes_nothing(protocol):
     spacing = (3.0, 0.9, 0.7)
     found = case_scores(segs, gts, spacing, protocol)
     used = spacing if protocol == "strict" else spacing[::-1]
-    np.testing.assert_allclose(found.dsc, [dsc(segs == i, gts == i) for i in (1, 2, 3)])
-    np.testing.assert_allclose(found.nsd, [nsd(segs == i, gts == i, used) for i in (1, 2, 3)])
+    np.testing.assert_allclose(found.scores["dsc"], [dsc(segs == i, gts == i) for i in (1, 2, 3)])
+    np.testing.assert_allclose(found.scores["nsd"], [nsd(segs == i, gts == i, used) for i in (1, 2, 3)])
+
+
+def test_a_row_of_the_table_is_a_metric_of_every_label_and_of_the_case(monkeypatch):
+    seen = []
+
+    def agreement(pred, gt, spacing_mm):
+        seen.append((pred.shape, pred.dtype, spacing_mm))
+        return float((pred == gt).mean())
+
+    monkeypatch.setitem(METRICS, "agreement", agreement)
+    gts, segs = np.zeros((2, 6, 9, 12), np.uint8)
+    gts[1:3, 2:6, 3:8], segs[1:3, 2:4, 3:8] = 1, 1  # half of it; the crop is the truth's own box
+    gts[4:, 8:, 9:] = segs[4:, 8:, 9:] = 2
+    found = case_scores(segs, gts, (5.0, 1.0, 2.0))
+    assert list(found.scores) == list(found.means) == ["dsc", "nsd", "agreement"]
+    assert found.scores["agreement"].tolist() == [0.5, 1] and found.means["agreement"] == 0.75
+    assert seen[0] == ((2, 4, 5), np.bool_, (5.0, 1.0, 2.0))
+    assert case_scores(segs, gts, (5.0, 1.0, 2.0), "challenge").means["agreement"] == 0.75
+    case_scores(segs[1], gts[1], None, "challenge")
+    assert seen[-1] == ((1, 4, 5), np.bool_, (1.0, 1.0, 1.0))  # a slab
 
 
 @pytest.mark.parametrize("shape", [(30, 41), (9, 30, 41), (1, 1, 1)])
 def test_label_bounds_equal_the_extent_of_each_label(shape, monkeypatch):
-    monkeypatch.setattr("metrics.BLOCK", 100)  # many blocks
+    monkeypatch.setattr("grid.ROWS_AT_ONCE", 100)  # many blocks
     labels = np.random.default_rng(0).choice([0, 0, 0, 0, 2, 3, 300], shape).astype(np.uint16)
     labels[..., -1] = 7  # runs that would join over the end of a row
     bounds = label_bounds(labels)

@@ -1,4 +1,4 @@
-"""The demo data: what phantoms.py promises to 04_infer.py, 05_evaluate.py and the figures."""
+"""The demo data: what phantoms/ promises to 04_infer.py, 05_evaluate.py and the figures."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ import cv2
 import numpy as np
 import pytest
 
-import demo_images
-import phantoms
-from phantoms import RECIPES, Phantom, real_cases, synthetic_case, tiny_case, write_case
-from phantoms_2d import blob
-from phantoms_3d import ball, blur
+from files.case import Case
+from files.npz import write_case
+from phantoms import RECIPES, demo_cases, packaged, real_cases, synthetic_case, tiny_case
+from phantoms.__main__ import main
+from phantoms.flat import blob
+from phantoms.volume import ball, blur
 
 CHALLENGE_MODALITIES = "X-Ray US Fundus Endoscopy Dermoscopy Microscope Mammography OCT CT MR PET".split()
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[Phantom]:
-    return phantoms.demo_cases(seed=0)
+def cases() -> list[Case]:
+    return demo_cases(seed=0)
 
 
 @pytest.fixture(scope="module")
-def synthetic(cases) -> list[Phantom]:
+def synthetic(cases) -> list[Case]:
     return [c for c in cases if "synthetic" in c.name]
 
 
@@ -78,9 +79,9 @@ def test_types_ranges_and_shapes(cases):
 
 def test_labels_run_from_1_to_n_with_one_description_each(cases):
     for case in cases:
-        n = len(case.descriptions)
+        n = len(case.label_names)
         assert np.unique(case.labels).tolist() == list(range(n + 1)), case.name
-        assert all(len(text) > 2 for text in case.descriptions), case.name
+        assert all(len(text) > 2 for text in case.label_names), case.name
 
 
 def test_objects_are_big_enough(cases):
@@ -125,7 +126,7 @@ def test_written_boxes_are_exact_and_files_round_trip(tmp_path, cases):
 
 def test_more_than_255_objects_are_stored_in_16_bits(tmp_path):
     labels = np.repeat(np.repeat(np.arange(1, 301, dtype=np.uint16).reshape(15, 20), 2, axis=0), 2, axis=1)
-    path = write_case(tmp_path, Phantom("2DBox_Microscope_many", labels.astype(np.uint8), labels, None, ("x",) * 300))
+    path = write_case(tmp_path, Case("2DBox_Microscope_many", labels.astype(np.uint8), None, labels, None, False))
     with np.load(tmp_path / "gts" / path.name) as truth:
         assert truth["gts"].dtype == np.uint16 and truth["gts"].max() == 300
 
@@ -142,7 +143,7 @@ def test_real_images_are_read_and_their_outlines_lie_inside():
     cases = real_cases()
     assert len(cases) == 8
     assert {c.name.split("_")[1] for c in cases} == {"Fundus", "Microscope", "MR", "CT", "US"}
-    entries = json.loads(demo_images.ANNOTATIONS.read_text(encoding="utf-8"))["images"]
+    entries = json.loads(packaged.ANNOTATIONS.read_text(encoding="utf-8"))["images"]
     for case, entry in zip(cases, entries, strict=True):
         assert entry["licence"] and entry["source"], case.name
         assert case.labels.max() == len(entry["objects"]), case.name
@@ -158,14 +159,14 @@ def test_real_images_are_read_and_their_outlines_lie_inside():
 
 
 def test_annotations_say_that_they_are_no_reference_standard():
-    about = json.loads(demo_images.ANNOTATIONS.read_text(encoding="utf-8"))["about"]
+    about = json.loads(packaged.ANNOTATIONS.read_text(encoding="utf-8"))["about"]
     assert "ours" in about and "without clinical training" in about and "no reference standard" in about
 
 
 def test_a_filled_outline_has_the_area_of_its_circle():
     turn = np.arange(16) * 2 * np.pi / 16
-    circle = demo_images.smooth_outline(50 + 30 * np.stack([np.cos(turn), np.sin(turn)], axis=1))
-    area = demo_images.fill_outline(circle, (101, 101)).sum()
+    circle = packaged.smooth_outline(50 + 30 * np.stack([np.cos(turn), np.sin(turn)], axis=1))
+    area = packaged.fill_outline(circle, (101, 101)).sum()
     assert area == pytest.approx(np.pi * 30**2, rel=0.04)  # the filled polygon holds the pixels on its border too
 
 
@@ -173,22 +174,22 @@ def test_rule_keeps_the_largest_bright_piece_and_fills_its_hole():
     image = np.zeros((20, 30), np.uint8)
     image[2:12, 2:12], image[5:8, 5:8] = 200, 0  # a square with a hole
     image[15:18, 20:25] = 200  # a smaller piece
-    kept = demo_images.apply_rule(np.ones(image.shape, bool), image, {"above": 100})
+    kept = packaged.apply_rule(np.ones(image.shape, bool), image, {"above": 100})
     want = np.zeros(image.shape, bool)
     want[2:12, 2:12] = True
     np.testing.assert_array_equal(kept, want)
 
 
 def test_a_rule_that_keeps_nothing_is_an_error():
-    with pytest.raises(ValueError, match="keeps no pixel of its outline; correct demo_annotations.json"):
-        demo_images.apply_rule(np.ones((5, 5), bool), np.zeros((5, 5), np.uint8), {"above": 100})
+    with pytest.raises(ValueError, match="keeps no pixel of its outline; correct annotations.json"):
+        packaged.apply_rule(np.ones((5, 5), bool), np.zeros((5, 5), np.uint8), {"above": 100})
 
 
 def test_windows_map_their_ends_to_black_and_white():
     hounsfield = np.array([[-161.0, -160.0, 240.0, 900.0]])
-    assert demo_images.window_to_uint8(hounsfield).tolist() == [[0, 0, 255, 255]]
+    assert packaged.window_to_uint8(hounsfield).tolist() == [[0, 0, 255, 255]]
     ramp = np.arange(1, 1002, dtype=float).reshape(7, 143)
-    assert demo_images.percentile_to_uint8(ramp).ravel()[[0, 5, 500, -6, -1]].tolist() == [0, 0, 127, 255, 255]
+    assert packaged.percentile_to_uint8(ramp).ravel()[[0, 5, 500, -6, -1]].tolist() == [0, 0, 127, 255, 255]
 
 
 def test_ellipses_have_the_volume_of_the_formula():
@@ -210,7 +211,7 @@ def test_blur_keeps_the_sum_and_spreads_by_sigma_along_each_axis():
 
 
 def test_smoke_writes_two_small_cases_and_names_the_next_command(tmp_path, capsys):
-    written = phantoms.main(["--smoke", "--out", str(tmp_path)])
+    written = main(["--smoke", "--out", str(tmp_path)])
     assert [p.name for p in written] == ["2DBox_US_tiny0.npz", "3DBox_CT_tiny0.npz"]
     assert all((tmp_path / "gts" / p.name).is_file() and p.is_file() for p in written)
     lines = capsys.readouterr().out.splitlines()
@@ -219,8 +220,9 @@ def test_smoke_writes_two_small_cases_and_names_the_next_command(tmp_path, capsy
 
 
 @pytest.mark.parametrize("only, count", [("real", 8), ("synthetic", 11)])
-def test_only_selects_real_or_synthetic(tmp_path, only, count):
-    written = phantoms.main(["--only", only, "--out", str(tmp_path)])
+def test_only_selects_real_or_synthetic(tmp_path, monkeypatch, cases, only, count):
+    monkeypatch.setattr("phantoms.__main__.demo_cases", lambda seed: cases)
+    written = main(["--only", only, "--out", str(tmp_path)])
     assert len(written) == count and all(("synthetic" in p.name) == (only == "synthetic") for p in written)
 
 
@@ -230,12 +232,12 @@ def test_wrong_arguments_are_named(capsys):
     with pytest.raises(ValueError, match="2 or 3 dimensions, not 4"):
         tiny_case(dims=4)
     with pytest.raises(SystemExit):
-        phantoms.main(["--seed", "-1"])
+        main(["--seed", "-1"])
     assert "--seed must be 0 or more, got -1" in capsys.readouterr().err
 
 
 def test_a_missing_packaged_image_says_what_to_install():
     with pytest.raises(FileNotFoundError, match="skimage no longer ships it; install the version in requirements.txt"):
-        demo_images.read_packaged("skimage", "data/no_such_image.png", "picture")
+        packaged.read_packaged("skimage", "data/no_such_image.png", "picture")
     with pytest.raises(ValueError, match="unknown reader 'jpeg'"):
-        demo_images.read_packaged("skimage", "data/retina.jpg", "jpeg")
+        packaged.read_packaged("skimage", "data/retina.jpg", "jpeg")

@@ -5,7 +5,8 @@ import importlib
 
 import pytest
 
-from phantoms import real_cases, tiny_case, write_training_case
+from files.npz import write_training_case
+from phantoms import real_cases, tiny_case
 
 preprocess, train, quantize, infer, evaluate = (
     importlib.import_module(name) for name in ("01_preprocess", "02_train", "03_quantize", "04_infer", "05_evaluate")

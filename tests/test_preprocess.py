@@ -14,12 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
-import writers
-from cache import fingerprint, load_entry, read_index
-from data import resize_labels_to_grid
+from data import load_entry, read_index
+from files import InputError, writing
+from files.journal import fingerprint
+from files.npz import load_npz, read_npz
+from files.pictures import list_pairs, read_mask
+from files.writing import save_image, save_npz
+from grid import boxes_from_labels, promptable_labels, resize_labels_to_grid
 from phantoms import tiny_case
-from readers import InputError, boxes_from_labels, list_pairs, load_npz, promptable_labels, read_mask, read_npz
-from writers import save_image, save_npz
 
 preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
 ROOT = Path(__file__).parent.parent
@@ -172,7 +174,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "update_index", stop)
+        patch.setattr(preprocess, "merged_entries", stop)
         with pytest.raises(KeyboardInterrupt):
             run(folder)
     assert not (folder / "cache" / "index.csv").exists()
@@ -391,7 +393,7 @@ def test_a_cache_of_another_version_is_refused_and_left_alone(folder):
 
 
 def test_a_full_disk_stops_the_run_in_a_sentence_and_the_next_one_goes_on(folder, monkeypatch):
-    real, written = writers.save_bytes, []
+    real, written = writing.save_bytes, []
 
     def full(path, content):
         written.append(path)
@@ -400,7 +402,7 @@ def test_a_full_disk_stops_the_run_in_a_sentence_and_the_next_one_goes_on(folder
         real(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(writers, "save_bytes", full)
+        patch.setattr(writing, "save_bytes", full)
         text = sentence("-i", folder / "train", "-o", folder / "cache", "--jobs", 1)
     assert "No space left on device" in text and "run the same command again, what is done is kept" in text
     done = times_of(folder / "cache")

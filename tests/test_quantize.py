@@ -1,4 +1,4 @@
-"""quantize.py and 03_quantize.py: int8 by hand, against the slow way, and against PyTorch's own."""
+"""quantize.py, fast/counts.py and 03_quantize.py: int8 by hand, against the slow way, and against PyTorch's own."""
 
 import copy
 import importlib
@@ -12,15 +12,18 @@ import torch
 from torch import nn
 
 import quantize
-from baseline import build_baseline
-from model import MaskDecoder, build_model
-from phantoms import real_cases, tiny_case, write_case
+import segment
+from fast import counts
+from files import InputError
+from files.checkpoints import lite_medsam_path, read_checkpoint, save_checkpoint
+from files.npz import write_case
+from grid import boxes_from_labels
+from model import MaskDecoder, TorchEngine
+from phantoms import real_cases, tiny_case
 from presets import PRESETS
-from quantize import Int8Linear, count_macs, float_int_matmul, int_matmul, quantize_activation, quantize_linear_layers
+from quantize import Int8Linear, float_int_matmul, int_matmul, quantize_activation, quantize_linear_layers
 from quantize import quantize_weight as to_int8
-from readers import InputError, boxes_from_labels
-from segment import Segmenter, load_segmenter
-from weights import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint
+from segment import Segmenter
 
 script = importlib.import_module("03_quantize")
 
@@ -48,9 +51,7 @@ def pytorchs(model):
 
 @pytest.fixture(scope="module")
 def baseline():
-    net = build_baseline().eval()
-    load_weights(lite_medsam_path(), net)
-    return net
+    return segment.load("baseline").engine.network
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +142,7 @@ def test_masks_of_the_paper_preset_are_those_of_pytorchs_quantization(baseline, 
     case = next(case for case in real_cases() if case.name == name)
     boxes = boxes_from_labels(case.labels)[1]
     found = [
-        Segmenter(model, PRESETS["paper"], enhanced=False).segment_image(case.image, boxes)
+        Segmenter(TorchEngine(model), PRESETS["paper"], enhanced=False).segment_image(case.image, boxes)
         for model in (pytorchs(baseline), int8_file[1])
     ]
     assert found[0].any() and (found[0] != found[1]).mean() <= 0.001
@@ -162,22 +163,22 @@ def test_a_saved_int8_model_gives_the_same_masks(int8_file):
     path, saved = int8_file
     case = tiny_case()
     boxes = boxes_from_labels(case.labels)[1]
-    loaded = load_segmenter("baseline", path, "fixed", "torch-int8", plain=True)
+    loaded = segment.load("baseline", path, "fixed", "torch-int8")
     assert loaded.preset.weight_int8 == "tensor"  # the file's, whatever the preset says
-    for a, b in zip(loaded.model.state_dict().values(), saved.state_dict().values(), strict=True):
+    for a, b in zip(loaded.engine.network.state_dict().values(), saved.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    want = Segmenter(saved, PRESETS["fixed"], enhanced=False).segment_image(case.image, boxes)
+    want = Segmenter(TorchEngine(saved), PRESETS["fixed"], enhanced=False).segment_image(case.image, boxes)
     assert want.any() and np.array_equal(loaded.segment_image(case.image, boxes), want)
     assert path.stat().st_size < 0.4 * lite_medsam_path().stat().st_size
 
 
 def test_engine_torch_int8_quantizes_a_float_checkpoint_as_the_preset_says(int8_file):
     for settings, scales in (((), 384), (("weight_int8=tensor",), 1)):
-        segmenter = load_segmenter("baseline", engine="torch-int8", settings=settings, plain=True)
-        layer = segmenter.model.image_encoder.layers[1].blocks[0].attn.qkv
+        segmenter = segment.load("baseline", engine="torch-int8", settings=settings)
+        layer = segmenter.engine.network.image_encoder.layers[1].blocks[0].attn.qkv
         assert isinstance(layer, Int8Linear) and len(layer.scale) == scales
     wanted = int8_file[1].state_dict()
-    assert all(torch.equal(value, wanted[name]) for name, value in segmenter.model.state_dict().items())
+    assert all(torch.equal(value, wanted[name]) for name, value in segmenter.engine.network.state_dict().items())
 
 
 def test_bad_input_is_told_in_one_sentence(int8_file, tmp_path):
@@ -199,7 +200,7 @@ def test_bad_input_is_told_in_one_sentence(int8_file, tmp_path):
         (("baseline", path, None, "torch-int4"), "unknown; choose one of torch, torch-int8"),
     ):
         with pytest.raises(InputError, match=message) as error:
-            load_segmenter(*arguments)
+            segment.load(*arguments)
         assert "\n" not in str(error.value)
 
 
@@ -219,7 +220,7 @@ def test_weights_and_activations_with_nan_are_refused():
 
 
 def test_what_int8_reaches_in_the_proposed_model():
-    found = quantize.int8_reach(build_model().eval())
+    found = counts.int8_reach(segment.build("proposed").eval())
     assert found["weights"] == {
         "total": 34_792_784,
         "linear": 3_965_952,
@@ -237,29 +238,38 @@ def test_multiply_adds_equal_pytorchs_own_count(baseline):
     with torch.inference_mode(), counter:
         baseline(torch.zeros(1, 3, 256, 256), torch.tensor([[50.0, 60.0, 180.0, 200.0]]))
     theirs = {str(op).split(".")[-1]: flops // 2 for op, flops in counter.get_flop_counts()["Global"].items()}
-    ours = count_macs(baseline)
+    ours = counts.count_macs(baseline)
     assert sum(n for (_, kind), n in ours.items() if kind == "linear") == theirs["addmm"]
     assert sum(n for (_, kind), n in ours.items() if "convolution" in kind) == theirs["convolution"]
 
 
-def test_the_script_writes_file_and_report_and_its_file_runs(tmp_path):
-    net = build_model()
+def test_the_script_writes_file_and_report_and_its_file_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "TIMED_BOXES", (1, 2))
+    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", tmp_path / "ours.pt")
+    with pytest.raises(SystemExit, match=r"ours\.pt does not exist: name a checkpoint with --weights"):
+        script.main(["--model", "proposed"])
+    net = segment.build("proposed")
     save_checkpoint(tmp_path / "ours.pt", {"model": net.state_dict(), "preset": "paper", "step": 3})
     write_case(tmp_path, tiny_case())
     (tmp_path / "imgs" / "bad.npz").write_bytes(b"no case")
-    arguments = ["--model", "proposed", "--weights", str(tmp_path / "ours.pt"), "-i", str(tmp_path / "imgs")]
+    arguments = ["--model", "proposed", "--repeats", "1", "-i", str(tmp_path / "imgs")]
     with pytest.raises(SystemExit, match="1 cases scored, 1 left out"):
-        script.main([*arguments, "--repeats", "1"])
+        script.main([*arguments, "--weights", str(tmp_path / "ours.pt")])
+    (tmp_path / "ours.dynamic.pt").unlink()
     (tmp_path / "imgs" / "bad.npz").unlink()
-    report = script.main([*arguments, "--repeats", "1"])
+    report = script.main(arguments)  # it finds the checkpoint beside the code
+    assert report["arguments"]["weights"] == tmp_path / "ours.pt"
     assert report["weight_int8"] == "tensor" and len(report["layers"]) == 47
     assert 0.90 < report["bytes"]["int8"] / report["bytes"]["float"] < 0.93
     assert report["cases"][0]["objects"] == 2 and 0 <= report["mean"]["differ"] <= 1
+    assert set(report["speed"]) == {"threads", "repeats", "encoder, 1 image", "decoder, 1 box", "decoder, 2 boxes"}
     text = (tmp_path / "ours.dynamic.md").read_text()
     assert "3,965,952 of 34,792,784 (11.4%)" in text and "7.3% of 18.75 G" in text
     assert json.loads((tmp_path / "ours.dynamic.json").read_text())["arguments"]["model"] == "proposed"
-    loaded = load_segmenter("proposed", tmp_path / "ours.dynamic.pt", engine="torch-int8")
+    loaded = segment.load("proposed", tmp_path / "ours.dynamic.pt", engine="torch-int8")
     assert loaded.preset == PRESETS["paper"] and loaded.enhanced
+    for path in tmp_path.glob("*.pt"):
+        path.unlink()  # 140 MB each
 
 
 @pytest.mark.parametrize(
@@ -274,16 +284,3 @@ def test_the_script_tells_bad_input_in_one_sentence(arguments, message, tmp_path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message):
         script.main(arguments)
-
-
-def test_the_proposed_model_takes_the_checkpoint_beside_the_code_and_needs_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("weights.OUR_CHECKPOINT", tmp_path / "ours.pt")
-    with pytest.raises(SystemExit, match=r"ours\.pt does not exist: name a checkpoint with --weights"):
-        script.main(["--model", "proposed"])
-    save_checkpoint(tmp_path / "ours.pt", {"model": build_model().state_dict(), "preset": "fixed"})
-    write_case(tmp_path, tiny_case())
-    report = script.main(["--model", "proposed", "--repeats", "1", "-i", str(tmp_path / "imgs")])
-    assert report["arguments"]["weights"] == tmp_path / "ours.pt"
-    assert (tmp_path / "ours.dynamic.pt").is_file()
-    for path in tmp_path.glob("*.pt"):
-        path.unlink()  # 140 MB each

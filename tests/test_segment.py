@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from fake_model import BrightModel
 
-from baseline import build_baseline
+from files.case import Case
+from files.formats import read_case
+from grid import NO_MASK, MaskPatch, boxes_from_labels, crop_to_box
 from metrics import dsc
 from presets import PRESETS, override
-from readers import Case, boxes_from_labels, read_npz
-from segment import Segmenter, load_segmenter
-from volumes import _box_of_previous, crop_to_box, ellipsoid_depth, ellipsoid_section, slice_box, with_prior
+from segment import Canvas, Segmenter, load
+from volumes import box_of_previous, ellipsoid_depth, ellipsoid_section, segment_case, slice_box, with_prior
 
 VALIDATION = os.environ.get("VALIDATION_CASES")  # a folder with 3D_MR_MSDHippocampus_114.npz, where one has it
 
@@ -57,10 +57,10 @@ def test_300_objects_get_300_labels_from_one_embedding():
         y, x = divmod(i, 20)
         labels[5 + 26 * y : 17 + 26 * y, 5 + 29 * x : 19 + 29 * x] = i + 1
     one = segmenter()
-    found = one.segment(case(np.where(labels > 0, 220, 20).astype(np.uint8), labels))
+    found = segment_case(one, case(np.where(labels > 0, 220, 20).astype(np.uint8), labels))
     assert found.dtype == np.uint16 and found.max() == 300
     assert np.mean(scores(found, labels)) > 0.9
-    assert one.model.encoded == 1 and one.model.decoded == 300
+    assert one.engine.encoded == 1 and one.engine.decoded == 300
 
 
 def test_boxes_in_chunks_equal_boxes_one_by_one():
@@ -76,15 +76,13 @@ def test_boxes_in_chunks_equal_boxes_one_by_one():
 
 
 def test_overlap_goes_to_the_last_object_or_to_the_higher_logit():
-    from segment import Canvas
-
-    sure = (np.full((4, 6), 5.0, np.float32), slice(0, 4), slice(0, 6))
-    unsure = (np.full((4, 6), 1.0, np.float32), slice(0, 4), slice(3, 9))
+    sure = MaskPatch(np.full((4, 6), 5.0, np.float32), slice(0, 4), slice(0, 6))
+    unsure = MaskPatch(np.full((4, 6), 1.0, np.float32), slice(0, 4), slice(3, 9))
     for overlap, want in (("last", [1, 1, 1, 2, 2, 2, 2, 2, 2]), ("logit", [1, 1, 1, 1, 1, 1, 2, 2, 2])):
         canvas = Canvas((4, 9), overlap)
         canvas.paint(1, sure)
         canvas.paint(2, unsure)
-        canvas.paint(3, None)
+        canvas.paint(3, NO_MASK)
         assert canvas.labels[0].tolist() == want
 
 
@@ -92,9 +90,9 @@ def test_overlap_goes_to_the_last_object_or_to_the_higher_logit():
 def test_fixed_is_right_on_a_cylinder_and_on_touching_objects(shape):
     labels = shape()
     one = segmenter()
-    found = one.segment(case(volume_of(labels), labels))
+    found = segment_case(one, case(volume_of(labels), labels))
     assert min(scores(found, labels)) > 0.9
-    assert one.model.encoded == np.count_nonzero(labels.any(axis=(1, 2))), "each slice is encoded once"
+    assert one.engine.encoded == np.count_nonzero(labels.any(axis=(1, 2))), "each slice is encoded once"
     assert not found[~labels.any(axis=(1, 2))].any(), "nothing outside the boxes' slices"
 
 
@@ -105,14 +103,14 @@ class Recorder(BrightModel):
         super().__init__()
         self.iou, self.asked = iou, []
 
-    def decode(self, embedding, boxes):
-        self.asked.append(boxes.numpy().copy())
-        return torch.full((len(boxes), 1, 256, 256), 8.0), torch.full((len(boxes), 1), self.iou)
+    def decode(self, embedding, boxes, within=None):
+        self.asked.append(boxes.copy())
+        return np.full((len(boxes), 256, 256), 8.0, np.float32), np.full(len(boxes), self.iou, np.float32)
 
 
 def test_fixed_keeps_every_mask_inside_its_box():
     labels = touching_balls()
-    found = Segmenter(Recorder(), PRESETS["fixed"], enhanced=False).segment(case(volume_of(labels), labels))
+    found = segment_case(Segmenter(Recorder(), PRESETS["fixed"], enhanced=False), case(volume_of(labels), labels))
     boxes = boxes_from_labels(labels)[1]
     for i, box in enumerate(boxes, start=1):
         z, y, x = np.nonzero(found == i)
@@ -127,11 +125,11 @@ def test_fixed_walks_down_from_the_middle_again_not_from_the_top():
     asked = []
 
     class Cone(BrightModel):
-        def decode(self, embedding, boxes):
+        def decode(self, embedding, boxes, within=None):
             asked.append(float(boxes[0, 2] - boxes[0, 0]) * 80 / 256)
             return super().decode(embedding, boxes)
 
-    found = Segmenter(Cone(), PRESETS["fixed"], enhanced=False).segment(case(volume_of(labels), labels))
+    found = segment_case(Segmenter(Cone(), PRESETS["fixed"], enhanced=False), case(volume_of(labels), labels))
     assert len(asked) == 21 and asked[10] < 40, "slices 10 .. 20, up to the tip"
     assert min(asked[11:]) > 55, "slices 9 .. 0 keep the middle's width; the ellipsoid's section would shrink to 20"
     assert dsc(found == 1, labels == 1) > 0.9
@@ -142,10 +140,10 @@ def test_objects_that_share_slices_on_different_ways_keep_each_others_masks():
     for i, (low, high) in enumerate(((0, 12), (4, 16), (8, 20))):  # middles 5, 9, 13: up for one, down for another
         labels[low:high, 8:32, 8 + 36 * i : 32 + 36 * i] = i + 1
     one = segmenter()
-    found = one.segment(case(volume_of(labels), labels))
+    found = segment_case(one, case(volume_of(labels), labels))
     for z in range(20):
         assert set(np.unique(found[z])) == set(np.unique(labels[z])), f"slice {z}"
-    assert one.model.encoded == 20
+    assert one.engine.encoded == 20
 
 
 @pytest.mark.parametrize("preset", ["fixed", "paper"])
@@ -154,10 +152,10 @@ def test_few_kept_embeddings_cost_time_and_change_nothing(preset, monkeypatch):
     for i, (low, high) in enumerate(((0, 12), (4, 16), (8, 20))):
         labels[low:high, 8:32, 8 + 36 * i : 32 + 36 * i] = i + 1
     many, few = segmenter(preset), segmenter(preset)
-    want = many.segment(case(volume_of(labels), labels))
+    want = segment_case(many, case(volume_of(labels), labels))
     monkeypatch.setattr("volumes.EMBEDDINGS_KEPT", 2)
-    assert np.array_equal(few.segment(case(volume_of(labels), labels)), want)
-    assert few.model.encoded > many.model.encoded == 20
+    assert np.array_equal(segment_case(few, case(volume_of(labels), labels)), want)
+    assert few.engine.encoded > many.engine.encoded == 20
 
 
 def test_in_3d_too_the_last_object_or_the_surer_one_wins():
@@ -165,7 +163,7 @@ def test_in_3d_too_the_last_object_or_the_surer_one_wins():
     volume = np.full((20, 36, 36), 100, np.uint8)
     volume[:, 0, 0] = 0
     one = Case("case", volume, boxes, None, None, True)
-    last = Segmenter(Recorder(), override(PRESETS["fixed"], ["overlap=last"]), enhanced=False).segment(one)
+    last = segment_case(Segmenter(Recorder(), override(PRESETS["fixed"], ["overlap=last"]), enhanced=False), one)
     assert (last[4:11, 10:22, 10:22] == 2).all() and (last[11:17, 10:22, 10:22] == 1).all()
     depth = np.full((256, 256), 0.5, np.float32)
     sure = with_prior(np.full((256, 256), 8.0, np.float32), 0.95, depth)
@@ -186,27 +184,26 @@ def test_with_prior_and_ellipsoid_depth_by_hand():
     assert with_prior(logits, 0.7, one)[0, 0] == pytest.approx((3 + weight * 0.25) / (3 + weight), rel=1e-5)
 
 
-def test_box_of_previous_by_hand():
+def testbox_of_previous_by_hand():
     mask = np.zeros((128, 64), np.uint16)
     mask[20:40, 10:30] = 300  # also a label that 8 bits cannot hold
-    assert _box_of_previous(mask).tolist() == [
+    assert box_of_previous(mask).tolist() == [
         [20 - 3, 40 - 3, 59 + 3, 79 + 3]
     ]  # twice as large on the grid, grown by 3
     mask[:, -1] = 1
-    assert _box_of_previous(mask)[0, 2] == 127 + 3
-    assert _box_of_previous(np.zeros((8, 8), np.uint16)) is None and _box_of_previous(None) is None
+    assert box_of_previous(mask)[0, 2] == 127 + 3
+    assert box_of_previous(np.zeros((8, 8), np.uint16)) is None and box_of_previous(None) is None
 
 
 def test_released_forgets_to_round_a_box_on_the_way_down():
     volume, boxes = np.full((9, 50, 50), 100, np.uint8), np.array([[5, 7, 1, 30, 33, 7]])
     model = Recorder()
-    model.decode = lambda e, b: (
-        model.asked.append(b.numpy().copy()),
-        (torch.full((1, 1, 256, 256), -8.0), torch.ones(1, 1)),
+    model.decode = lambda e, b, within=None: (
+        model.asked.append(b.copy()),
+        (np.full((1, 256, 256), -8.0, np.float32), np.ones(1, np.float32)),
     )[1]
-    Segmenter(model, PRESETS["released"], enhanced=False).segment(
-        Case("c", volume, boxes.astype(float), None, None, True)
-    )
+    one = Case("c", volume, boxes.astype(float), None, None, True)
+    segment_case(Segmenter(model, PRESETS["released"], enhanced=False), one)
     exact = boxes[0, [0, 1, 3, 4]] * 256 / 50
     ups, downs = model.asked[:3], model.asked[3:]  # z = 4, 5, 6, then 3, 2
     assert len(downs) == 2 and all(np.array_equal(b[0], np.trunc(exact)) for b in ups)
@@ -239,16 +236,16 @@ def test_slice_box_lies_between_the_section_and_the_prompt():
 
 
 def test_crop_to_box_is_inclusive():
-    mask = (np.ones((20, 20), np.float32), slice(10, 30), slice(5, 25))
+    mask = MaskPatch(np.ones((20, 20), np.float32), slice(10, 30), slice(5, 25))
     values, rows, columns = crop_to_box(mask, np.array([0.0, 12, 9, 40]))
     assert (rows, columns, values.shape) == (slice(12, 30), slice(5, 10), (18, 5))
-    assert crop_to_box(mask, np.array([30.0, 12, 40, 40])) is None and crop_to_box(None, np.zeros(4)) is None
+    assert crop_to_box(mask, np.array([30.0, 12, 40, 40])) is NO_MASK and crop_to_box(NO_MASK, np.zeros(4)) is NO_MASK
 
 
 def test_released_never_visits_the_end_slices_and_mended_does():
     labels = cylinder()
     first, last = np.flatnonzero(labels.any(axis=(1, 2)))[[0, -1]]
-    released, mended = (segmenter(p).segment(case(volume_of(labels), labels)) for p in ("released", "paper"))
+    released, mended = (segment_case(segmenter(p), case(volume_of(labels), labels)) for p in ("released", "paper"))
     assert not released[[first, last]].any() and released[first + 1].any() and released[last - 1].any()
     assert mended[first].any() and mended[last].any()
     assert not mended[:first].any() and not mended[last + 1 :].any()
@@ -259,7 +256,7 @@ def test_released_follows_other_objects_and_mended_follows_its_own():
     labels = np.zeros((13, 64, 128), np.uint16)
     labels[1:12, 8:24, 30:60] = 1
     labels[1:12, 40:50, 70:110] = 2
-    released, mended = (segmenter(p).segment(case(volume_of(labels), labels)) for p in ("released", "paper"))
+    released, mended = (segment_case(segmenter(p), case(volume_of(labels), labels)) for p in ("released", "paper"))
     assert dsc(mended == 2, labels == 2) > 0.8
     assert dsc(released == 2, labels == 2) < 0.5, "its boxes come from object 1's masks (#40)"
 
@@ -268,21 +265,21 @@ def test_released_follows_other_objects_and_mended_follows_its_own():
 def test_a_box_of_one_slice_and_a_volume_with_no_answer(preset):
     labels = np.zeros((5, 40, 40), np.uint16)
     labels[2, 10:30, 10:30] = 1
-    found = segmenter(preset).segment(case(volume_of(labels), labels))
+    found = segment_case(segmenter(preset), case(volume_of(labels), labels))
     assert found.shape == labels.shape and not found[[0, 1, 3, 4]].any()
     dark = Segmenter(BrightModel(threshold=2.0), PRESETS[preset], enhanced=False)  # no pixel is ever bright enough
-    assert dark.segment(case(volume_of(labels), labels)).shape == labels.shape
+    assert segment_case(dark, case(volume_of(labels), labels)).shape == labels.shape
 
 
 @pytest.fixture(scope="module")
 def lite_medsam():
-    return load_segmenter("baseline").model
+    return load("baseline").engine
 
 
 @pytest.mark.skipif(not VALIDATION, reason="set VALIDATION_CASES to the folder that holds the hippocampus volume")
 def test_published_loops_equal_the_originals(lite_medsam):
     golden = np.load(Path(__file__).parent / "golden" / "lite_medsam_3d_golden.npz")
-    hippocampus = read_npz(Path(VALIDATION) / str(golden["case"]), boxes_from_masks=True)
+    hippocampus = read_case(Path(VALIDATION) / str(golden["case"]), boxes_from_masks=True)
     assert np.array_equal(hippocampus.boxes, golden["boxes"])
     embeddings = {}
 
@@ -296,17 +293,58 @@ def test_published_loops_equal_the_originals(lite_medsam):
             return embeddings[key]
 
     for preset, key in (("released", "released_segs"), ("paper", "upstream_segs")):
-        found = Remembering(lite_medsam, PRESETS[preset], enhanced=False).segment(hippocampus)
+        found = segment_case(Remembering(lite_medsam, PRESETS[preset], enhanced=False), hippocampus)
         assert (found != golden[key]).mean() <= 0.001
 
 
 def test_lite_medsam_with_fixed_is_right_on_a_cylinder(lite_medsam):
     labels = np.pad(cylinder()[::2], ((0, 0), (16, 16), (16, 16)))  # 9 slices, to be quick
     one = case(volume_of(labels, seed=1), labels)
-    found = Segmenter(lite_medsam, PRESETS["fixed"], enhanced=False).segment(one)
+    found = segment_case(Segmenter(lite_medsam, PRESETS["fixed"], enhanced=False), one)
     assert dsc(found == 1, labels == 1) > 0.9  # the inscribed ellipsoid scores 0.79
 
 
-def test_baseline_needs_no_preset_and_proposed_needs_weights():
-    assert load_segmenter("baseline").preset.name == "fixed"
-    assert isinstance(build_baseline(), type(load_segmenter("baseline", plain=True).model))
+# ---------------------------------------------------------------- by a name, and on the seam
+
+
+def test_the_baseline_needs_no_preset_and_five_lines_segment_an_image(lite_medsam):
+    segmenter = load("baseline")
+    assert segmenter.preset.name == "fixed" and not segmenter.enhanced
+    labels = np.zeros((80, 120), np.uint16)
+    labels[20:60, 30:90] = 1
+    image = volume_of(labels)
+    embedding = segmenter.embed(image)
+    found = segmenter.masks(embedding, boxes_from_labels(labels)[1], image.shape[:2])
+    assert dsc(found.own(0), labels == 1) > 0.9 and np.array_equal(found.own(0), found.labels == 1)
+    assert found.iou.shape == (1,) and 0.5 < found.iou[0] < 1.1
+
+
+def test_a_new_encoder_is_one_class_and_one_row(monkeypatch, tmp_path):
+    import sys
+    import types
+
+    import torch
+
+    import segment
+    from files.checkpoints import save_checkpoint
+
+    class Patches(torch.nn.Module):
+        """Each cell of the embedding is a projection of its 4x4 pixels."""
+
+        def __init__(self):
+            super().__init__()
+            self.project = torch.nn.Conv2d(3, 256, 4, stride=4)
+
+        def forward(self, image):
+            return self.project(image)
+
+    module = types.ModuleType("patches")
+    module.Patches = Patches
+    monkeypatch.setitem(sys.modules, "patches", module)
+    path = tmp_path / "patches.pt"
+    monkeypatch.setitem(segment.MODELS, "patches", segment.Architecture("patches", "Patches", lambda: path, True))
+    save_checkpoint(path, {"model": segment.build("patches").state_dict(), "preset": "fixed"})
+    for engine in segment.ENGINES:
+        segmenter = load("patches", engine=engine)
+        found = segmenter.segment_image(volume_of(cylinder()[4]), np.array([[10.0, 10, 50, 50]]))
+        assert found.shape == (64, 64) and segmenter.enhanced

@@ -6,24 +6,19 @@ Most runs use the stand-in of fake_model.py, which needs no weights; the last te
 import csv
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import table4
 from fake_model import BrightModel
-from table4_report import verdicts
 
-from phantoms import Phantom, tiny_case, write_training_case
+from files.npz import load_npz, write_training_case
+from files.writing import save_npz
+from phantoms import tiny_case
 from presets import PRESETS
-from readers import load_npz
 from segment import Segmenter
-from tables import PAPER_INT8_SCORES, SCORES
-from writers import save_npz
-
-ROOT = Path(__file__).parent.parent
+from tables import PAPER_INT8_SCORES, score_names
 
 
 def crowd(count, height, width):
@@ -69,11 +64,12 @@ def place(tmp_path, monkeypatch):
     loaded = []
 
     def load(model, weights, preset, engine):
-        loaded.append((model, weights.name, preset, engine, BrightModel(0.4 if engine == "torch" else 0.41)))
+        loaded.append((model, weights.name, preset, engine, BrightModel(0.4 if engine == "fast" else 0.41)))
         return Segmenter(loaded[-1][-1], PRESETS[preset], enhanced=False)
 
-    monkeypatch.setattr(table4, "load_segmenter", load)
-    monkeypatch.setattr(table4, "default_weights", lambda model: tmp_path / "ours.pt")
+    monkeypatch.setattr(table4.engines, "load", load)
+    row = table4.segment.MODELS["baseline"]._replace(weights=lambda: tmp_path / "ours.pt")
+    monkeypatch.setitem(table4.segment.MODELS, "baseline", row)
     monkeypatch.chdir(tmp_path)
     return tmp_path, loaded
 
@@ -93,7 +89,7 @@ def test_all_systems_get_the_same_boxes_and_every_table_is_written(place):
     folder, loaded = place
     rows = run()
     assert [one[:4] for one in loaded] == [
-        (model, "ours.pt", "fixed", engine) for model in ("baseline", "proposed") for engine in ("torch", "torch-int8")
+        (model, "ours.pt", "fixed", engine) for model in ("baseline", "proposed") for engine in ("fast", "torch-int8")
     ]
     assert len(rows) == 3 * 6 * 2  # cases, systems and references, kinds of boxes
     # 2D images 1 each, the volume its slices with objects; both kinds of boxes share them
@@ -127,7 +123,7 @@ def test_all_systems_get_the_same_boxes_and_every_table_is_written(place):
     assert "## proposed-int8 - proposed, boxes moved-5px-seed0" in differences and "0.2 and 0.3" in differences
     with (folder / "results" / "differences.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 2 * 4 * 3 * len(SCORES)  # kinds of boxes, pairs, two modalities and the average
+    assert len(lines) == 2 * 4 * 3 * len(score_names())  # kinds of boxes, pairs, two modalities and the average
     assert all(
         not line["low"] or float(line["low"]) <= float(line["difference"]) <= float(line["high"]) for line in lines
     )
@@ -170,7 +166,7 @@ def test_other_weights_images_or_boxes_are_computed_anew(place):
     assert len(loaded) == 2
     loaded.clear()
     case = tiny_case(0, 2)
-    write_training_case(folder / "val", Phantom(case.name, 255 - case.image, case.labels, None, ()))
+    write_training_case(folder / "val", replace(case, image=255 - case.image))
     run(*systems)
     assert [one[-1].encoded for one in loaded] == [1]
 
@@ -207,7 +203,9 @@ def test_bad_cases_are_told_and_the_others_are_done(place, capsys):
         run("--systems", "baseline")
     assert stop.value.code == 1
     told = [one for one in capsys.readouterr().err.splitlines() if "left out" in one]
-    for text, words in zip(told, ("1 pixel wide or high", "no key 'gts'", "no key 'spacing'"), strict=True):
+    for text, words in zip(
+        told, ("1 pixel wide or high", "neither 'boxes' nor 'gts'", "no key 'spacing'"), strict=True
+    ):
         assert text.startswith("table4.py: left out: val/") and words in text
     with (folder / "results" / "cases.csv").open(newline="") as file:
         assert len({row["case"] for row in csv.DictReader(file)}) == 3
@@ -233,17 +231,29 @@ def test_what_is_missing_is_told_in_one_sentence(place, capsys):
 @pytest.mark.parametrize("dsc, nsd, verdict", [(0.0019, -0.0029, ", within"), (-0.0021, 0, "NOT"), (0, 0.0031, "NOT")])
 def test_the_verdict_looks_at_both_scores_and_at_either_sign(dsc, nsd, verdict):
     line = {"boxes": "exact", "system": "proposed-int8", "minus": "proposed", "modality": "Average"}
-    (told,) = verdicts(
+    (told,) = table4.verdicts(
         [line | {"score": "dsc_strict", "difference": dsc}, line | {"score": "nsd_strict", "difference": nsd}]
     )
     assert verdict in told and told.startswith("proposed-int8 - proposed, boxes exact: ")
 
 
-def test_smoke_runs_the_real_models_and_leaves_nothing_behind(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "table4.py"), "--smoke"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+def smoke(folder, monkeypatch, capsys, *more):
+    """The lines that a run with --smoke prints, of the real models; it leaves nothing in the current folder."""
+    monkeypatch.chdir(folder)
+    table4.main(["--smoke", *more])
+    found = capsys.readouterr()
+    assert found.err == "" and not list(folder.iterdir())
+    return found.out.splitlines()
+
+
+def test_smoke_runs_a_real_model_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    lines = smoke(tmp_path, monkeypatch, capsys, "--2d-only", "--systems", "proposed")
+    assert lines[0].startswith("| modality | cases | objects | proposed | filled box |")
+    assert lines[-1] == "table4.py: 1 cases, 0 left out; removed again."
+
+
+@pytest.mark.long
+def test_smoke_runs_both_real_models_on_an_image_and_a_volume(tmp_path, monkeypatch, capsys):
+    lines = smoke(tmp_path, monkeypatch, capsys)
     assert lines[0].startswith("| modality | cases | objects | baseline | baseline-int8 | proposed | proposed-int8 |")
     assert lines[-1] == "table4.py: 2 cases, 0 left out; removed again."
-    assert not list(tmp_path.iterdir())

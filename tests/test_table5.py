@@ -5,7 +5,6 @@ Most runs use the stand-in of fake_model.py; the last tests are the real thing.
 
 import csv
 import json
-import subprocess
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -14,25 +13,43 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import stages
 import table5
+import table5_report as report
 import table5_work
 import torch
 from fake_model import BrightModel
-from table5_cases import BY_NAME, SECONDS_A_SLICE, SIX_OBJECTS, SMOKE, TABLE5, draw, object_slices, spans, thinner, work
-from table5_report import BASELINE, OURS, RELEASED, Times, bars, read_rows, times_text
-from table5_work import ORGANS, STAGES, organ_pair, package_nsd, released_algorithm, scaled
+from table5_report import BASELINE, OURS, RELEASED, Times, append_row, bars, read_rows, times_text
+from table5_work import (
+    BY_NAME,
+    ORGANS,
+    SECONDS_A_SLICE,
+    SIX_OBJECTS,
+    SMOKE,
+    STAGES,
+    TABLE5,
+    draw,
+    object_slices,
+    organ_pair,
+    package_nsd,
+    released_algorithm,
+    scaled,
+    spans,
+    thinner,
+    work,
+)
 
-from baseline import build_baseline
-from fast_decoder import FastModel
+import segment
+from files import InputError
+from files.case import Case
+from files.npz import read_npz, write_case
+from files.writing import save_json
+from grid import boxes_from_labels
 from metrics import nsd
-from model import build_model
-from phantoms import write_case
+from model import TorchEngine
 from presets import PRESETS
-from readers import Case, InputError, boxes_from_labels, read_npz
 from segment import Segmenter
+from volumes import segment_case
 
-ROOT = Path(__file__).parent.parent
 PAPER = """
 3DBox_CT_0566 287 512 512 6 210.98 51.85
 3DBox_CT_0888 237 512 512 6 53.35 11.22
@@ -52,9 +69,8 @@ PAPER = """
 
 
 def boxed(name, seed=0):
-    phantom = draw(BY_NAME[name], seed)
-    boxes = boxes_from_labels(phantom.labels)[1].astype(float)
-    return Case(name, phantom.image, boxes, phantom.labels, phantom.spacing_mm, name.startswith("3D"))
+    case = draw(BY_NAME[name], seed)
+    return replace(case, boxes=boxes_from_labels(case.labels)[1])
 
 
 # ---------------------------------------------------------------- the cases
@@ -105,22 +121,42 @@ def test_the_drawn_spans_are_the_boxes_and_six_objects_are_in_every_slice():
 # ---------------------------------------------------------------- the published algorithm
 
 
+class NoiseModel:
+    """Smooth random logits on both sides of 0, other ones for each image and box."""
+
+    def encode(self, image):
+        return image
+
+    def decode(self, embedding, boxes, within=None):
+        seeds = [[int(1e3 * embedding.sum()), *(8 * box).astype(int)] for box in boxes]
+        coarse = [np.random.default_rng(seed).normal(size=(9, 9)).astype(np.float32) for seed in seeds]
+        return np.stack([cv2.resize(one, (256, 256)) for one in coarse]), np.ones(len(boxes), np.float32)
+
+
+NETWORKS = {
+    "bright": lambda: BrightModel(0.45),
+    "noise": NoiseModel,
+    "random": lambda: TorchEngine(segment.build("proposed")),
+}
+
+
 @pytest.mark.parametrize("name", [case.name for case in SMOKE])
-@pytest.mark.parametrize("network", ["bright", "random"])
+@pytest.mark.parametrize("network", ["bright", "noise", pytest.param("random", marks=pytest.mark.long)])
 def test_the_released_algorithm_paints_what_the_released_preset_paints(name, network):
     torch.manual_seed(0)
-    model = BrightModel(0.45) if network == "bright" else build_model()
-    segmenter = Segmenter(model, PRESETS["released"], enhanced=True)
+    segmenter = Segmenter(NETWORKS[network](), PRESETS["released"], enhanced=True)
     case = boxed(name)
-    wanted = segmenter.segment(case)
+    wanted = segment_case(segmenter, case)
     assert wanted.any()
     assert np.array_equal(released_algorithm(segmenter, case), wanted)
 
 
-def test_the_released_algorithm_runs_the_plain_network_and_ours_the_fast_one():
-    plain, fast = (table5_work.segmenter_of("released", "baseline", engine, {}).model for engine in ("eager", "torch"))
-    assert plain.state_dict().keys() == build_baseline().state_dict().keys(), "batch norms and all"
-    assert isinstance(fast, FastModel)
+def test_the_released_algorithm_runs_the_network_as_written_and_ours_the_fast_one(monkeypatch):
+    monkeypatch.setattr(table5_work.engines, "fast_engine", lambda network: ("fast", network))  # its checks take long
+    plain, fast = (table5_work.segmenter_of(*system.split(), {}).engine for system in (RELEASED, OURS))
+    assert type(plain) is TorchEngine and fast[0] == "fast"
+    assert any(name.endswith("running_mean") for name in plain.network.state_dict()), "batch norms and all"
+    assert BASELINE.split()[-1] == RELEASED.split()[-1] == "torch"
 
 
 def test_the_released_algorithm_follows_objects_that_cover_each_other():
@@ -129,7 +165,7 @@ def test_the_released_algorithm_follows_objects_that_cover_each_other():
     boxes = np.array([[20.0, 20, 1, 49, 39, 7], [40, 30, 2, 79, 59, 8], [35, 25, 0, 60, 50, 4]])
     case = Case("3DBox_CT_overlap", np.where(labels > 0, 200, 10).astype(np.uint8), boxes, None, None, True)
     segmenter = Segmenter(BrightModel(), PRESETS["released"], enhanced=False)
-    wanted = segmenter.segment(case)
+    wanted = segment_case(segmenter, case)
     assert set(np.unique(wanted)) == {0, 1, 2, 3}
     assert np.array_equal(released_algorithm(segmenter, case), wanted)
 
@@ -144,7 +180,7 @@ def test_work_is_what_the_network_is_asked_for(name, preset):
         released_algorithm(segmenter, case)
         assert (model.encoded == model.decoded) == case.is_3d  # once a slice and object, once an image
     else:
-        segmenter.segment(case)
+        segment_case(segmenter, case)
     encoded, decoded, cells = work(case, PRESETS[preset], shared=preset == "fixed")
     assert (model.encoded, model.decoded) == (encoded, decoded)
     assert cells == 4096 * decoded if preset == "released" else decoded <= cells < 4096 * decoded
@@ -202,7 +238,7 @@ def test_bars_say_yes_no_or_nothing():
     best, six = "fixed proposed openvino", SIX_OBJECTS.name
     cells, skin = "2DBox_Microscope_0016", "2DBox_Dermoscopy_0003"
     rows = times(**{
-        "encoder|eager": 0.4, "encoder|torch": 0.3, "encoder|openvino": 0.1, "peak|int8": 0.0039, "peak|float32": 0.02,
+        "encoder|torch": 0.4, "encoder|fast": 0.3, "encoder|openvino": 0.1, "peak|int8": 0.0039, "peak|float32": 0.02,
         f"{six}|{BASELINE}": 40, f"{six}|{RELEASED}": 9.9, f"{six}|{OURS}": 2.4, f"{six}|{best}": 1.0,
         f"{cells}|{RELEASED}": 6.0, f"{cells}|{OURS}": 2.0, f"{cells}|{best}": 1.0,
         f"{skin}|{BASELINE}": 0.9, f"{skin}|{OURS}": 2.0, f"{skin}|{best}": 1.0,
@@ -243,7 +279,7 @@ def place(tmp_path, monkeypatch):
     """The stand-in for every model, jobs in this process; `asked` lists them, `fault` says which go wrong."""
     asked, fault = [], {"stop": None, "killed": None}
 
-    def load(model, weights, preset, engine, force=False, plain=False):
+    def load(model, weights, preset, engine, force=False):
         if engine == "openvino":
             raise InputError("openvino is not installed")
         return Segmenter(BrightModel(0.4), PRESETS[preset or "fixed"], enhanced=model == "proposed")
@@ -257,7 +293,7 @@ def place(tmp_path, monkeypatch):
         return table5_work.measure(job)
 
     threads = torch.get_num_threads(), cv2.getNumThreads()
-    monkeypatch.setattr(table5_work, "load_segmenter", load)
+    monkeypatch.setattr(table5_work.engines, "load", load)
     monkeypatch.setattr(table5, "in_child", child)
     monkeypatch.setattr(table5, "current_settings", lambda args: SETTINGS | {"slices": args.slices})
     monkeypatch.setattr(table5, "FULL_SIZES", {"side": 32, "calls": 1, "shape": (16, 32, 32)})
@@ -269,7 +305,7 @@ def place(tmp_path, monkeypatch):
 
 def run(*more, cases=("peak", "encoder", "2DBox_US_0525"), repeats=2):
     return table5.main(
-        ["--cases", *cases, "--threads", "1", "--repeats", str(repeats), "--engines", "torch", "openvino", *more]
+        ["--cases", *cases, "--threads", "1", "--repeats", str(repeats), "--engines", "fast", "openvino", *more]
     )
 
 
@@ -278,8 +314,8 @@ def test_systems_take_turns_and_a_missing_engine_is_told_once(place, capsys):
     rows = run()
     case = "2DBox_US_0525"
     wanted = [("peak", kind, repeat) for repeat in (1, 2) for kind in ("float32", "int8")]
-    wanted += [("encoder", engine, 1) for engine in ("eager", "torch", "openvino")]
-    wanted += [("encoder", engine, 2) for engine in ("eager", "torch")]
+    wanted += [("encoder", engine, 1) for engine in ("torch", "fast", "openvino")]
+    wanted += [("encoder", engine, 2) for engine in ("torch", "fast")]
     wanted += [(case, system, repeat) for repeat in (1, 2) for system in (BASELINE, RELEASED, OURS)]
     assert asked == wanted
     told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
@@ -306,14 +342,14 @@ def test_a_run_goes_on_where_it_was_stopped_even_within_a_line(place):
     asked.clear()
     rows = run()
     assert path.read_text().startswith(before) and len(rows) == 4 + 4 + 6
-    assert asked[:2] == [("encoder", "openvino", 1), ("encoder", "eager", 2)] and len(asked) == 9
+    assert asked[:2] == [("encoder", "openvino", 1), ("encoder", "torch", 2)] and len(asked) == 9
     asked.clear()
-    assert run("--engines", "torch") == rows and asked == []
+    assert run("--engines", "fast") == rows and asked == []
     assert read_rows(path) == rows
 
 
 def test_released_volumes_are_timed_in_part_and_ours_whole(place):
-    rows = run("--slices", "6", "--engines", "torch", cases=["3DBox_MR_0121"], repeats=1)
+    rows = run("--slices", "6", "--engines", "fast", cases=["3DBox_MR_0121"], repeats=1)
     by_system = {row["system"]: row for row in rows}
     assert by_system[OURS]["slices"] == by_system[OURS]["slices_of"] == by_system[RELEASED]["slices_of"]
     assert by_system[RELEASED]["slices"] <= 6
@@ -328,7 +364,7 @@ def test_what_goes_wrong_is_told_in_one_sentence(place, capsys):
         run("--slices", "5", cases=["2DBox_US_0525"])
     fault["killed"] = RELEASED
     rows = run("-o", "elsewhere", cases=["2DBox_US_0525"], repeats=1)
-    assert len(rows) == 2 and "released proposed eager: its process was killed" in capsys.readouterr().out
+    assert len(rows) == 2 and "released proposed torch: its process was killed" in capsys.readouterr().out
     for more in (
         ["--repeats", "0"],
         ["--slices", "2"],
@@ -357,19 +393,44 @@ def test_without_the_package_the_nsd_is_left_out(monkeypatch):
         package_nsd(*organ_pair(5, (16, 32, 32)), (1.0, 1.0, 1.0))
 
 
-def test_stages_draws_every_case_and_adds_up(tmp_path):
-    stages.made_up_times(tmp_path)
-    rows = stages.main(["--times", str(tmp_path), "--figure", str(tmp_path / "figure.png")])
-    assert [row["case"] for row in rows[::2]] == list(stages.CASES) and (
-        tmp_path / "figure.png"
-    ).stat().st_size > 10_000
-    with (tmp_path / "stages.csv").open(newline="") as file:
+def made_up_times(folder):
+    """A times.csv and settings.json with every stage 1 s."""
+    for case in report.DRAWN:
+        for system in (RELEASED, OURS, "fixed proposed openvino"):
+            row = {"case": case, "system": system, "repeat": 1, "seconds": 7.0, "peak_mb": 500.0}
+            append_row(
+                folder / "times.csv", row | {f"{stage}_s": 1.0 for stage in STAGES} | dict.fromkeys(report.COUNTS, 1)
+            )
+    for kind, seconds in (("float32", 0.01), ("int8", 0.0025)):
+        append_row(folder / "times.csv", {"case": "peak", "system": kind, "repeat": 1, "seconds": seconds})
+    counts = {"encoder": 17_000_000_000, "decoder": 2_000_000_000, "fast image": 0, "fast box": 10**9, "fast cell": 0}
+    save_json(folder / "settings.json", SETTINGS | {"multiply-adds": counts, "note": "An old machine."})
+
+
+def test_the_figure_draws_every_case_and_adds_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    made_up_times(tmp_path / "times")
+    rows = table5.main(["--figure", "-o", "times"])
+    assert [row["case"] for row in rows[::2]] == list(report.DRAWN)
+    assert (tmp_path / "assets" / "stages.png").stat().st_size > 10_000
+    with (tmp_path / "times" / "stages.csv").open(newline="") as file:
         assert [float(row["read"]) for row in csv.DictReader(file)] == [1.0] * 6
-    told = stages.sentence(rows[0])
+    told = capsys.readouterr().out.splitlines()[0]
     assert told.startswith("2DBox_US_0525, released algorithm: 7 s, of which encode and decode 2 s for 19 G")
     assert told.endswith("at the float32 peak 0.19 s (10.5 x), at the int8 peak 0.0475 s (42.1 x).")
+    assert (tmp_path / "times" / "table.md").read_text().endswith("\n\nAn old machine.\n")
     with pytest.raises(SystemExit, match="run first: python benchmarks/table5.py --cases peak 2DBox_US_0525"):
-        stages.main(["--times", str(tmp_path / "nowhere")])
+        table5.main(["--figure", "-o", "nowhere"])
+
+
+def test_the_committed_tables_are_what_the_committed_times_give(tmp_path, monkeypatch):
+    results = Path(__file__).parent.parent / "results" / "table5"
+    for name in ("times.csv", "settings.json"):
+        (tmp_path / name).write_bytes((results / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    table5.main(["--figure", "-o", "."])
+    for name in ("table.md", "stages.csv", "times.csv"):
+        assert (tmp_path / name).read_text() == (results / name).read_text()
 
 
 def test_a_drawn_case_survives_its_file(tmp_path):
@@ -377,18 +438,11 @@ def test_a_drawn_case_survives_its_file(tmp_path):
     assert case.is_3d and np.array_equal(case.boxes, boxed(SMOKE[1].name).boxes)
 
 
-def test_smoke_runs_the_real_models_and_leaves_nothing_behind(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "table5.py"),
-        "--smoke",
-        "--engines",
-        "torch",
-        "--threads",
-        "1",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert lines[0] == "# Table 5 measured" and lines[-1].startswith("table5.py: 8 runs, best engine torch; removed")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.long  # eight processes, each of which imports PyTorch
+def test_smoke_runs_the_real_models_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    table5.main(["--smoke", "--threads", "1"])
+    found = capsys.readouterr()
+    lines = found.out.splitlines()
+    assert lines[0] == "# Table 5 measured" and lines[-1].startswith("table5.py: 8 runs, best engine fast; removed")
+    assert found.err == "" and not list(tmp_path.iterdir())

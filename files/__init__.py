@@ -1,0 +1,112 @@
+"""Every byte in and out, and what all files share: `InputError` and the facts about modalities and data sets.
+
+    case.py         one image with its boxes and labels; the checks that every input passes
+    formats.py      the table of file endings: which function reads what
+    npz.py          the challenge's .npz, in and out
+    pictures.py     PNG, JPG, TIFF and BMP; images with mask pictures beside them
+    checkpoints.py  weights
+    pickles.py      an unpickler that cannot run code
+    journal.py      what a run of step 1 that was stopped need not do again
+    writing.py      each file is written whole or not at all
+
+A fork for other data adds a function and a row in formats.py, and its modalities and data sets here.
+"""
+
+from __future__ import annotations
+
+import re
+
+MAX_LABEL = 65_535  # labels are uint16 everywhere (D9): the challenge has images with more than 255 objects
+
+
+class InputError(ValueError):
+    """Bad input, told in one sentence: which file, what was found, what to do."""
+
+
+# ---------------------------------------------------------------- modalities and data sets, by the names of files
+
+PAPER_MODALITIES = "CT MR PET US X-Ray Dermoscopy Endoscopy Fundus Microscopy".split()  # rows of [P Table 4]
+MODALITIES = [*PAPER_MODALITIES, "OCT", "Mammography", "Other"]
+VOLUME_MODALITIES = ("CT", "MR", "PET")  # sampled by sub-modality, the others by modality [P 3.2]
+
+# First word of a file name, lower case, hyphens removed -> modality. Order matters: the first match wins
+# (micro-ultrasound is ultrasound, not microscopy; the challenge's files use several spellings of one modality).
+MODALITY_PREFIXES = (
+    ("microus", "US"),
+    ("mamm", "Mammography"),
+    ("micro", "Microscopy"),
+    ("nuclei", "Microscopy"),
+    ("oct", "OCT"),
+    ("ct", "CT"),
+    ("btcv", "CT"),
+    ("mr", "MR"),
+    ("pet", "PET"),
+    ("us", "US"),
+    ("ultra", "US"),
+    ("xr", "X-Ray"),
+    ("cxr", "X-Ray"),
+    ("hipxray", "X-Ray"),
+    ("teeth", "X-Ray"),
+    ("derm", "Dermoscopy"),
+    ("endo", "Endoscopy"),
+    ("fundus", "Fundus"),
+)
+
+# The groups of the released sampler: a file belongs to the first whose name starts its own.
+SUBMODALITIES = (
+    "teeth",
+    *(f"CT_{name}" for name in (
+        "AMOS", "AbdTumor", "AbdomenCT", "COVID-19-20-CT-SegChallenge", "CT-ORG", "LIDC-IDRI", "LungLesions",
+        "LungMasks", "TCIA-LCTSC", "TotalSeg",
+    )),
+    *(f"MR_{name}" for name in (
+        "AMOSMR", "BraTS", "Heart", "ISLES2022", "Prostate", "QIN-PROSTATE-Lesion", "QIN-PROSTATE-Prostate", "SpineMR",
+        "WMH", "crossmoda",
+    )),
+    "Dermoscopy", "Endoscopy", "Fundus", "Mammo", "Microscopy", "OCT", "PET", "US", "XRay",
+    "nuclei", "btcv", "hipxray", "microUS",
+)  # fmt: skip
+
+
+def bare_name(name: str) -> str:
+    """A case's name without the challenge's "2D_", "3D_", "2DBox_" or "3DBox_"."""
+    return re.sub(r"^[23]D(Box)?_", "", name)
+
+
+def modality_of(name: str) -> str:
+    """Modality that a challenge-style file name starts with ("2DBox_X-Ray_0053" -> "X-Ray"); "Other" if none."""
+    words = name.split("_")
+    if words[0].lower() in ("2dbox", "3dbox", "2d", "3d"):
+        words = words[1:]
+    first = words[0].lower().replace("-", "") if words else ""
+    return next((modality for prefix, modality in MODALITY_PREFIXES if first.startswith(prefix)), "Other")
+
+
+def submodality_of(name: str) -> str:
+    """The group of a case in the sampler: one of SUBMODALITIES, else modality and data set ("CT_STS").
+
+    Spellings of one modality ("X-Ray", "XRay", "CXR"; "Microscope") go to one group.
+    """
+    bare, modality = bare_name(name), modality_of(name)
+    group = next((group for group in SUBMODALITIES if bare.startswith(group)), None)
+    if group:
+        return group
+    known = {"X-Ray": "XRay", "Mammography": "Mammo"}.get(modality, modality)
+    if known in SUBMODALITIES:
+        return known
+    words = bare.split("_")
+    return "_".join(words[:2]) if len(words) > 2 else words[0]
+
+
+def patient_of(name: str) -> str:
+    """Key of the patient that a case shows, as far as its name says: what the split must not cut apart.
+
+    The key ends with the first part of the last word, between hyphens, that has a digit. What follows are numbers
+    of slices, sides and views. Two patients may share a key, which costs nothing; one patient never has two.
+    >>> [patient_of(n) for n in ("2D_CT_CURVAS_10007-532", "3D_CT_STS_STS-031", "US_BUSBRA_benign-0847-s")]
+    ['CT_CURVAS_10007', 'CT_STS_STS-031', 'US_BUSBRA_benign-0847']
+    """
+    words = bare_name(name).split("_")
+    parts = words[-1].split("-")
+    last = next((i for i, part in enumerate(parts) if re.search(r"\d", part)), len(parts) - 1)
+    return "_".join([*words[:-1], "-".join(parts[: last + 1])])

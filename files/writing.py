@@ -1,0 +1,68 @@
+"""Files out: each is written under a temporary name and then renamed, so that an interrupted run leaves no half file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+def save_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; makes its folder. OSError if the disk is full or the path can't be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Compressed .npz of plain arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    save_bytes(path, buffer.getvalue())
+
+
+def save_text(path: Path, text: str) -> None:
+    """UTF-8 text with Unix line ends on every system."""
+    save_bytes(path, text.encode())
+
+
+def save_json(path: Path, content: dict) -> None:
+    """Indented JSON; paths are written as strings."""
+    save_text(path, json.dumps(content, indent=2, default=str) + "\n")
+
+
+def csv_text(rows: list[dict], columns: tuple[str, ...], number: str = ".6f") -> str:
+    """Rows as CSV; a value that is missing or nan is left blank.
+
+    number: format of floats; "" writes all digits.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = [row.get(column, "") for column in columns]
+        writer.writerow([("" if math.isnan(c) else f"{c:{number}}") if isinstance(c, float) else c for c in cells])
+    return text.getvalue()
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """PNG of (H, W) uint8 or uint16, or (H, W, 3) RGB uint8."""
+    pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    save_bytes(path, cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def save_figure(path: Path, figure) -> None:
+    """A matplotlib figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+    save_bytes(path, buffer.getvalue())

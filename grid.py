@@ -1,0 +1,217 @@
+"""The 256-pixel grid that the network sees: images, boxes and masks there and back. [P 2.1]
+
+Original image (H, W) -> long side to 256, aspect kept -> (h, w) -> zero padding at the right and bottom
+-> (256, 256). One pixel of the grid is max(H, W) / 256 original pixels; along the short side that is rounded for
+images, whose size is whole, and exact for boxes, as in LiteMedSAM: at most half a grid pixel apart at the far end.
+Frames are named: "original" or "grid". Boxes are x_min, y_min, x_max, y_max in pixels of their frame.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+GRID = 256  # side of the network's input image and of its mask logits, pixels [P 2.1]
+BOX_JITTER = 5  # pixels on the grid that a side of a box moves at most in training (#18)
+JITTER_SHARE = 0.1  # jitter "scaled": at most this share of the object's width or height too
+ROWS_AT_ONCE = 1 << 22  # pixels of a label map looked at in one go, which bounds the memory of temporaries
+
+
+class MaskPatch(NamedTuple):
+    """One object's mask where it can be: image[rows, columns] holds `values`, the rest of the image is no mask.
+
+    values (r, c) float32 logits, a mask where above 0; rows, columns: slices of the original image. Empty: no mask.
+    """
+
+    values: np.ndarray
+    rows: slice
+    columns: slice
+
+
+NO_MASK = MaskPatch(np.zeros((0, 0), np.float32), slice(0, 0), slice(0, 0))
+
+
+def grid_size(height: int, width: int) -> tuple[int, int]:
+    """Size (h, w) on the grid, before padding, of an image (height, width): long side 256, at least 1 pixel."""
+    scale = GRID / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_to_grid(image: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 -> (h, w) or (h, w, 3), area interpolation, not padded."""
+    height, width = grid_size(*image.shape[:2])
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def resize_labels_to_grid(labels: np.ndarray) -> np.ndarray:
+    """(H, W) uint16 -> (h, w) uint16, not padded. Nearest pixel centre, so no label is invented; small ones may vanish."""
+    height, width = grid_size(*labels.shape)
+    return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def pad_to_square(image: np.ndarray, side: int) -> np.ndarray:
+    """Zeros at the right and bottom: (h, w) or (h, w, 3) -> (side, side) or (side, side, 3)."""
+    missing = [(0, side - image.shape[0]), (0, side - image.shape[1])] + [(0, 0)] * (image.ndim - 2)
+    return np.pad(image, missing)
+
+
+def boxes_to_grid(boxes_xyxy: np.ndarray, height: int, width: int, rounding: str = "float") -> np.ndarray:
+    """Boxes (N, 4) in original pixels of an image (height, width) -> (N, 4) float32 in pixels of the grid (D4)."""
+    scaled = np.asarray(boxes_xyxy, dtype=np.float64) * (GRID / max(height, width))
+    return (np.trunc(scaled) if rounding == "int" else scaled).astype(np.float32)
+
+
+def boxes_to_original(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The inverse of `boxes_to_grid` without rounding: (N, 4) on the grid -> (N, 4) float64, original pixels."""
+    return np.asarray(boxes_xyxy, dtype=np.float64) * (max(height, width) / GRID)
+
+
+def logits_to_original(logits: np.ndarray, height: int, width: int) -> MaskPatch:
+    """One object's mask logits on the grid, upsampled to the original image where the mask can be.
+
+    logits: (256, 256) float32, grid frame, padding included. Bilinear, pixel centres aligned (align_corners=False).
+    Interpolating between non-positive logits gives no positive one. So only the surroundings of positive logits are
+    upsampled, and a small object in a 12-megapixel image costs its own area only. NO_MASK if no logit is positive.
+    """
+    h, w = grid_size(height, width)
+    inside = logits[:h, :w]
+    positive_rows, positive_columns = np.flatnonzero((inside > 0).any(axis=1)), np.flatnonzero((inside > 0).any(axis=0))
+    if len(positive_rows) == 0:
+        return NO_MASK
+    rows, from_rows, down = _bilinear_weights(positive_rows[0], positive_rows[-1], h, height)
+    columns, from_columns, across = _bilinear_weights(positive_columns[0], positive_columns[-1], w, width)
+    return MaskPatch(down @ inside[from_rows, from_columns] @ across.T, rows, columns)
+
+
+def _bilinear_weights(first: int, last: int, n_grid: int, n_original: int) -> tuple[slice, slice, np.ndarray]:
+    """Along one axis: the original pixels that grid pixels first..last reach, the grid pixels between which those lie, and
+    the weights (original, grid). Each row has two weights that are not 0, and as a matrix product they are quick all the same."""
+    ratio = n_original / n_grid
+    start = max(0, int(np.floor((first - 0.5) * ratio - 0.5)))
+    stop = min(n_original, int(np.ceil((last + 1.5) * ratio - 0.5)) + 1)
+    position = np.maximum((np.arange(start, stop) + 0.5) / ratio - 0.5, 0)  # in cells, centre to centre
+    lower = position.astype(np.int64)
+    upper = np.minimum(lower + 1, n_grid - 1)
+    low, high = int(lower[0]), int(upper[-1]) + 1
+    weights, pixels = np.zeros((stop - start, high - low), np.float32), np.arange(stop - start)
+    weights[pixels, lower - low] = 1 - (position - lower)
+    weights[pixels, upper - low] += (position - lower).astype(np.float32)
+    return slice(start, stop), slice(low, high), weights
+
+
+def reach_of(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """How far the masks of boxes may go (D18): (N, 4) -> (N, 4) float64, original pixels.
+
+    On each side it is a quarter of the box's size and 8 grid pixels beyond the box. What a network marks farther away is
+    another object or noise.
+    """
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
+    margin = (boxes[:, 2:] - boxes[:, :2]) / 4 + 8 * max(height, width) / GRID
+    return np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
+
+
+def grid_pixels_for(regions_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The pixels of the grid (N, 4), inclusive, that regions (N, 4) in original pixels are interpolated from."""
+    beyond = 2 + GRID / max(height, width)  # a neighbour and rounding on the grid, rounding in the original
+    return boxes_to_grid(regions_xyxy, height, width) + np.float32([-beyond, -beyond, beyond, beyond])
+
+
+def crop_to_box(mask: MaskPatch, box_xyxy: np.ndarray) -> MaskPatch:
+    """Cut a mask to the pixels inside a box (4,) of the original image, inclusive."""
+    values, rows, columns = mask
+    x0, y0 = np.floor(box_xyxy[:2]).astype(int)
+    x1, y1 = np.ceil(box_xyxy[2:]).astype(int) + 1
+    top, bottom = max(rows.start, y0), min(rows.stop, y1)
+    left, right = max(columns.start, x0), min(columns.stop, x1)
+    if bottom <= top or right <= left:
+        return NO_MASK
+    inside = values[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start]
+    return MaskPatch(inside, slice(top, bottom), slice(left, right))
+
+
+def mask_box(mask: MaskPatch) -> np.ndarray | None:
+    """Box (4,) round the positive logits of a mask, original pixels, inclusive; None if there is none."""
+    y, x = np.nonzero(mask.values > 0)
+    if len(x) == 0:
+        return None
+    left, top = mask.columns.start, mask.rows.start
+    return np.array([x.min() + left, y.min() + top, x.max() + left, y.max() + top], float)
+
+
+def move_box(box: np.ndarray, jitter: str, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Move each side of a box (4,) by up to BOX_JITTER pixels. (#18)
+
+    jitter : "both", whole pixels in or out; "outward", whole pixels, never in; "scaled" (D15), in or out by at most a
+    share of the object, and each box by its own part of that: 5 pixels are nothing to a lung and half of a nucleus.
+    A box keeps at least one pixel of width and height and stays on the image of size (height, width).
+    """
+    if jitter == "scaled":
+        sides = np.tile(box[2:] - box[:2], 2)
+        moves = np.clip(JITTER_SHARE * sides, 1, BOX_JITTER) * rng.random() * rng.uniform(-1, 1, size=4)
+    else:
+        moves = rng.integers(0 if jitter == "outward" else -BOX_JITTER, BOX_JITTER + 1, size=4)
+    moved = box + moves * np.array([-1, -1, 1, 1])  # a positive move goes outward
+    moved = np.clip(moved, 0, [width, height, width, height])
+    for low, high in ((0, 2), (1, 3)):
+        if moved[high] - moved[low] < 1:  # a small box turned inside out: leave those sides where they were
+            moved[[low, high]] = box[[low, high]]
+    return moved
+
+
+# ---------------------------------------------------------------- boxes of label maps
+
+
+def label_bounds(labels: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """First and last index along every axis of each label but 0: {label: (low (ndim,), high (ndim,))}, high inclusive.
+
+    labels: (H, W) or (D, H, W), integers. One pass: rows are cut into runs of equal value, and few runs are left to
+    reduce, where looking at every pixel's coordinates would need 24 bytes for each.
+    """
+    width = labels.shape[-1]
+    rows = labels.reshape(-1, width)
+    found = []
+    for top in range(0, len(rows), max(1, ROWS_AT_ONCE // width)):
+        block = rows[top : top + max(1, ROWS_AT_ONCE // width)]
+        starts = np.ones(block.shape, bool)  # a run never continues on the next row
+        np.not_equal(block[:, 1:], block[:, :-1], out=starts[:, 1:])
+        first = np.flatnonzero(starts)
+        last = np.append(first[1:], block.size) - 1
+        value = block.ravel()[first]
+        first, last, value = (a[value != 0] for a in (first, last, value))
+        found.append((value, first // width + top, first % width, last % width))
+    value, row, x_low, x_high = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.argsort(value, kind="stable")
+    ids, begin = np.unique(value[order], return_index=True)
+    if not ids.size:
+        return {}
+    outer = np.unravel_index(row[order], labels.shape[:-1])  # y, or z and y
+    low = np.stack([np.minimum.reduceat(c, begin) for c in (*outer, x_low[order])], axis=1)  # (n, ndim)
+    high = np.stack([np.maximum.reduceat(c, begin) for c in (*outer, x_high[order])], axis=1)
+    return {int(i): (a, b) for i, a, b in zip(ids, low, high, strict=True)}
+
+
+def boxes_from_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Exact box of every label of a label map.
+
+    labels: (H, W) or (D, H, W), integers, 0 is background.
+    Returns (ids (N,) ascending, boxes (N, 4) or (N, 6) float64, pixels, inclusive of the outermost ones).
+    """
+    bounds = label_bounds(labels)
+    ids = np.array(list(bounds), dtype=labels.dtype)
+    corners = [(*low[::-1], *high[::-1]) for low, high in bounds.values()]  # array order to x first
+    return ids, np.array(corners, dtype=np.float64).reshape(len(ids), 2 * labels.ndim)
+
+
+def promptable_labels(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the objects of a label map 1..N, so that box i is object i + 1. -> (labels uint16, objects left out)
+
+    An object 1 pixel wide or high has an exact box without area, which prompts nothing: it becomes background.
+    """
+    ids, boxes = boxes_from_labels(labels)
+    sides = (boxes[:, labels.ndim :] - boxes[:, : labels.ndim])[:, :2]  # x and y; one slice of a volume is enough
+    good = ids[(sides > 0).all(axis=1)]
+    number = np.zeros(int(labels.max()) + 1, np.uint16)
+    number[good] = np.arange(1, len(good) + 1)
+    return number[labels], len(ids) - len(good)

@@ -1,0 +1,202 @@
+"""Train our checkpoint: distill the encoder from LiteMedSAM, fine-tune everything, export. See recipe/__init__.py.
+
+    python -m recipe --cache cache --device cuda --compile                        both runs, as the checkpoint was made
+    python -m recipe --cache cache --batch 8 --teacher-cache teacher              on a CPU: the same, in many hours
+    python -m recipe --smoke                                                      2 steps of each, tiny cases, 1 min
+
+Writes OUT/distill and OUT/finetune, each with last.pt, best.pt, log.csv, dice_by_modality.csv and curve.png, then
+OUT/grays_anatomy_sam_l0.pt: the best weights as float16, without the rest; and OUT/curve.png, the Dice of both runs.
+The same command with --resume goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data import SliceDataset, read_index, validation_item
+from figures import loss_curve, plot_dice
+from files import InputError
+from files.checkpoints import export_checkpoint
+from files.journal import fingerprint
+from files.writing import csv_text, save_figure, save_json, save_text
+from presets import PRESETS, Preset, override
+from recipe.batches import ResidentSlices
+from recipe.distill import Teacher, one_cycle
+from segment import build
+from training import LOG_COLUMNS, Extras, Training, starting_network
+
+MODEL = "proposed"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What differs between the two runs."""
+
+    name: str
+    steps: int
+    learning_rate: float  # peak of the cycle
+    validate_every: int  # steps
+
+
+STAGES = {s.name: s for s in (TrainingRun("distill", 1700, 1.5e-3, 850), TrainingRun("finetune", 3500, 4e-4, 1150))}
+EXTRAS = Extras(weight_decay=0.05, clip=1.0, average=0.999)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m recipe", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )  # fmt: skip
+    p.add_argument("--cache", type=Path, default=Path("cache"), help="folder of step 1")
+    p.add_argument("--out", type=Path, default=Path("runs"), help="folder for both runs and the exported checkpoint")
+    p.add_argument("--stage", choices=(*STAGES, "both"), default="both", help="which run")
+    p.add_argument(
+        "--init", type=Path, help="start --stage finetune from this checkpoint (default: OUT/distill/best.pt)"
+    )
+    p.add_argument("--resume", action="store_true", help="go on from last.pt where there is one")
+    p.add_argument("--steps", type=int, help="optimiser steps of each run (default: 1700 and 3500)")
+    p.add_argument("--validate-every", type=int, help="steps between validations (default: 850 and 1150)")
+    p.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
+    p.add_argument("--batch", type=int, default=64, help="images a step")
+    p.add_argument("--objects", type=int, default=4, help="objects an image; they share one embedding")
+    p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
+    p.add_argument("--compile", action="store_true", help="compile the networks: slower to start, faster on a GPU")
+    p.add_argument(
+        "--teacher-cache", type=Path, help="folder to keep the teacher's embeddings in; then nothing is augmented"
+    )
+    p.add_argument("--teacher-cache-gb", type=float, default=12.0, help="size that this folder may have")
+    p.add_argument("--minutes", type=float, help="stop a run after so long, saved; --resume goes on")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    p.add_argument("--workers", type=int, default=0, help="processes that load images")
+    p.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
+    p.add_argument("--smoke", action="store_true", help="2 steps of each run on a tiny cache made on the spot, CPU")
+    args = p.parse_args(argv)
+    if args.teacher_cache and args.compile:
+        p.error("--teacher-cache: its files are read in between, which cannot be compiled; leave out --compile")
+    return args
+
+
+def batches_of(args: argparse.Namespace, preset: Preset, training: list, first: int, steps: int):
+    """The batches of steps first to steps - 1, one after another; a batch depends on (seed, step) alone."""
+    if args.teacher_cache is None:
+        device = torch.device(args.device)
+        slices = ResidentSlices(
+            args.cache, training, preset, args.batch, args.objects, args.seed, device, True, args.workers
+        )
+        return (slices.batch(step) for step in range(first, steps))
+    data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
+    plan = [[(step, place) for place in range(args.batch)] for step in range(first, steps)]
+    return DataLoader(data, batch_sampler=plan, num_workers=args.workers)
+
+
+def write_log(folder: Path, log: list[dict], stage: str) -> None:
+    """log.csv, dice_by_modality.csv, curve.png."""
+    save_text(folder / "log.csv", csv_text(log, LOG_COLUMNS, number=""))
+    dice = [{"stage": stage, "step": row["step"]} | row["dice"] for row in log]
+    save_text(folder / "dice_by_modality.csv", csv_text(dice, tuple(dice[0])))
+    save_figure(folder / "curve.png", loss_curve(log))
+
+
+def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXTRAS) -> bool:
+    """One run. -> whether it is finished, or was stopped by --minutes."""
+    # 1. Data, preset, starting weights
+    steps, validate_every = args.steps or stage.steps, args.validate_every or stage.validate_every
+    preset = override(PRESETS["fixed"], ["jitter=scaled", f"learning_rate={stage.learning_rate}", *args.set])
+    out, entries = args.out / stage.name, read_index(args.cache)
+    training, validation = ([e for e in entries if e.split == split] for split in ("train", "val"))
+    if not training or not validation:
+        raise InputError(
+            f"{args.cache}: {len(training)} training and {len(validation)} validation images; both are needed"
+        )
+    init = None if stage.name == "distill" else args.init or args.out / "distill" / "best.pt"
+    resume = args.resume and (out / "last.pt").is_file()
+    if resume:
+        network, told = build(MODEL), f"all weights from {out / 'last.pt'}"
+    else:
+        network, told = starting_network(MODEL, preset, init, args.seed)
+    print(f"recipe: {stage.name}, {told}, {len(training)} images, {len(validation)} for validation")
+
+    # 2. What Table 3 has not
+    teacher = None
+    if stage.name == "distill":
+        teacher = Teacher(torch.device(args.device), args.teacher_cache, int(args.teacher_cache_gb * 1e9))
+    rate = partial(one_cycle, steps=steps, peak=preset.learning_rate)
+    extras = Extras(extras.weight_decay, extras.clip, extras.average, rate, teacher, args.compile)
+    run = Training(network, preset, args.device, extras)
+    fixed = {"stage": stage.name, "steps": steps, "batch": args.batch, "objects": args.objects, "seed": args.seed}
+    fixed |= {"augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
+    if resume:
+        run.resume(out / "last.pt", fixed)
+    save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "steps": steps})
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
+
+    def validate() -> None:
+        if run.validate((e.modality, validation_item(args.cache, e, preset)) for e in validation):
+            run.save(out / "best.pt", fixed, best=True)
+        write_log(out, run.log, stage.name)
+        tqdm.write(f"step {run.step}, Dice {run.log[-1]['validation_dice']:.4f}")
+
+    # 3. The steps
+    batches, start = batches_of(args, preset, training, run.step, steps), time.monotonic()
+    for batch in tqdm(batches, stage.name, initial=run.step, total=steps, disable=None):
+        run.train_step(batch)
+        if run.step % validate_every == 0:
+            validate()
+        late = args.minutes is not None and time.monotonic() - start > 60 * args.minutes
+        if run.step % args.save_every == 0 or run.step == steps or late:
+            run.save(out / "last.pt", fixed)
+        if late and run.step < steps:
+            break
+    if not run.log or run.log[-1]["step"] != run.step:
+        validate()
+    return run.step >= steps
+
+
+def finish(out: Path) -> None:
+    """The exported checkpoint, and the Dice of both runs in one figure."""
+    export_checkpoint(out / "finetune" / "best.pt", out / "grays_anatomy_sam_l0.pt")
+    rows = []
+    for stage in STAGES:
+        path = out / stage / "dice_by_modality.csv"
+        rows += list(csv.DictReader(path.read_text("utf-8").splitlines())) if path.is_file() else []
+    if {row["stage"] for row in rows} == set(STAGES):
+        figure = Figure(figsize=(7, 4))
+        plot_dice(rows, figure.subplots())
+        save_figure(out / "curve.png", figure)
+
+
+def main(argv: list[str] | None = None) -> bool:
+    """Returns whether all that was asked for is finished."""
+    args = parse(argv)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            if args.smoke:
+                from phantoms import tiny_cache
+
+                args.cache, args.out = tiny_cache(Path(scratch) / "cache"), Path(scratch) / "runs"
+                args.steps, args.batch, args.objects, args.device = 2, 2, 2, "cpu"
+            for stage in STAGES.values() if args.stage == "both" else [STAGES[args.stage]]:
+                if not run_stage(stage, args):
+                    print(f"recipe: {args.minutes} minutes are over; the same command with --resume goes on")
+                    return False
+            if args.stage != "distill":
+                finish(args.out)
+            print(f"recipe: finished, {'removed again' if args.smoke else f'wrote {args.out}'}")
+            return True
+    except (InputError, OSError) as error:
+        sys.exit(f"recipe: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""recipe/: batches made on the device are data.py's, drawn evenly, augmented without losing objects; runs resume exactly."""
+
+import numpy as np
+import pytest
+import torch
+
+from data import CacheEntry, read_index, validation_item
+from files import InputError
+from files.checkpoints import read_checkpoint
+from grid import BOX_JITTER, JITTER_SHARE, boxes_from_labels, move_box
+from phantoms import tiny_cache
+from presets import PRESETS, override
+from recipe import __main__ as recipe
+from recipe.batches import MIN_AREA, ResidentSlices, boxes_of, draw_weights, move_boxes
+from recipe.distill import SIZE, Teacher, one_cycle
+
+SCALED = override(PRESETS["fixed"], ["jitter=scaled"])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tiny_cache(tmp_path_factory.mktemp("smoke") / "cache")
+
+
+def resident(cache, augment, preset=SCALED, batch=6, objects=3):
+    entries = [e for e in read_index(cache) if e.split == "train"]
+    return ResidentSlices(cache, entries, preset, batch, objects, 0, torch.device("cpu"), augment, 0), entries
+
+
+def entry(modality, name, source):
+    return CacheEntry(name, modality, modality, name, source, 64, 64, "train", 1)
+
+
+def test_every_modality_data_set_file_and_slice_has_its_even_share():
+    entries = [
+        entry("CT", "3D_CT_A_1-000", "a1"), entry("CT", "3D_CT_A_1-001", "a1"), entry("CT", "3D_CT_A_2-000", "a2"),
+        entry("CT", "2D_CT_B_1", "b1"), entry("US", "2D_US_C_1", "c1"), entry("US", "2D_US_C_2", "c2"),
+    ]  # fmt: skip
+    assert draw_weights(entries).tolist() == pytest.approx([1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 4, 1 / 4])
+
+
+def test_without_augmentation_a_batch_holds_the_images_and_exact_masks_of_the_data_set(cache):
+    slices, entries = resident(cache, augment=False)
+    known = {e.name: {k: torch.from_numpy(v) for k, v in validation_item(cache, e, SCALED).items()} for e in entries}
+    batch = slices.batch(5)
+    for i in range(slices.size):
+        item = next(v for v in known.values() if (v["image"].half().float() == batch["image"][i]).all())
+        assert torch.equal(item["raw"].half().float(), batch["raw"][i])
+        for mask in batch["masks"][i]:
+            assert any(torch.equal(mask, true) for true in item["masks"])
+    assert torch.equal(batch["boxes"], slices.batch(5)["boxes"])
+    assert not torch.equal(batch["boxes"], slices.batch(6)["boxes"])
+
+
+def test_augmentation_moves_masks_with_images_and_leaves_no_empty_one(cache):
+    slices, _ = resident(cache, augment=True, preset=override(SCALED, ["equalize=nothing", "iterations=0"]))
+    for step in range(8):
+        batch = slices.batch(step)
+        assert batch["image"].min() >= 0 and batch["image"].max() <= 1 and batch["image"].isfinite().all()
+        assert batch["masks"].sum(dim=(2, 3)).min() >= MIN_AREA
+        exact = boxes_of(batch["masks"] > 0)
+        reach = (JITTER_SHARE * (exact[..., 2:] - exact[..., :2])).clamp(1, BOX_JITTER).repeat(1, 1, 2)
+        assert ((batch["boxes"] - exact).abs() <= reach + 1e-4).all()
+
+
+def test_a_warped_image_and_its_warped_label_still_cover_each_other(cache):
+    slices, _ = resident(cache, augment=True)
+    labels = torch.zeros(6, 256, 256, dtype=torch.long)
+    labels[:, 90:150, 100:180] = 1
+    image = (labels[:, None] > 0).float().expand(-1, 3, -1, -1)
+    random = torch.Generator().manual_seed(3)
+    warped, _, moved = slices.warp(image, image, labels, random)
+    assert ((warped[:, 0] > 0.5) != (moved > 0)).float().mean() < 0.002
+    assert (moved > 0).flatten(1).sum(dim=1).min() >= MIN_AREA and not torch.equal(moved, labels)
+
+
+def test_objects_are_drawn_once_each_and_small_remains_only_if_nothing_else_is_left(cache):
+    slices, _ = resident(cache, augment=False)
+    slices.most, slices.size, slices.objects = 4, 2, 3
+    labels = torch.zeros(2, 256, 256, dtype=torch.long)
+    for label in (1, 2, 3):
+        labels[0, 40 * label : 40 * label + 20, :50] = label
+    labels[0, 0, 0] = 4  # one pixel
+    labels[1, 0, :3] = 2  # the only one, and small
+    chosen = slices.choose(labels, torch.Generator().manual_seed(0))
+    assert sorted(chosen[0].tolist()) == [1, 2, 3] and chosen[1].tolist() == [2, 2, 2]
+
+
+def test_boxes_on_the_device_are_the_boxes_of_the_readers():
+    labels = np.zeros((256, 256), np.uint16)
+    labels[3:9, 250:256], labels[100, 17] = 1, 2
+    _, boxes = boxes_from_labels(labels)
+    masks = torch.from_numpy(labels.astype(int))[None, None] == torch.tensor([1, 2])[None, :, None, None]
+    assert boxes_of(masks)[0].tolist() == boxes.tolist()
+
+
+@pytest.mark.parametrize("jitter", ["both", "outward", "scaled"])
+def test_boxes_move_on_the_device_as_in_the_data_set(jitter):
+    boxes = torch.tensor([50.0, 60, 120, 90]).expand(4000, 1, 4)
+    moves = (move_boxes(boxes, jitter, torch.Generator().manual_seed(0)) - boxes)[:, 0].numpy()
+    rng = np.random.default_rng(0)
+    expected = np.array([move_box(boxes[0, 0].numpy(), jitter, rng, 256, 256) for _ in range(4000)])
+    expected = expected - boxes[0, 0].numpy()
+    assert moves.min(axis=0) == pytest.approx(expected.min(axis=0), abs=0.15)
+    assert moves.max(axis=0) == pytest.approx(expected.max(axis=0), abs=0.15)
+    assert moves.std(axis=0) == pytest.approx(expected.std(axis=0), rel=0.1)
+
+
+def test_shading_keeps_the_equalized_channel_of_gray_images_and_the_black_of_padding(cache):
+    slices, _ = resident(cache, augment=True)
+    image = torch.rand(6, 3, 256, 256)
+    image[:, :, 200:] = 0
+    gray = torch.tensor([True, True, True, False, False, False])
+    shaded, _ = slices.shade(image, image, gray, torch.Generator().manual_seed(1))
+    assert torch.equal(shaded[:3, 2], image[:3, 2]) and not torch.equal(shaded[3:, 2], image[3:, 2])
+    assert not torch.equal(shaded[:3, 0], image[:3, 0]) and shaded[:, :, 200:].max() == 0
+
+
+def test_a_preset_that_mirrors_by_itself_is_refused(cache):
+    with pytest.raises(InputError, match="flips=off"):
+        resident(cache, augment=False, preset=override(SCALED, ["flips=on"]))
+
+
+# ---------------------------------------------------------------- the runs
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network of the same interface and no size, so that a training run takes a second."""
+
+    class Tiny(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.image_encoder = torch.nn.Conv2d(3, 8, 5, stride=4, padding=2)
+            self.bn = torch.nn.BatchNorm2d(8)
+            self.prompt_encoder, self.mask_decoder = torch.nn.Linear(4, 8), torch.nn.Conv2d(8, 1, 3, padding=1)
+
+        def decode(self, embedding, boxes, image_of_box):
+            x = self.bn(embedding)[image_of_box] + self.prompt_encoder(boxes / 256)[:, :, None, None]
+            logits = torch.nn.functional.interpolate(self.mask_decoder(x), size=(256, 256), mode="bilinear")
+            return logits, logits.mean(dim=(2, 3)).sigmoid()
+
+    def starting(model, preset, init, seed):
+        torch.manual_seed(seed)
+        return Tiny(), "made for the test"
+
+    monkeypatch.setattr(recipe, "build", lambda model: Tiny())
+    monkeypatch.setattr(recipe, "starting_network", starting)
+
+
+def run(stage, cache, out, steps, *more):
+    plan = ["--steps", str(steps), "--batch", "2", "--objects", "2", "--validate-every", "2", "--save-every", "1"]
+    return recipe.main(["--stage", stage, "--cache", str(cache), "--out", str(out), "--device", "cpu", *plan, *more])
+
+
+def stop_and_resume(stage, cache, out, steps, *more):
+    """The rate depends on how many steps there will be, so a run is stopped by the clock."""
+    assert not run(stage, cache, out, steps, *more, "--minutes", "0")
+    assert read_checkpoint(out / stage / "last.pt")["step"] == 1
+    assert run(stage, cache, out, steps, *more, "--resume")
+
+
+def assert_same_bits(folder, stage):
+    whole, parts = (read_checkpoint(folder / name / stage / "last.pt") for name in ("whole", "parts"))
+    for kind in ("model", "average"):
+        assert all(torch.equal(whole[kind][name], parts[kind][name]) for name in whole[kind])
+    assert (whole["step"], whole["best"], whole["log"]) == (parts["step"], parts["best"], parts["log"])
+
+
+def test_a_resumed_run_ends_in_the_same_bits_and_exports_its_best_weights(cache, tiny, tmp_path):
+    run("finetune", cache, tmp_path / "whole", 7)
+    stop_and_resume("finetune", cache, tmp_path / "parts", 7)
+    assert_same_bits(tmp_path, "finetune")
+    exported = read_checkpoint(tmp_path / "whole" / "grays_anatomy_sam_l0.pt")
+    assert "optimiser" not in exported and exported["model"]["mask_decoder.weight"].dtype == torch.float16
+
+
+def test_one_cycle_rises_and_falls():
+    rates = [one_cycle(step, 100, 1.0) for step in range(100)]
+    assert rates.index(max(rates)) in (4, 5) and max(rates) == pytest.approx(1.0) and rates[-1] < 0.01
+    assert rates[0] == pytest.approx(0.2)
+
+
+def test_a_finetuning_without_a_distillation_before_it_says_what_is_missing(cache, tmp_path):
+    with pytest.raises(SystemExit, match=r"recipe: .*distill/best\.pt: no such checkpoint"):
+        run("finetune", cache, tmp_path, 1)
+
+
+@pytest.mark.long
+def test_smoke_makes_both_runs_with_the_real_networks():
+    assert recipe.main(["--smoke"])
+
+
+def test_the_teachers_answers_are_kept_found_again_and_bounded(tmp_path, monkeypatch):
+    calls = []
+
+    class Encoder(torch.nn.Module):
+        def forward(self, raw):
+            calls.append(len(raw))
+            return raw.mean() + torch.arange(256 * 64 * 64).reshape(1, 256, 64, 64) / 1e6
+
+    monkeypatch.setattr("recipe.distill.teacher_encoder", Encoder)
+    raw = torch.rand(3, 3, 256, 256)
+    whole = Teacher(torch.device("cpu"))(raw[:1])
+    first = Teacher(torch.device("cpu"), tmp_path, limit=2 * SIZE)(raw)
+    assert first.shape == (3, 256, 64, 64) and (first[:1] - whole).abs().max() < 1e-3
+    assert len(list(tmp_path.iterdir())) == 2, "the third has no room"
+    calls.clear()
+    again = Teacher(torch.device("cpu"), tmp_path, limit=2 * SIZE)(raw)
+    assert calls == [1] and torch.equal(again, first)
+    next(tmp_path.iterdir()).write_bytes(b"cut short")
+    assert torch.equal(Teacher(torch.device("cpu"), tmp_path, limit=9 * SIZE)(raw), first)
+
+
+def test_a_distillation_with_kept_answers_resumes_in_the_same_bits(cache, tiny, tmp_path, monkeypatch):
+    encoder = torch.nn.Conv2d(3, 8, 5, stride=4, padding=2)
+    monkeypatch.setattr("recipe.distill.teacher_encoder", lambda: encoder)
+    monkeypatch.setattr("recipe.distill.SHAPE", (8, 64, 64))
+    monkeypatch.setattr("recipe.distill.SIZE", 2 * 8 * 64 * 64)
+    run("distill", cache, tmp_path / "whole", 5, "--teacher-cache", str(tmp_path / "kept"))
+    stop_and_resume("distill", cache, tmp_path / "parts", 5, "--teacher-cache", str(tmp_path / "kept"))
+    assert_same_bits(tmp_path, "distill")
+    assert any((tmp_path / "kept").iterdir())
