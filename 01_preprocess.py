@@ -234,11 +234,8 @@ def main(argv: list[str] | None = None) -> list[CacheEntry]:
     try:
         args.out = args.out or (None if args.smoke else Path("cache"))
         entries = smoke(args) if args.smoke else run(args)
-        told = "smoke run done. Next: python 02_train.py --smoke"
-        print(
-            "01_preprocess.py:",
-            told if args.smoke else f"wrote {args.out}. Next: python 02_train.py --cache {args.out}",
-        )
+        next_step = "--smoke" if args.smoke else f"--cache {args.out}"
+        print(f"01_preprocess.py: finished. Next: python 02_train.py {next_step}")
         return entries
     except InputError as error:
         sys.exit(f"01_preprocess.py: {error}")

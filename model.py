@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from efficientvit import EMBED_DIM, EMBED_GRID, ImageEncoder, LayerNorm2d
 from grid import GRID
 
-
 # ---------------------------------------------------------------- prompt encoder
 
 

@@ -1,9 +1,9 @@
 """How fast the run-length encoder is, next to the released Python loop, on the same masks in the same run. [P 2.1]
 
-    python benchmarks/run_length.py                                     30 s; writes results/runlength.csv
+    python benchmarks/run_length.py                 30 s; writes results/runlength.csv
 
-Both encoders take turns, so that whatever else the machine does slows both; the best of many turns counts, because
-everything that disturbs a measurement makes it longer. "pickled" is what a cache needs: the code, as bytes of a file.
+The encoders take turns, and the best of many turns counts: whatever disturbs a measurement makes it longer. "Pickled" is
+what a cache needs: the code as bytes of a file.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import pickle
 import sys
-import time
 from pathlib import Path
+from timeit import timeit
 
 import numpy as np
 
@@ -22,17 +22,16 @@ sys.path.insert(0, str(ROOT))
 from data import encode_runs  # noqa: E402
 from files.writing import csv_text, save_text  # noqa: E402
 
-COLUMNS = ("mask", "runs", "what", "released_us", "ours_us", "times_as_fast", "released_bytes", "ours_bytes")
-
 
 def released_loop(mask: np.ndarray) -> list[tuple]:
-    """What the paper's development code does, operation for operation: (start from 1, length, value), background too.
-
-    Like there, the runs before the first and after the last change are left out: outside lies background.
-    """
+    """What the released code does, operation for operation: (start from 1, length, value), background between objects too."""
     pixels = np.concatenate([[0], mask.flatten(), [0]])
     edges = np.where(np.diff(pixels) != 0)[0] + 1
     return [(edges[i], edges[i + 1] - edges[i], pixels[edges[i]]) for i in range(len(edges) - 1)]
+
+
+PICKLED = (lambda m: pickle.dumps(released_loop(m)), lambda m: pickle.dumps(encode_runs(m), protocol=4))
+ENCODERS = {"encode": (released_loop, encode_runs), "encode, pickled": PICKLED}  # the released one, ours
 
 
 def masks() -> dict[str, np.ndarray]:
@@ -45,46 +44,30 @@ def masks() -> dict[str, np.ndarray]:
     return {"golden, 4 objects": golden, "324 squares": squares}
 
 
-def best_seconds(encoders: list, mask: np.ndarray, turns: int) -> list[float]:
-    """Least seconds of one call of each encoder; in every turn each is called ten times, after one call to warm up."""
-    best = [float("inf")] * len(encoders)
-    for _ in range(turns):
-        for i, encode in enumerate(encoders):
-            encode(mask)
-            start = time.perf_counter()
-            for _ in range(10):
-                encode(mask)
-            best[i] = min(best[i], (time.perf_counter() - start) / 10)
-    return best
-
-
 def main(argv: list[str] | None = None) -> list[dict]:
     """Returns the rows of the table."""
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("--turns", type=int, default=60, help="turns of each encoder, of which the best counts")
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--turns", type=int, default=60, help="turns of each encoder, 1 or more")
     p.add_argument("-o", "--out", type=Path, default=ROOT / "results" / "runlength.csv", help="table to write")
-    args = p.parse_args(argv)
-    if args.turns < 1:
-        p.error("--turns must be 1 or more")
-    pairs = {
-        "encode": (released_loop, encode_runs),
-        "encode, pickled": (
-            lambda mask: pickle.dumps(released_loop(mask)),
-            lambda mask: pickle.dumps(encode_runs(mask), protocol=4),
-        ),
-    }
-    rows = []
+    args, rows = p.parse_args(argv), []
     for name, mask in masks().items():
-        for what, encoders in pairs.items():
-            released, ours = best_seconds(encoders, mask, args.turns)
-            sizes = [len(encode(mask)) for encode in pairs["encode, pickled"]]
-            found = (name, len(released_loop(mask)), what, released * 1e6, ours * 1e6, released / ours, *sizes)
-            rows.append(dict(zip(COLUMNS, found, strict=True)))
-            print(f"{name}, {what}: released {found[3]:.1f} us, ours {found[4]:.1f} us, {found[5]:.1f} times")
-    save_text(args.out, csv_text(rows, COLUMNS))
-    print(f"run_length.py: wrote {args.out}")
+        sizes = [len(encode(mask)) for encode in PICKLED]
+        for what, encoders in ENCODERS.items():
+            turns = [
+                [timeit(lambda e=e, m=mask: e(m), lambda e=e, m=mask: e(m), number=10) * 1e5 for e in encoders]
+                for _ in range(args.turns)
+            ]  # microseconds a call of ten, after one that warms up
+            released, ours = map(min, zip(*turns, strict=True))
+            row = {
+                "mask": name,
+                "runs": len(released_loop(mask)),
+                "what": what,
+                "released_us": released,
+                "ours_us": ours,
+            }
+            rows.append(row | {"times_as_fast": released / ours, "released_bytes": sizes[0], "ours_bytes": sizes[1]})
+            print(f"{name}, {what}: released {released:.1f} us, ours {ours:.1f} us, {released / ours:.1f} times")
+    save_text(args.out, csv_text(rows, tuple(rows[0])))
     return rows
 
 

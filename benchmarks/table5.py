@@ -2,54 +2,62 @@
 
     python benchmarks/table5.py                                       everything that is installed; hours, see --slices
     python benchmarks/table5.py --cases 2DBox_US_0525 encoder --repeats 1
+    python benchmarks/table5.py --cases 2DBox_US_tiny 3DBox_CT_tiny --repeats 1 -o out/try                     1 min
     python benchmarks/table5.py --figure                              measures nothing: table and figure of times.csv
-    python benchmarks/table5.py --smoke                               two tiny cases, 1 min, nothing is kept
 
-The cases are drawn at the true sizes and numbers of objects, contents synthetic (table5_work.py says what that means).
-Each measurement runs in a process of its own; systems take turns. Every finished one is appended to times.csv, and a run
-that was stopped goes on where it was: after changing code or int8 files that are timed, remove times.csv or name another folder.
-Writes times.csv, table.md and settings.json, and prints what was to be reached. Close other programs before.
---figure also writes stages.csv and assets/stages.png, where the time of three cases goes, and a sentence for each bar.
+The cases are drawn at the true sizes and numbers of objects (table5_work.py says how). Each measurement runs in a process
+of its own; systems take turns. Every finished one is appended to times.csv, and a run that was stopped goes on where it
+was: after changing code or int8 files that are timed, name another folder. Writes times.csv, table.md, settings.json.
+--figure also writes stages.csv and assets/stages.png: where the time of three cases goes. Close other programs before.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import statistics
 import sys
-import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
-import table5_report as report
-from table5_report import PLAIN, Times, read_rows
-from table5_work import BY_NAME, NSD_SHAPE, SIX_OBJECTS, SMOKE, TABLE5, draw, measure
+from table5_work import BY_NAME, PARTS, SIX_OBJECTS, STAGES, TABLE5, TimedCase, draw, measure, scaled
 
 import segment
 from efficientvit import EMBED_DIM, EMBED_GRID
 from fast.counts import count_macs
 from fast.decoder import CELL, FastDecoder
 from fast.engines import ENGINES
+from figures import PALETTE
 from files import InputError
 from files.checkpoints import OUR_CHECKPOINT
 from files.npz import write_case
 from files.writing import csv_text, save_figure, save_json, save_text
+from tables import pipe_table
 
-PARTS = ("peak", "encoder", "nsd")  # measured apart from any case
-FULL_SIZES = {"side": 2048, "calls": 9, "shape": NSD_SHAPE}  # of the parts' matrices, their calls, the NSD's phantom
+PLAIN = "torch"  # the engine that runs model.py as written
+BASELINE, RELEASED, OURS = f"released baseline {PLAIN}", f"released proposed {PLAIN}", "fixed proposed fast"
+PROPOSED = "fixed proposed "  # ours by any engine: its name follows
+IN_FIGURE = ("2DBox_US_0525", "3DBox_MR_0121", "2DBox_Microscope_0016")
 FIGURE = Path("assets/stages.png")
+DRAWN = Path("out/table5/imgs")  # the drawn cases, 300 MB
+COUNTS = ("encoded", "encoded_of", "decoded", "decoded_of", "slices", "slices_of", "cells_of")
+COLUMNS = ("case", "system", "repeat", "seconds", "peak_mb", *(f"{stage}_s" for stage in STAGES), *COUNTS, "values")
 PACKAGES = ("numpy", "opencv-python-headless", "openvino", "surface-distance", "scipy")
 
 
@@ -58,51 +66,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     everything = [*PARTS, SIX_OBJECTS.name, *(case.name for case in TABLE5)]
-    p.add_argument("--cases", nargs="+", choices=everything, default=everything, metavar="NAME",
-                   help=f"rows to measure: {', '.join(everything)}")  # fmt: skip
-    p.add_argument("--engines", nargs="+", metavar="ENGINE",
-                   help=f"what runs our own code; one that is not there is told and left out (default: {', '.join(ENGINES)})")  # fmt: skip
-    p.add_argument("--models", nargs="+", choices=("proposed", "baseline"), default=["proposed"],
-                   help="models that our own code runs; the published algorithm always runs both")  # fmt: skip
+    p.add_argument("--cases", nargs="+", choices=[*PARTS, *BY_NAME], default=everything, metavar="NAME", help="rows")
+    p.add_argument("--engines", nargs="+", default=list(ENGINES), metavar="ENGINE", help="what runs our own code")
     p.add_argument("--repeats", type=int, default=3, help="runs of a system on a case; their median counts")
-    p.add_argument("--slices", type=int, default=24,
-                   help="slices of a volume that the published algorithm is timed on, 0 for all; the rest is multiplied")  # fmt: skip
+    p.add_argument("--slices", type=int, default=24, help="slices of a volume that the published algorithm is timed on, "
+                   "0 for all; the rest is multiplied")  # fmt: skip
     p.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and OpenCV")
     p.add_argument("--weights", type=Path, default=OUR_CHECKPOINT, help="float checkpoint of the proposed model")
     p.add_argument("--static", type=Path, help="NAME.static.xml for engine openvino-int8 (default: its own)")
-    p.add_argument("--seed", type=int, default=0, help="seed of the drawn cases, 0 or more")
-    p.add_argument("--drawn", type=Path, default=Path("out/table5"), help="folder for the drawn cases, 300 MB")
     p.add_argument("-o", "--out", type=Path, default=Path("results/table5"), help="folder for times and table")
-    p.add_argument(
-        "--figure", action="store_true", help=f"measure nothing; table, stages.csv and {FIGURE} of times.csv"
-    )
-    p.add_argument("--smoke", action="store_true", help="two tiny cases, once, PyTorch only unless --engines, 1 min")
+    p.add_argument("--figure", action="store_true", help="measure nothing; table, stages.csv and figure of times.csv")
     args = p.parse_args(argv)
-    if min(args.repeats, args.threads) < 1 or args.seed < 0 or 0 > args.slices or 0 < args.slices < 3:
-        p.error("--repeats and --threads must be 1 or more, --seed 0 or more, --slices 0 or 3 or more")
-    args.engines = args.engines or (["fast"] if args.smoke else list(ENGINES))
+    if min(args.repeats, args.threads) < 1 or 0 > args.slices or 0 < args.slices < 3:
+        p.error("--repeats and --threads must be 1 or more, --slices 0 or 3 or more")
     return args
 
 
 # ---------------------------------------------------------------- what the numbers depend on
-
-
-def cpu_name() -> str:
-    """The processor's name, without the computer's."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of all packages that are timed; "not installed" for one that is missing."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def fast_decoder_macs() -> dict[str, int]:
@@ -123,7 +103,7 @@ def fast_decoder_macs() -> dict[str, int]:
 
 
 def current_settings(args: argparse.Namespace) -> dict:
-    """What every row of one times.csv must share, and what settings.json says besides."""
+    """What all rows of one times.csv share: settings.json."""
     if not args.weights.is_file():
         raise InputError(f"{args.weights}: no such checkpoint; name one with --weights")
     counts = fast_decoder_macs()
@@ -131,37 +111,61 @@ def current_settings(args: argparse.Namespace) -> dict:
         macs = count_macs(segment.build(model))
         for part in ("encoder", "decoder"):
             counts[prefix + part] = sum(number for (of, _), number in macs.items() if of == part)
+    installed = {found.name: found.version for found in importlib.metadata.distributions()}
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
     return {
-        "processor": cpu_name(), "cores": os.cpu_count(), "threads": args.threads, "slices": args.slices, "seed": args.seed,
+        "processor": names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(), "threads": args.threads, "slices": args.slices,
         "sha256 of weights": hashlib.sha256(args.weights.read_bytes()).hexdigest(),
-        "versions": versions(), "multiply-adds": counts, "capability": torch.backends.cpu.get_cpu_capability(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {name: installed.get(name, "not installed") for name in PACKAGES},
+        "multiply-adds": counts, "capability": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip
 
 
-def check_settings(args: argparse.Namespace, settings: dict) -> dict:
-    """InputError if times.csv was begun under other settings: its rows would not compare. -> those of settings.json"""
-    path, before = args.out / "settings.json", {}
-    if (args.out / "times.csv").is_file() and path.is_file():
+def keep_settings(folder: Path, settings: dict) -> None:
+    """Write settings.json. InputError if times.csv was begun under other settings: its rows would not compare."""
+    path, before = folder / "settings.json", {}
+    if (folder / "times.csv").is_file() and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [key for key, value in settings.items() if before.get(key) != value]
-        if changed:
-            raise InputError(f"{args.out}: its times were measured with other {changed[0]}; name another --out folder")
+        if before | settings != before:
+            raise InputError(f"{folder}: its times were measured with other settings; name another --out folder")
     save_json(path, before | settings)  # a note that was written beside them stays
-    return before | settings
 
 
 # ---------------------------------------------------------------- the measurements
 
 
-def systems_of(case: str, args: argparse.Namespace) -> list[str]:
+def append_row(path: Path, row: dict) -> None:
+    """One measurement as a line at the end of times.csv; it is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header, line = csv_text([row], COLUMNS, ".6g").splitlines(keepends=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        file.write(line if file.tell() else header + line)
+
+
+def read_rows(path: Path) -> list[dict]:
+    """The rows of times.csv, numbers as numbers; [] if it is not there. A last line that was cut off is removed."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        save_text(path, text)
+    types = dict.fromkeys(("case", "system", "values"), str) | dict.fromkeys(("repeat", *COUNTS), int)
+    lines = csv.DictReader(text.splitlines())
+    return [{key: types.get(key, float)(value) for key, value in line.items() if value} for line in lines]
+
+
+def systems_of(case: str, engines: list[str]) -> list[str]:
     """What measures a part or a case, in the order of its turns."""
     fixed = {
         "peak": ["float32", "int8"],
         "nsd": ["ours", "surface-distance"],
-        "encoder": list(dict.fromkeys([PLAIN, *args.engines])),
+        "encoder": list(dict.fromkeys([PLAIN, *engines])),
     }
-    ours = [f"fixed {model} {engine}" for model in args.models for engine in args.engines]
-    return fixed.get(case, [report.BASELINE, report.RELEASED, *ours])
+    return fixed.get(case, [BASELINE, RELEASED, *(PROPOSED + engine for engine in engines)])
 
 
 def in_child(job: dict) -> dict:
@@ -170,30 +174,21 @@ def in_child(job: dict) -> dict:
         return pool.submit(measure, job).result()
 
 
-def drawn(case: str, args: argparse.Namespace) -> Path | None:
-    """The file of a drawn case, drawn now if it is not there; None for a part."""
-    if case in PARTS:
-        return None
-    folder = args.drawn / f"seed{args.seed}"
-    path = folder / "imgs" / f"{case}.npz"
-    return path if path.is_file() else write_case(folder, draw(BY_NAME[case], args.seed))
-
-
-def measure_all(args: argparse.Namespace, cases: list[str]) -> list[dict]:
+def measure_all(args: argparse.Namespace) -> None:
     """Every measurement that times.csv does not hold yet; repeats are the outer loop, so that systems take turns."""
     path, skipped = args.out / "times.csv", set()
     done = {(row["case"], row["system"], row["repeat"]) for row in read_rows(path)}
-    turns = [(c, s, r) for c in cases for r in range(1, args.repeats + 1) for s in systems_of(c, args)]
-    sizes = {"side": 256, "calls": 2, "shape": (16, 32, 32)} if args.smoke else FULL_SIZES
+    repeats = range(1, args.repeats + 1)
+    turns = [(c, s, r) for c in args.cases for r in repeats for s in systems_of(c, args.engines)]
     for case, system, repeat in tqdm([turn for turn in turns if turn not in done], "runs", disable=None):
-        engine = system.split()[-1]
+        engine, file = system.split()[-1], DRAWN / f"{case}.npz"
         if engine in skipped:
             continue
+        if case in BY_NAME and not file.is_file():
+            write_case(DRAWN.parent, draw(BY_NAME[case]))
         job = {"case": case, "system": system, "repeat": repeat, "threads": args.threads, "slices": args.slices}
-        job |= {"path": str(drawn(case, args)), "weights": str(args.weights)}
-        job |= {"static": str(args.static or ""), **sizes}
         try:
-            report.append_row(path, in_child(job))
+            append_row(path, in_child(job | {"path": file, "weights": args.weights, "static": args.static}))
         except BrokenProcessPool:
             tqdm.write(f"table5.py: left out: {case}, {system}: its process was killed, most likely for want of memory")
         except (InputError, ImportError) as error:
@@ -201,47 +196,239 @@ def measure_all(args: argparse.Namespace, cases: list[str]) -> list[dict]:
                 raise InputError(f"{case}, {system}: {error}") from error
             skipped.add(engine)
             tqdm.write(f"table5.py: left out: {engine}: {error}")
-    return read_rows(path)
 
 
-def figure(args: argparse.Namespace) -> list[dict]:
-    """table.md, stages.csv and the figure of the times that are there. -> the rows of stages.csv"""
-    path, rows = args.out / "times.csv", []
-    if measured := read_rows(path):
-        settings = json.loads((args.out / "settings.json").read_text(encoding="utf-8"))
-        rows = report.stage_rows(Times(measured), settings["multiply-adds"])
-    if not rows:
-        cases = " ".join(report.DRAWN)
-        raise InputError(f"{path}: holds no times of them; run first: python benchmarks/table5.py --cases peak {cases}")
-    save_text(args.out / "table.md", report.times_text(measured, settings))
-    save_text(args.out / "stages.csv", csv_text(rows, tuple(rows[0])))
-    save_figure(FIGURE, report.stages_figure(rows))
-    print("\n".join(map(report.sentence, rows)))
-    print(f"table5.py: wrote {args.out / 'table.md'}, {args.out / 'stages.csv'} and {FIGURE}.")
+# ---------------------------------------------------------------- medians
+
+
+def seconds(row: dict) -> float:
+    return row["seconds"]
+
+
+def without_files(row: dict) -> float:
+    return sum(value for stage, value in scaled(row).items() if stage not in ("read", "write"))
+
+
+class Times:
+    """The measured rows, asked by case and system. Seconds are for the whole case; nan where nothing was measured."""
+
+    def __init__(self, rows: list[dict]) -> None:
+        self.rows: dict[tuple[str, str], list[dict]] = {}
+        for row in rows:
+            self.rows.setdefault((row["case"], row["system"]), []).append(row)
+
+    def median(self, case: str, system: str, of: Callable[[dict], float] = seconds) -> float:
+        """Median over the repeats."""
+        rows = self.rows.get((case, system), [])
+        return statistics.median(of(row) for row in rows) if rows else math.nan
+
+    def ratio(self, case: str, slow: str, fast: str, of: Callable[[dict], float] = seconds) -> float:
+        """How many times as fast."""
+        return self.median(case, slow, of) / self.median(case, fast, of)
+
+    def peak(self, kind: str) -> float:
+        """Seconds of a thousand million multiply-adds at the machine's peak, "float32" or "int8": a peak is the best."""
+        return min(map(seconds, self.rows.get(("peak", kind), [])), default=math.nan)
+
+    def stages(self, case: str, system: str) -> dict[str, float]:
+        return {stage: self.median(case, system, lambda row, s=stage: scaled(row)[s]) for stage in STAGES}
+
+    def systems(self) -> list[str]:
+        """Those of our own runs, in the order of their first row."""
+        return list(dict.fromkeys(system for _, system in self.rows if system.startswith(PROPOSED)))
+
+    def best(self) -> str:
+        """Of ours the one with the least time over the cases that all of them did: one for all, as one would use it."""
+        systems = self.systems() or [OURS]
+        cases = [name for name in BY_NAME if all((name, system) in self.rows for system in systems)]
+        return min(systems, key=lambda system: sum(self.median(case, system) for case in cases))
+
+
+# ---------------------------------------------------------------- table.md
+
+
+def number(value: float) -> str:
+    """Three significant digits, "-" for nan."""
+    if math.isnan(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+
+
+def case_line(times: Times, case: TimedCase, best: str) -> list[str]:
+    """The cells of one case."""
+
+    def ratio(slow: str, fast: str) -> str:
+        return " ".join(
+            (
+                number(times.ratio(case.name, slow, fast)),
+                f"({number(times.ratio(case.name, slow, fast, without_files))})",
+            )
+        )
+
+    paper = (case.paper_baseline_s or math.nan, case.paper_proposed_s or math.nan)
+    rows = times.rows.get((case.name, RELEASED), []) + times.rows.get((case.name, BASELINE), [])
+    parts = sorted({(row["slices"], row["slices_of"]) for row in rows if row["slices"] < row["slices_of"]})
+    peaks = [times.median(case.name, system, lambda row: row["peak_mb"]) for system in (BASELINE, RELEASED, OURS, best)]
+    return [
+        case.name,
+        " x ".join(map(str, case.shape)),
+        str(case.objects),
+        *map(number, (*paper, paper[0] / paper[1])),
+        *(number(times.median(case.name, system)) for system in (BASELINE, RELEASED, *dict.fromkeys((OURS, best)))),
+        *(ratio(*pair) for pair in ((BASELINE, RELEASED), (RELEASED, OURS), (BASELINE, best), (RELEASED, best))),
+        " / ".join(map(number, peaks)),
+        "; ".join(f"{part} of {whole} slices timed" for part, whole in parts),
+    ]
+
+
+def times_text(rows: list[dict], settings: dict) -> str:
+    """table.md: a row for each measured case, and what must be known to read it."""
+    times = Times(rows)
+    best = times.best()
+    engine = best.removeprefix(PROPOSED)
+    ours = ["ours, float s"] + ([f"ours, {engine} s"] if best != OURS else [])
+    header = ["case", "size", "objects", "paper baseline s", "paper proposed s", "ratio"]
+    header += ["released baseline s", "released proposed s", *ours, "ratio of the released two"]
+    header += ["released / ours, float", f"baseline / ours, {engine}", f"released / ours, {engine}"]
+    header += [f"peak MB: baseline / released / ours, float / ours, {engine}", "of the released algorithm"]
+    measured = {case for case, _ in times.rows}
+    lines = [case_line(times, case, best) for case in BY_NAME.values() if case.name in measured]
+    repeats = max((row["repeat"] for row in rows), default=0)
+    parts = [
+        f"# Table 5 measured\n\n{pipe_table([header, *lines])}\n",
+        engines_text(times),
+        parts_text(times, settings),
+    ]
+    parts.append(
+        f"{settings['processor']}, {settings['threads']} threads, median of up to {repeats} repeats, systems in turns, each run in a process\n"
+        "of its own. Seconds are from reading the file to the written label map, as the challenge's script counts them; start,\n"
+        "imports, loading of weights and compiling are not in them. In brackets: the ratio without reading and writing files.\n"
+        "Peak memory is the process's, libraries included.\n\n"
+        "The cases are drawn by us at the sizes and numbers of objects of Table 5: time hardly depends on contents. How many\n"
+        "slices an object spans the paper does not print; here it is what the paper's own baseline seconds mean, at 0.40 s an\n"
+        "image, so that the work is about that of its files. Its seconds are from another machine: compare ratios.\n\n"
+        "Released: the published algorithm in plain PyTorch float32: enhanced at full size, each slice encoded once for each\n"
+        'object, box by box, masks upsampled whole. Where "N of M slices timed", objects were made thinner and the times of\n'
+        "enhancing, encoding, decoding and upsampling multiplied by the number of calls. Ours is always timed whole.\n"
+    )
+    return "\n".join([part for part in parts if part] + ([f"{settings['note']}\n"] if "note" in settings else []))
+
+
+def engines_text(times: Times) -> str:
+    """Seconds of each engine and case, if there is more than one."""
+    systems = times.systems()
+    if len(systems) < 2:
+        return ""
+    cases = [name for name in BY_NAME if any((name, system) in times.rows for system in systems)]
+    columns = [[times.median(name, system) for name in cases] for system in systems]
+    table = zip([*cases, "all of these"], *([*column, sum(column)] for column in columns), strict=True)
+    lines = [["case", *(system.removeprefix(PROPOSED) for system in systems)]]
+    lines += [[name, *map(number, values)] for name, *values in table]
+    return f"## Ours by engine, seconds\n\n{pipe_table(lines)}\n"
+
+
+def parts_text(times: Times, settings: dict) -> str:
+    """What is measured apart from any case: the encoder by each engine, beside the machine's peaks, and the NSD."""
+    macs = settings["multiply-adds"]["encoder"] / 1e9
+    floors = {kind: macs * times.peak(kind) for kind in ("float32", "int8")}
+    titles = {"encoder": f"encoder, {macs:.1f} G multiply-adds", "nsd": "NSD of six organs in 256 x 512 x 512"}
+    first, lines, notes = {"encoder": PLAIN, "nsd": "surface-distance"}, [], []
+    for part, system in sorted(key for key in times.rows if key[0] in titles):
+        took = times.median(part, system)
+        over = [took / floor if part == "encoder" else math.nan for floor in floors.values()]
+        lines.append([titles[part], system, *map(number, (took, times.ratio(part, first[part], system), *over))])
+    for kind, floor in floors.items():
+        if not math.isnan(floor):
+            rate = f"{1 / times.median('peak', kind):.0f} G multiply-adds a second"
+            notes.append(
+                f"- {kind} peak: products of large matrices do {rate} (median); {macs:.1f} G take {1e3 * floor:.0f} ms at best."
+            )
+    both = [times.rows.get(("nsd", system)) for system in ("ours", "surface-distance")]
+    if all(both):
+        values = [map(float, rows[0]["values"].split()) for rows in both]
+        notes.append(f"- The two NSDs differ by at most {max(abs(a - b) for a, b in zip(*values, strict=True)):.1e}.")
+    header = ["part", "by", "seconds", "times as fast as the first", "/ float32 peak", "/ int8 peak"]
+    return f"## Parts\n\n{pipe_table([header, *lines])}\n\n" + "\n".join([*notes, ""]) if lines else ""
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+def stage_rows(times: Times, counts: dict[str, int]) -> list[dict]:
+    """Rows of stages.csv: seconds of each stage of one 2D, one 3D and one crowded case, beside what the peaks allow.
+
+    By the published algorithm, by ours in float, and by our best engine. counts: multiply-adds, of settings.json.
+    network_s was measured for gmacs thousand million multiply-adds; *_floor_s is what a matrix product would need for
+    as many, and no program of this precision can be faster.
+    """
+    rows, systems = [], dict.fromkeys((RELEASED, OURS, times.best()))
+    for case, system in ((c, s) for c in IN_FIGURE for s in systems if (c, s) in times.rows):
+        first, stages = times.rows[case, system][0], times.stages(case, system)
+        encoded, decoded, cells = (first[f"{what}_of"] for what in ("encoded", "decoded", "cells"))
+        macs = counts["encoder"] * encoded
+        if system.split()[-1] in segment.ENGINES:  # the decoder of model.py
+            macs += counts["decoder"] * decoded
+        else:
+            macs += counts["fast image"] * encoded + counts["fast box"] * decoded + counts["fast cell"] * cells
+        row = {"case": case, "system": system, "encoded": encoded, "decoded": decoded, "cells": cells, **stages}
+        row |= {"gmacs": macs / 1e9, "network_s": stages["encode"] + stages["decode"]}
+        rows.append(row | {f"{kind}_floor_s": macs / 1e9 * times.peak(kind) for kind in ("float32", "int8")})
     return rows
+
+
+def stages_figure(rows: list[dict]) -> Figure:
+    """A panel a case, a bar a system, a colour a stage; seconds, each panel on its own scale. rows: `stage_rows`'s."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure = Figure(figsize=(9, 1 + 1.6 * len(IN_FIGURE)))
+    axes = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
+    colors = {stage: PALETTE[i] / 255 for i, stage in enumerate(s for s in STAGES if s != "other")} | {"other": "0.7"}
+    for case, ax in zip(cases, axes, strict=True):
+        mine = [row for row in rows if row["case"] == case]
+        names = [f"ours, {row['system'].removeprefix(PROPOSED)}" for row in mine]
+        names = [
+            "released algorithm" if row["system"] == RELEASED else name for row, name in zip(mine, names, strict=True)
+        ]
+        left = [0.0] * len(mine)
+        for stage in STAGES:
+            values = [row[stage] for row in mine]
+            ax.barh(names, values, left=left, color=colors[stage], label=stage)
+            left = [a + b for a, b in zip(left, values, strict=True)]
+        for name, end in zip(names, left, strict=True):
+            ax.text(end, name, f" {end:.3g} s", va="center")
+        ax.invert_yaxis()
+        ax.set_xlim(0, 1.15 * max(left))
+        shape, count = " x ".join(map(str, BY_NAME[case].shape)), BY_NAME[case].objects
+        ax.set_title(f"{case}: {shape}, {count} object{'s' * (count > 1)}", loc="left", fontsize=10)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("seconds")
+    axes[0].legend(ncols=len(STAGES), frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.45, 1.15))
+    figure.tight_layout()
+    return figure
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    cases = [case.name for case in SMOKE] + ["encoder"] if args.smoke else args.cases
-    settings = check_settings(args, current_settings(args))
-    rows = measure_all(args, cases)
-    text = report.times_text(rows, settings)
-    save_text(args.out / "table.md", text)
-    print(text if args.smoke else report.bars_text(Times(rows), settings))
-    ours = Times(rows).best().removeprefix(report.PROPOSED)
-    print(f"table5.py: {len(rows)} runs, best engine {ours}; {'removed again' if args.smoke else f'wrote {args.out}'}.")
-    return rows
+    if not args.figure:
+        keep_settings(args.out, current_settings(args))
+        measure_all(args)
+    rows, path = read_rows(args.out / "times.csv"), args.out / "settings.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if rows else {}
+    stages = stage_rows(Times(rows), settings["multiply-adds"]) if rows and args.figure else []
+    if args.figure and not stages:
+        needed = f"--cases peak {' '.join(IN_FIGURE)}"
+        raise InputError(f"{args.out}: holds no times of them; run first: python benchmarks/table5.py {needed}")
+    save_text(args.out / "table.md", times_text(rows, settings))
+    if stages:
+        save_text(args.out / "stages.csv", csv_text(stages, tuple(stages[0])))
+        save_figure(FIGURE, stages_figure(stages))
+    print(f"table5.py: {len(rows)} runs, best engine {Times(rows).best().removeprefix(PROPOSED)}; wrote {args.out}")
+    return stages if args.figure else rows
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Returns the rows of times.csv, with --figure those of stages.csv."""
     args = parse(argv)
     try:
-        if not args.smoke:
-            return figure(args) if args.figure else run(args)
-        with tempfile.TemporaryDirectory() as scratch:
-            args.drawn, args.out, args.repeats = Path(scratch) / "drawn", Path(scratch) / "table5", 1
-            return run(args)
+        return run(args)
     except (InputError, OSError) as error:
         sys.exit(f"table5.py: {error}")
 

@@ -1,14 +1,12 @@
-"""The fourteen cases of the paper's Table 5, drawn, and one measurement of them. benchmarks/table5.py starts each in a
-process of its own, so that its peak of memory is its own. [P 4.3]
+"""The fourteen cases of the paper's Table 5, drawn, and one measurement of them; table5.py starts each. [P 4.3]
 
 The files of Table 5 may not be redistributed. Time hardly depends on what an image shows: the network does the same sums
-for any. It depends on size, on the number of objects, on whether an image has colour, and in 3D on how many slices an
-object spans. The paper does not print that number; it is taken from its own seconds, see SECONDS_A_SLICE.
-Objects are bright ellipses and ellipsoids, each in a cell of its own, so every box is exact.
+for any. It depends on size, number of objects, colour, and in 3D on how many slices an object spans. The paper does not
+print that number; it is taken from its own seconds, see SECONDS_A_SLICE. Objects are bright ellipses and ellipsoids, each
+in a cell of its own, so every box is exact.
 
-A system is named "PRESET MODEL ENGINE". Preset `released` stands for the published algorithm, run as it was published.
-Our own code gives the same masks under that preset with less work, so `released_algorithm` does all of it again, with
-engine "torch": the network as model.py has it, in float32.
+A system is named "PRESET MODEL ENGINE". Preset `released` stands for the published algorithm. Our own code gives the same
+masks under that preset with less work, so `released_algorithm` does all the work of the released code.
 """
 
 from __future__ import annotations
@@ -42,7 +40,12 @@ from volumes import box_of_previous, segment_case
 
 STAGES = ("read", "enhance", "encode", "decode", "upsample", "other", "write")
 SPACING_MM = (2.5, 0.8, 0.8)  # (z, y, x) of all volumes
-NSD_SHAPE = (256, 512, 512)
+PARTS = ("peak", "encoder", "nsd")  # measured apart from any case
+PEAK_SIDE, NSD_SHAPE, CALLS = (
+    2048,
+    (256, 512, 512),
+    9,
+)  # of the peak's matrices, of the NSD's phantom, of peak and encoder
 # the six ellipsoids of the NSD's phantom: centre and half axes (z, y, x) in fractions of the volume, sizes as of liver,
 # spleen, two kidneys, stomach and pancreas
 ORGANS = (
@@ -71,7 +74,6 @@ class TimedCase:
 
     @property
     def is_3d(self) -> bool:
-        """A volume, by its name, as in the challenge."""
         return self.name.startswith("3D")
 
 
@@ -92,11 +94,8 @@ TABLE5 = (
     TimedCase("2DBox_Microscope_0016", (1920, 2560, 3), 241, 6.27, 6.19, color=True),
 )
 SIX_OBJECTS = TimedCase("3DBox_CT_six-objects", (24, 512, 512), 6)  # all six in every slice
-SMOKE = (TimedCase("2DBox_US_tiny", (64, 80, 3), 2), TimedCase("3DBox_CT_tiny", (5, 48, 40), 2))
-BY_NAME = {case.name: case for case in (*TABLE5, SIX_OBJECTS, *SMOKE)}
-
-
-# ---------------------------------------------------------------- drawing
+TINY = (TimedCase("2DBox_US_tiny", (64, 80, 3), 2), TimedCase("3DBox_CT_tiny", (5, 48, 40), 2))
+BY_NAME = {case.name: case for case in (*TABLE5, SIX_OBJECTS, *TINY)}
 
 
 def spans(case: TimedCase, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -162,8 +161,8 @@ def draw(case: TimedCase, seed: int = 0) -> Case:
 def work(case: Case, preset: Preset, shared: bool) -> tuple[int, int, int]:
     """How many images are encoded, boxes decoded and cells of 4x4 grid pixels upscaled for a case.
 
-    shared: each slice is encoded once for all objects, and only the cells that a mask may reach are upscaled, as by
-    FastDecoder (model.py's decoder upscales all).   not shared: each slice once for each object, all cells, as published.
+    shared: a slice is encoded once for all objects; of cells only those that a mask may reach (FastDecoder; model.py's
+    decoder upscales all). not shared, as published: a slice once for each object, all cells.
     """
     height, width = case.image.shape[1 if case.is_3d else 0 :][:2]
     reach = case.boxes[:, [0, 1, 3, 4]] if case.is_3d else reach_of(case.boxes, height, width)
@@ -188,10 +187,9 @@ def object_slices(boxes: np.ndarray) -> int:
 
 
 def thinner(boxes: np.ndarray, limit: int) -> np.ndarray:
-    """3D boxes (N, 6) with their slices squeezed, so that together they span `limit` slices at most.
+    """3D boxes (N, 6), squeezed in depth by one factor, so that together they span `limit` slices at most.
 
-    All by the same factor, so objects overlap in depth as before. A box keeps 3 slices, which the released loop needs
-    to visit one. x and y stay.
+    A box keeps 3 slices, which the released loop needs to visit one.
     """
     low, high = boxes[:, 2], boxes[:, 5]
     span = high.max() - low.min() + 1
@@ -209,7 +207,7 @@ def thinner(boxes: np.ndarray, limit: int) -> np.ndarray:
 
 
 def released_algorithm(segmenter: Segmenter, case: Case) -> np.ndarray:
-    """Masks of preset `released`, with the work of the released code (#7, #44, #45). -> the label map of `segment`
+    """Masks of preset `released`, with the work of the released code (#7, #44, #45). -> the label map
 
     It enhances at original size, encodes each slice once for each object, decodes box by box, and upsamples each mask
     to the whole image. Its float64 and its copies between are left out: the real one is slower, if anything.
@@ -259,8 +257,7 @@ def _whole_mask(segmenter: Segmenter, embedding, prompt: np.ndarray, height: int
 def segmenter_of(preset: str, model: str, engine: str, job: dict) -> Segmenter:
     """A system's segmenter. The job may name "weights" of the proposed model, and "static" ones for openvino-int8."""
     named = job.get("static" if engine == "openvino-int8" else "weights") if model == "proposed" else None
-    # `force`: with the weights of another preset the masks change, the time does not
-    return engines.load(model, Path(named) if named else None, preset, engine, force=True)
+    return engines.load(model, named, preset, engine, force=True)  # other weights change the masks, not the time
 
 
 def measure_case(job: dict) -> dict:
@@ -268,10 +265,9 @@ def measure_case(job: dict) -> dict:
     preset, model, engine = job["system"].split()
     segmenter = segmenter_of(preset, model, engine, job)
     start = time.perf_counter()
-    case = read_npz(Path(job["path"]))
-    read_s = time.perf_counter() - start
-    published = preset == "released"
-    timed = case
+    case = read_npz(job["path"])
+    seconds = {"read": time.perf_counter() - start}
+    published, timed = preset == "released", case
     if published and case.is_3d and job["slices"]:
         timed = replace(case, boxes=thinner(case.boxes, job["slices"]))
     boxes = np.array([[10.0, 10, 90, 90]] * len(case.boxes[: segmenter.box_chunk]))
@@ -280,27 +276,26 @@ def measure_case(job: dict) -> dict:
 
     start = time.perf_counter()
     labels = released_algorithm(segmenter, timed) if published else segment_case(segmenter, timed)
-    segmented = time.perf_counter()
+    segmented_s = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
-        writing = time.perf_counter()
+        start = time.perf_counter()
         save_npz(Path(folder) / "segs.npz", segs=labels.astype(np.uint8) if labels.max() <= 255 else labels)
-        write_s = time.perf_counter() - writing
-    seconds = {stage: segmenter.seconds[stage] for stage in STAGES[1:5]}
-    seconds["other"] = segmented - start - sum(seconds.values())
-    encoded, decoded, _ = work(timed, segmenter.preset, shared=not published)
-    encoded_of, decoded_of, cells_of = work(case, segmenter.preset, shared=not published)
-    slices = (object_slices(timed.boxes), object_slices(case.boxes)) if case.is_3d else (1, 1)
-    return {f"{stage}_s": value for stage, value in {"read": read_s, **seconds, "write": write_s}.items()} | {
-        "encoded": encoded, "encoded_of": encoded_of, "decoded": decoded, "decoded_of": decoded_of,
-        "slices": slices[0], "slices_of": slices[1], "cells_of": cells_of,
-    }  # fmt: skip
+        seconds["write"] = time.perf_counter() - start
+    inside = {stage: segmenter.seconds[stage] for stage in STAGES[1:5]}
+    seconds |= inside | {"other": segmented_s - sum(inside.values())}
+    row = {f"{stage}_s": value for stage, value in seconds.items()}
+    for ending, one in (("", timed), ("_of", case)):  # what was timed, and the whole case
+        counts = work(one, segmenter.preset, shared=not published)
+        row |= dict(zip((f"encoded{ending}", f"decoded{ending}", f"cells{ending}"), counts, strict=True))
+        row[f"slices{ending}"] = object_slices(one.boxes) if case.is_3d else 1
+    return row | {"seconds": sum(scaled(row).values())}
 
 
 def scaled(row: dict) -> dict[str, float]:
     """Seconds of each stage for the whole case, of a row that may have timed a part of its slices.
 
-    Enhancing and encoding grow with the images encoded, decoding and upsampling with the boxes decoded. Files are
-    always read and written whole, and what is left (mostly label volumes, one for each object) does not depend on slices.
+    Enhancing and encoding grow with the images encoded, decoding and upsampling with the boxes decoded. Files are read
+    and written whole, and what is left (mostly label volumes, one for each object) does not depend on slices.
     """
     per_image, per_box = row["encoded_of"] / row["encoded"], row["decoded_of"] / row["decoded"]
     factors = {"enhance": per_image, "encode": per_image, "decode": per_box, "upsample": per_box}
@@ -310,32 +305,32 @@ def scaled(row: dict) -> dict[str, float]:
 # ---------------------------------------------------------------- parts
 
 
-def repeated(task: Callable, calls: int, pick: Callable = statistics.median) -> float:
-    """Seconds of one call, picked from several, after one that warms up."""
+def repeated(task: Callable) -> list[float]:
+    """Seconds of each of CALLS calls, after one that warms up."""
     task()
     found = []
-    for _ in range(calls):
+    for _ in range(CALLS):
         start = time.perf_counter()
         task()
         found.append(time.perf_counter() - start)
-    return pick(found)
+    return found
 
 
 def measure_encoder(job: dict) -> dict:
     """Seconds of one image in the proposed model's encoder, by the engine that the job names."""
     segmenter = segmenter_of("fixed", "proposed", job["system"], job)
     image = np.random.default_rng(0).random((3, GRID, GRID), np.float32)
-    return {"seconds": repeated(lambda: segmenter.engine.encode(image), job["calls"])}
+    return {"seconds": statistics.median(repeated(lambda: segmenter.engine.encode(image)))}
 
 
 def measure_peak(job: dict) -> dict:
     """Seconds of a thousand million multiply-adds in a product of large matrices, "float32" or "int8": the machine's peak."""
-    n, int8 = job["side"], job["system"] == "int8"
+    n, int8 = PEAK_SIDE, job["system"] == "int8"
     if int8 and not hasattr(torch, "_int_mm"):
         raise InputError("this PyTorch has no torch._int_mm, so the int8 peak can't be measured")
     a, b = torch.randint(-128, 128, (2, n, n), dtype=torch.int8) if int8 else torch.rand(2, n, n)
     product = torch._int_mm if int8 else torch.matmul
-    return {"seconds": repeated(lambda: product(a, b.mT), job["calls"], min) / (n**3 / 1e9)}  # a peak is the best
+    return {"seconds": min(repeated(lambda: product(a, b.mT))) / (n**3 / 1e9)}  # a peak is the best
 
 
 def organ_pair(number: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -346,7 +341,7 @@ def organ_pair(number: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
     for move, grow in ((0, 1.0), (2, 1.04)):
         axes = [((g - c - move) / (h * grow)) ** 2 for g, c, h in zip(grid, centre, half, strict=True)]
         pair.append(sum(np.ix_(*axes)) <= 1)
-    return pair[0], pair[1]
+    return tuple(pair)
 
 
 def package_nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...]) -> float:
@@ -365,11 +360,10 @@ def package_nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...])
 def measure_nsd(job: dict) -> dict:
     """Seconds of the NSD of all six organs by "ours" or "surface-distance", and the six values."""
     score = nsd if job["system"] == "ours" else package_nsd
-    small = organ_pair(5, (16, 32, 32))
-    score(*small, SPACING_MM)  # imports, tables
+    score(*organ_pair(5, (16, 32, 32)), SPACING_MM)  # imports, tables
     seconds, values = 0.0, []
     for number in range(len(ORGANS)):
-        gt, pred = organ_pair(number, tuple(job["shape"]))
+        gt, pred = organ_pair(number, NSD_SHAPE)
         start = time.perf_counter()
         values.append(score(pred, gt, SPACING_MM))
         seconds += time.perf_counter() - start
@@ -377,17 +371,14 @@ def measure_nsd(job: dict) -> dict:
 
 
 def peak_megabytes() -> float:
-    """Most memory that this process ever held, Python and its libraries included.
-
-    On Linux from /proc: getrusage's number starts at that of the process that started this one.
-    """
-    status = Path("/proc/self/status")
+    """Most memory that this process ever held, Python and its libraries included; nan on Windows."""
+    status = Path("/proc/self/status")  # on Linux, where getrusage's number starts at that of the parent process
     if status.is_file() and "VmHWM:" in (text := status.read_text()):
         return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     try:
         import resource
-    except ImportError:  # Windows
-        return float("nan")
+    except ImportError:
+        return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes, on macOS
 
 
@@ -395,8 +386,6 @@ def measure(job: dict) -> dict:
     """Do one job and say what it took: a row of times.csv."""
     torch.set_num_threads(job["threads"])
     cv2.setNumThreads(job["threads"])
-    special = {"encoder": measure_encoder, "peak": measure_peak, "nsd": measure_nsd}
-    row = special.get(job["case"], measure_case)(job)
-    if job["case"] not in special:
-        row["seconds"] = sum(scaled(row).values())
+    parts = dict(zip(PARTS, (measure_peak, measure_encoder, measure_nsd), strict=True))
+    row = parts.get(job["case"], measure_case)(job)
     return {key: job[key] for key in ("case", "system", "repeat")} | row | {"peak_mb": peak_megabytes()}

@@ -32,8 +32,8 @@ INSTALL = "pip install -r requirements-fast.txt"
 def import_openvino():
     """The package `openvino`. InputError says how to install it.
 
-    It and NNCF tell their maker of each use unless one opts out. Without `openvino_telemetry` they don't, so we hide it:
-    a program for patients' images makes no calls.
+    OpenVINO and NNCF report over the network that they are used, if the package `openvino_telemetry` can be imported.
+    It is hidden here: a program for patients' images sends nothing.
     """
     sys.modules.setdefault("openvino_telemetry", None)
     try:

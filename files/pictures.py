@@ -18,8 +18,9 @@ def read_picture(path: Path) -> Case:
     return Case(path.stem, read_image(path), None, None, None, False)
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path | str) -> np.ndarray:
     """Read a PNG, JPG, TIFF or BMP file -> (H, W) or (H, W, 3) RGB uint8. InputError if it can't be read."""
+    path = Path(path)
     pixels = _decode(path)
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # OpenCV reads BGR

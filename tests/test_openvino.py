@@ -308,6 +308,7 @@ def inputs(tmp_path_factory):
 
 
 @needs_both
+@pytest.mark.long  # NNCF takes half a minute
 def test_the_script_writes_files_that_step_4_reads(inputs, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "TIMED_BOXES", (1,))
     case, out = tiny_case(), tmp_path / "lite.static.xml"

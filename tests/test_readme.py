@@ -45,7 +45,11 @@ def test_readme_and_pages_have_commands_for_every_script():
     assert len(README.encode()) <= 10_240, "README is read in one sitting"
 
 
-@pytest.mark.parametrize("command", PYTHON)
+# the demo's own commands: `make demo` runs them in CI too, and a test below says that they are the same
+LONG = [pytest.param(c, marks=pytest.mark.long) if "scan.png" not in c and "demo/" in c else c for c in PYTHON]
+
+
+@pytest.mark.parametrize("command", LONG)
 def test_command_runs(clone, command):
     words = shlex.split(command)
     if "phantoms" in words:
