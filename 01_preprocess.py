@@ -25,7 +25,6 @@ import numpy as np
 from tqdm import tqdm
 
 from data import (
-    CachedCase,
     CacheEntry,
     cache_case,
     image_path,
@@ -41,6 +40,7 @@ from files.case import Case
 from files.formats import list_cases, name_of, read_case
 from files.journal import (
     JOURNAL,
+    CachedCase,
     in_parallel,
     journal_line,
     merged_entries,

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import SliceDataset, read_index, steps_of_epoch, validation_item
+from data import SliceDataset, read_split, steps_of_epoch, validation_item
 from figures import loss_curve
 from files import InputError
 from files.journal import fingerprint
@@ -79,12 +79,7 @@ def start_run(args: argparse.Namespace, preset: Preset, fixed: dict) -> Training
 def run(args: argparse.Namespace) -> dict:
     # 1. The data: which images there are, and what a step draws from them
     preset = override(PRESETS[args.preset], args.set)
-    entries = read_index(args.cache)
-    training, validation = ([e for e in entries if e.split == split] for split in ("train", "val"))
-    if not training or not validation:
-        raise InputError(
-            f"{args.cache}: {len(training)} training and {len(validation)} validation images; both are needed"
-        )
+    training, validation = read_split(args.cache)
     an_epoch = steps_of_epoch(training, preset.sampling, args.batch)
     steps = args.steps if args.steps is not None else args.epochs * an_epoch
     validate_every = args.validate_every or an_epoch

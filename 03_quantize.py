@@ -23,6 +23,7 @@ import copy
 import io
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,18 +34,18 @@ import segment
 from fast import counts, engines, static_int8
 from fast.report import SYSTEMS, by_modality, markdown, mean_row
 from files import InputError
-from files.case import Case, check_labels
+from files.case import check_labels
 from files.checkpoints import read_checkpoint
 from files.formats import list_cases, read_case
-from files.npz import load_npz, write_case
+from files.npz import write_case
 from files.writing import save_json, save_text
-from grid import boxes_from_labels
 from metrics import case_scores
 from model import TorchEngine
 from phantoms import tiny_case
 from presets import PRESETS
 from quantize import quantize_linear_layers, save_int8
 from segment import MODELS, Segmenter
+from tables import read_truth
 from volumes import segment_case
 
 TIMED_BOXES = (1, 4, 16)  # so many boxes a call of the decoder are timed
@@ -151,35 +152,21 @@ METHODS = {"dynamic": (dynamic, "torch-int8", ".dynamic.pt"), "static": (static,
 # ---------------------------------------------------------------- scores
 
 
-def truth_of(case: Case, path: Path, gts: Path) -> np.ndarray:
-    """Label map of a case, from the case itself or from gts/NAME.npz. InputError if there is none."""
-    if case.labels is None:
-        stored = load_npz(gts / path.name)
-        if "gts" not in stored:
-            raise InputError(f"{gts / path.name}: has no key 'gts'; name the folder of truth with --gts")
-        labels = check_labels(stored["gts"], case.image.shape[: 3 if case.is_3d else 2], gts / path.name)
-    else:
-        labels = case.labels
-    if not labels.any():
-        raise InputError(f"{path}: its truth holds no object; leave the file out")
-    if case.is_3d and case.spacing_mm is None:
-        raise InputError(f"{path}: has no key 'spacing', and a 3D NSD is in mm; save (x, y, z) in mm as 'spacing'")
-    return labels
-
-
 def score(path: Path, gts: Path, systems: dict[str, Segmenter]) -> dict:
-    """One case: DSC and NSD (strict) of each system at the same boxes, and the share of pixels where they differ."""
+    """One case: DSC and NSD (strict) of each system at the same boxes, and the share of pixels where they differ.
+
+    The truth is in the case itself, or in a file of its name in `gts`."""
     case = read_case(path)
-    labels = truth_of(case, path, gts)
-    ids, exact = boxes_from_labels(labels)
+    truth = path if case.labels is not None else gts / path.name
+    labels, spacing_mm, ids, boxes = read_truth(truth)
+    check_labels(labels, case.image.shape[: 3 if case.is_3d else 2], truth)
     if case.boxes is not None:  # box i asks for label i + 1
-        ids = np.arange(1, len(case.boxes) + 1)
+        ids, boxes = np.arange(1, len(case.boxes) + 1), case.boxes
     label_of = np.append(0, ids).astype(np.uint16)
-    boxed = Case(case.name, case.image, exact if case.boxes is None else case.boxes, None, None, case.is_3d)
-    maps = {name: label_of[segment_case(systems[name], boxed)] for name in SYSTEMS}
+    maps = {name: label_of[segment_case(systems[name], replace(case, boxes=boxes))] for name in SYSTEMS}
     row = {"case": case.name, "objects": len(ids), "differ": float((maps["float"] != maps["int8"]).mean())}
     for name, segs in maps.items():
-        means = case_scores(segs, labels, case.spacing_mm if case.is_3d else None).means
+        means = case_scores(segs, labels, spacing_mm).means
         row |= {f"dsc_{name}": means["dsc"], f"nsd_{name}": means["nsd"]}
     return row
 
@@ -190,7 +177,7 @@ def score_folder(folder: Path, args: argparse.Namespace, systems: dict[str, Segm
     for path in tqdm(list_cases(folder)[: args.cases], "score", disable=None):
         try:
             rows.append(score(path, args.gts or folder.parent / "gts", systems))
-        except InputError as error:
+        except ValueError as error:  # InputError is one
             left_out += 1
             tqdm.write(f"03_quantize.py: left out: {error}", file=sys.stderr)
     return rows, left_out

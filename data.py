@@ -24,7 +24,7 @@ import numpy as np
 from enhance import grid_input, is_gray
 from files import MAX_LABEL, VOLUME_MODALITIES, InputError, modality_of, patient_of, submodality_of
 from files.case import Case
-from files.journal import check_version, start_cache
+from files.journal import CachedCase, check_version, start_cache
 from files.pickles import read_runs
 from files.pictures import read_image
 from files.writing import csv_text, save_bytes, save_image, save_text
@@ -113,18 +113,6 @@ class CacheEntry:
     width: int
     split: str  # "train" or "val"
     objects: int  # on the grid
-
-
-@dataclass(frozen=True)
-class CachedCase:
-    """What became of one case: a line of the journal (files/journal.py)."""
-
-    name: str
-    stamp: str  # path, size and time of its file: tells a changed one
-    entries: list[CacheEntry]  # split still ""
-    objects: int  # labels of the case
-    empty: int  # slices without an object, left out
-    lost: int  # objects of a slice that are too small for the grid
 
 
 def image_path(folder: Path, name: str) -> Path:
@@ -221,6 +209,15 @@ def read_index(folder: Path) -> list[CacheEntry]:
     except (ValueError, IndexError, csv.Error) as error:
         raise InputError(f"{path}: not an index of this cache ({error}); run 01_preprocess.py again") from error
     return entries
+
+
+def read_split(folder: Path) -> tuple[list[CacheEntry], list[CacheEntry]]:
+    """The training and the validation entries of a cache. InputError if there are none of either."""
+    entries = read_index(folder)
+    training, validation = ([entry for entry in entries if entry.split == split] for split in SPLITS)
+    if not training or not validation:
+        raise InputError(f"{folder}: {len(training)} training and {len(validation)} validation images; both are needed")
+    return training, validation
 
 
 def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[CacheEntry]:

@@ -9,6 +9,7 @@ Faults that only crash the released code are in no preset.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal, get_args, get_type_hints
 
 from files import InputError
 
@@ -19,32 +20,32 @@ class Preset:
 
     name: str = "fixed"
     # three channels [P 2.1]
-    conductance: str = "exponential"  # Perona-Malik: "exponential" or "quadratic" (the text names none)
+    conductance: Literal["exponential", "quadratic"] = "exponential"  # of Perona and Malik; the text names none
     iterations: int = 10  # #1 diffusion steps (D2)
     gamma: float = 0.1  # #1 time step of one diffusion step
     kappa: float = 20.0  # #1 edge threshold, on an image that ranges over 0..diffusion_range
     diffusion_range: float = 255.0  # #1 the released code puts kappa = 20 on a 0..1 image: no edge is ever that steep
-    border: str = "reflect"  # #3 "reflect" lets nothing flow out, "wrap" joins opposite borders
-    rounding: str = "nearest"  # #4 back to 8 bits: "nearest" or "truncate"
-    equalize: str = "diffused"  # #2 what channel 3 equalizes: "diffused" (channel 2), "raw" (channel 1), or "nothing"
-    color: str = "keep"  # #5 colour images: "keep" their RGB, or turn them "gray"
+    border: Literal["reflect", "wrap"] = "reflect"  # #3 nothing flows out, or opposite borders touch
+    rounding: Literal["nearest", "truncate"] = "nearest"  # #4 back to 8 bits
+    equalize: Literal["diffused", "raw", "nothing"] = "diffused"  # #2 what channel 3 is made of: channel 2 or channel 1
+    color: Literal["keep", "gray"] = "keep"  # #5 colour images keep their RGB, or turn gray
     # 256 grid [P 2.1]
-    enhance_at: str = "grid"  # #7 enhance on the 256 "grid" or at "original" size, before resizing
-    pad: str = "after"  # zero padding to a square "after" or "before" resizing
+    enhance_at: Literal["grid", "original"] = "grid"  # #7 enhance on the 256 grid, or at full size before resizing
+    pad: Literal["after", "before"] = "after"  # zero padding to a square after or before resizing
     # box prompts [P 2.2]
-    box_rounding: str = "float"  # #43 boxes on the 256 grid: "float", or truncated to "int" as LiteMedSAM does
-    reach: str = "box"  # 2D masks end a quarter of the "box" and 8 grid pixels beyond it, or with the "image" only
-    overlap: str = "logit"  # #46 pixels of two masks: higher "logit" wins, or the "last" object
-    propagation: str = "prompted"  # #40-42, #47 3D: "prompted" (ours), "mended" (LiteMedSAM's), "released"
+    box_rounding: Literal["float", "int"] = "float"  # #43 boxes on the 256 grid; "int" truncates, as LiteMedSAM does
+    reach: Literal["box", "image"] = "box"  # a 2D mask ends a quarter of its box and 8 grid pixels beyond it (D18)
+    overlap: Literal["logit", "last"] = "logit"  # #46 a pixel of two masks: the higher logit wins, or the last object
+    propagation: Literal["prompted", "mended", "released"] = "prompted"  # #40-42, #47 3D: ours, LiteMedSAM's, released
     # training [P 3.2, Table 3]
-    sampling: str = "equal"  # #20 an epoch: "equal" quotas of modalities, or 1,000 a group "without" or "with" repeats
-    jitter: str = "both"  # #18 each side of a box moves up to 5 pixels in or out ("both"), only "outward", or "scaled"
-    flips: str = "off"  # #17 mirror images at random, "on" or "off"; the text calls flips misleading
-    decoder: str = "lite_medsam"  # #24 initial prompt encoder and mask decoder: "lite_medsam" (MedSAM's) or "random"
+    sampling: Literal["equal", "without", "with"] = "equal"  # #20 an epoch: as many of each modality, or 1,000 a group
+    jitter: Literal["both", "outward", "scaled"] = "both"  # #18 how a box's sides move, see grid.move_box
+    flips: Literal["off", "on"] = "off"  # #17 mirror images at random; the text calls flips misleading
+    decoder: Literal["lite_medsam", "random"] = "lite_medsam"  # #24 weights that prompt encoder and decoder start from
     learning_rate: float = 5e-5  # #25
-    plateau: str = "validation"  # #26 the loss that lowers the learning rate: "validation" or "train"
+    plateau: Literal["validation", "train"] = "validation"  # #26 the loss that lowers the learning rate
     # int8 [P 2.3]
-    weight_int8: str = "channel"  # #39 scales of int8 weights: one an output "channel", or a "tensor" as PyTorch's
+    weight_int8: Literal["channel", "tensor"] = "channel"  # #39 a scale for each output channel, or one, as PyTorch's
 
 
 PRESETS = {
@@ -84,26 +85,8 @@ PRESETS = {
 
 
 CHOICES = {  # what a field of text may be
-    "conductance": ("exponential", "quadratic"),
-    "border": ("reflect", "wrap"),
-    "rounding": ("nearest", "truncate"),
-    "equalize": ("diffused", "raw", "nothing"),
-    "color": ("keep", "gray"),
-    "enhance_at": ("grid", "original"),
-    "pad": ("after", "before"),
-    "box_rounding": ("float", "int"),
-    "reach": ("box", "image"),
-    "overlap": ("logit", "last"),
-    "propagation": ("prompted", "mended", "released"),
-    "sampling": ("equal", "without", "with"),
-    "jitter": ("both", "outward", "scaled"),
-    "flips": ("off", "on"),
-    "decoder": ("lite_medsam", "random"),
-    "plateau": ("validation", "train"),
-    "weight_int8": ("channel", "tensor"),
+    name: get_args(kind) for name, kind in get_type_hints(Preset).items() if get_args(kind)
 }
-
-
 RANGES = {
     "learning_rate": (1e-9, 1.0),
     "iterations": (0, 1000),

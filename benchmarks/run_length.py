@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import pickle
 import sys
+import time
 from pathlib import Path
-from timeit import timeit
 
 import numpy as np
 
@@ -44,6 +44,15 @@ def masks() -> dict[str, np.ndarray]:
     return {"golden, 4 objects": golden, "324 squares": squares}
 
 
+def microseconds(encode, mask: np.ndarray) -> float:
+    """Mean of ten calls, after one that warms up."""
+    encode(mask)
+    start = time.perf_counter()
+    for _ in range(10):
+        encode(mask)
+    return (time.perf_counter() - start) * 1e5
+
+
 def main(argv: list[str] | None = None) -> list[dict]:
     """Returns the rows of the table."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -53,10 +62,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     for name, mask in masks().items():
         sizes = [len(encode(mask)) for encode in PICKLED]
         for what, encoders in ENCODERS.items():
-            turns = [
-                [timeit(lambda e=e, m=mask: e(m), lambda e=e, m=mask: e(m), number=10) * 1e5 for e in encoders]
-                for _ in range(args.turns)
-            ]  # microseconds a call of ten, after one that warms up
+            turns = [[microseconds(encode, mask) for encode in encoders] for _ in range(args.turns)]
             released, ours = map(min, zip(*turns, strict=True))
             row = {
                 "mask": name,

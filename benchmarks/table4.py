@@ -123,16 +123,7 @@ def prepare(kinds: tuple[str, str], args: Namespace) -> tuple[list[str], int]:
 
 
 def digest(*parts: bytes) -> str:
-    """16 hexadecimal digits that change with any byte."""
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
-
-
-def is_done(path: Path, asked: str) -> bool:
-    """True if a label map was kept for just this image and these boxes."""
-    try:
-        return path.is_file() and str(load_npz(path).get("case")) == asked
-    except InputError:  # damaged: made again
-        return False
 
 
 class RememberingSegmenter(segment.Segmenter):
@@ -158,9 +149,11 @@ def predict(system: str, weights: Path, kinds: tuple[str, str], names: list[str]
         for kind in kinds:
             case = read_npz(folder / kind / "imgs" / name)
             asked = digest(str(case.image.shape).encode(), case.image.tobytes(), case.boxes.tobytes())
-            if not is_done(place / kind / name, asked):
-                segmenter = segmenter or RememberingSegmenter(engines.load(model, weights, PRESET, engine))
-                save_npz(place / kind / name, segs=segment_case(segmenter, case), case=np.array(asked))
+            path = place / kind / name
+            if path.is_file() and load_npz(path)["case"] == asked:  # kept for just this image and these boxes
+                continue
+            segmenter = segmenter or RememberingSegmenter(engines.load(model, weights, PRESET, engine))
+            save_npz(path, segs=segment_case(segmenter, case), case=np.array(asked))
         if segmenter:
             segmenter.kept.clear()
     return place
@@ -199,21 +192,6 @@ def differences_text(lines: list[dict], kinds: tuple[str, str]) -> str:
     )
 
 
-def write_tables(out: Path, rows: list[dict], kinds: tuple[str, str]) -> None:
-    """The .csv and .md files into `out`. rows: tables.score_case's, with the kind of boxes as "boxes"."""
-    lines = []
-    for kind in kinds:
-        found = tables.paired_differences([row for row in rows if row["boxes"] == kind], PAIRS)
-        lines += [{"boxes": kind} | line for line in found]
-    save_text(
-        out / "cases.csv", csv_text(rows, ("boxes", "system", "case", "modality", "objects", *tables.score_names()))
-    )
-    save_text(out / "table.md", table_text(rows, kinds))
-    columns = ("boxes", "system", "minus", "modality", "cases", "score", "difference", "low", "high")
-    save_text(out / "differences.csv", csv_text(lines, columns))
-    save_text(out / "differences.md", differences_text(lines, kinds))
-
-
 def run(args: Namespace) -> list[dict]:
     # 1. The same boxes for everyone
     weights = {}
@@ -240,7 +218,15 @@ def run(args: Namespace) -> list[dict]:
     rows.sort(key=lambda row: (kinds.index(row["boxes"]), order.index(row["system"])))  # stable: cases stay in order
 
     # 3. Tables
-    write_tables(args.out, rows, kinds)
+    lines = []
+    for kind in kinds:
+        found = tables.paired_differences([row for row in rows if row["boxes"] == kind], PAIRS)
+        lines += [{"boxes": kind} | line for line in found]
+    columns = ("boxes", "system", "case", "modality", "objects", *tables.score_names())
+    save_text(args.out / "cases.csv", csv_text(rows, columns))
+    save_text(args.out / "table.md", table_text(rows, kinds))
+    save_text(args.out / "differences.csv", csv_text(lines, tuple(lines[0]) if lines else ()))
+    save_text(args.out / "differences.md", differences_text(lines, kinds))
     digests = {system: hashlib.sha256(path.read_bytes()).hexdigest() for system, path in weights.items()}
     settings = {"preset": PRESET, "jitter": args.jitter, "seed": args.seed, "torch": torch.__version__}
     save_json(args.out / "settings.json", settings | {"cases": len(names), "sha256 of weights": digests})

@@ -1,19 +1,16 @@
 """Table 5 measured: seconds of its fourteen cases by the published algorithm and by ours, engine by engine. [P 4.3]
 
     python benchmarks/table5.py                                       everything that is installed; hours, see --slices
-    python benchmarks/table5.py --cases 2DBox_US_0525 encoder --repeats 1
     python benchmarks/table5.py --cases 2DBox_US_tiny 3DBox_CT_tiny --repeats 1 -o out/try                     1 min
     python benchmarks/table5.py --figure                              measures nothing: table and figure of times.csv
 
-The cases are drawn at the true sizes and numbers of objects (table5_work.py says how). Each measurement runs in a process
-of its own; systems take turns. Every finished one is appended to times.csv, and a run that was stopped goes on where it
-was: after changing code or int8 files that are timed, name another folder. Writes times.csv, table.md, settings.json.
---figure also writes stages.csv and assets/stages.png: where the time of three cases goes. Close other programs before.
+The cases are drawn at the true sizes (see table5_work.py). Each measurement runs in a process of its own and is appended
+to times.csv; systems take turns. A run that was stopped goes on where it was: after changing what is timed, name another
+folder. Writes times.csv, table.md, settings.json; --figure also stages.csv and assets/stages.png, where the time goes.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import importlib.metadata
@@ -23,12 +20,15 @@ import os
 import platform
 import statistics
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
@@ -58,19 +58,19 @@ FIGURE = Path("assets/stages.png")
 DRAWN = Path("out/table5/imgs")  # the drawn cases, 300 MB
 COUNTS = ("encoded", "encoded_of", "decoded", "decoded_of", "slices", "slices_of", "cells_of")
 COLUMNS = ("case", "system", "repeat", "seconds", "peak_mb", *(f"{stage}_s" for stage in STAGES), *COUNTS, "values")
+SECONDS = itemgetter("seconds")
 PACKAGES = ("numpy", "opencv-python-headless", "openvino", "surface-distance", "scipy")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def parse(argv: list[str] | None) -> Namespace:
+    p = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     everything = [*PARTS, SIX_OBJECTS.name, *(case.name for case in TABLE5)]
     p.add_argument("--cases", nargs="+", choices=[*PARTS, *BY_NAME], default=everything, metavar="NAME", help="rows")
     p.add_argument("--engines", nargs="+", default=list(ENGINES), metavar="ENGINE", help="what runs our own code")
     p.add_argument("--repeats", type=int, default=3, help="runs of a system on a case; their median counts")
-    p.add_argument("--slices", type=int, default=24, help="slices of a volume that the published algorithm is timed on, "
-                   "0 for all; the rest is multiplied")  # fmt: skip
+    p.add_argument(
+        "--slices", type=int, default=24, help="of a volume for the published algorithm, 0: all; rest multiplied"
+    )
     p.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and OpenCV")
     p.add_argument("--weights", type=Path, default=OUR_CHECKPOINT, help="float checkpoint of the proposed model")
     p.add_argument("--static", type=Path, help="NAME.static.xml for engine openvino-int8 (default: its own)")
@@ -80,9 +80,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if min(args.repeats, args.threads) < 1 or 0 > args.slices or 0 < args.slices < 3:
         p.error("--repeats and --threads must be 1 or more, --slices 0 or 3 or more")
     return args
-
-
-# ---------------------------------------------------------------- what the numbers depend on
 
 
 def fast_decoder_macs() -> dict[str, int]:
@@ -102,21 +99,19 @@ def fast_decoder_macs() -> dict[str, int]:
     return {"fast image": 2 * one - two, "fast box": two - one - cell, "fast cell": cell}
 
 
-def current_settings(args: argparse.Namespace) -> dict:
+def current_settings(args: Namespace) -> dict:
     """What all rows of one times.csv share: settings.json."""
     if not args.weights.is_file():
         raise InputError(f"{args.weights}: no such checkpoint; name one with --weights")
-    counts = fast_decoder_macs()
+    counts, info = fast_decoder_macs(), Path("/proc/cpuinfo")
     for model, prefix in (("proposed", ""), ("baseline", "baseline ")):
-        macs = count_macs(segment.build(model))
-        for part in ("encoder", "decoder"):
-            counts[prefix + part] = sum(number for (of, _), number in macs.items() if of == part)
+        for (part, _), macs in count_macs(segment.build(model)).items():
+            counts[prefix + part] = counts.get(prefix + part, 0) + macs
     installed = {found.name: found.version for found in importlib.metadata.distributions()}
-    info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
     return {
-        "processor": names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(), "threads": args.threads, "slices": args.slices,
+        "processor": names[0].partition(":")[2].strip() if names else platform.machine(), "cores": os.cpu_count(),
+        "threads": args.threads, "slices": args.slices,
         "sha256 of weights": hashlib.sha256(args.weights.read_bytes()).hexdigest(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
         | {name: installed.get(name, "not installed") for name in PACKAGES},
@@ -132,9 +127,6 @@ def keep_settings(folder: Path, settings: dict) -> None:
         if before | settings != before:
             raise InputError(f"{folder}: its times were measured with other settings; name another --out folder")
     save_json(path, before | settings)  # a note that was written beside them stays
-
-
-# ---------------------------------------------------------------- the measurements
 
 
 def append_row(path: Path, row: dict) -> None:
@@ -160,12 +152,9 @@ def read_rows(path: Path) -> list[dict]:
 
 def systems_of(case: str, engines: list[str]) -> list[str]:
     """What measures a part or a case, in the order of its turns."""
-    fixed = {
-        "peak": ["float32", "int8"],
-        "nsd": ["ours", "surface-distance"],
-        "encoder": list(dict.fromkeys([PLAIN, *engines])),
-    }
-    return fixed.get(case, [BASELINE, RELEASED, *(PROPOSED + engine for engine in engines)])
+    parts = {"peak": ["float32", "int8"], "nsd": ["ours", "surface-distance"], "encoder": [PLAIN, *engines]}
+    systems = parts.get(case, [BASELINE, RELEASED, *(PROPOSED + engine for engine in engines)])
+    return list(dict.fromkeys(systems))
 
 
 def in_child(job: dict) -> dict:
@@ -174,7 +163,7 @@ def in_child(job: dict) -> dict:
         return pool.submit(measure, job).result()
 
 
-def measure_all(args: argparse.Namespace) -> None:
+def measure_all(args: Namespace) -> None:
     """Every measurement that times.csv does not hold yet; repeats are the outer loop, so that systems take turns."""
     path, skipped = args.out / "times.csv", set()
     done = {(row["case"], row["system"], row["repeat"]) for row in read_rows(path)}
@@ -198,13 +187,6 @@ def measure_all(args: argparse.Namespace) -> None:
             tqdm.write(f"table5.py: left out: {engine}: {error}")
 
 
-# ---------------------------------------------------------------- medians
-
-
-def seconds(row: dict) -> float:
-    return row["seconds"]
-
-
 def without_files(row: dict) -> float:
     return sum(value for stage, value in scaled(row).items() if stage not in ("read", "write"))
 
@@ -216,35 +198,24 @@ class Times:
         self.rows: dict[tuple[str, str], list[dict]] = {}
         for row in rows:
             self.rows.setdefault((row["case"], row["system"]), []).append(row)
+        self.ours = list(dict.fromkeys(system for _, system in self.rows if system.startswith(PROPOSED)))
 
-    def median(self, case: str, system: str, of: Callable[[dict], float] = seconds) -> float:
+    def median(self, case: str, system: str, of: Callable[[dict], float] = SECONDS) -> float:
         """Median over the repeats."""
-        rows = self.rows.get((case, system), [])
-        return statistics.median(of(row) for row in rows) if rows else math.nan
-
-    def ratio(self, case: str, slow: str, fast: str, of: Callable[[dict], float] = seconds) -> float:
-        """How many times as fast."""
-        return self.median(case, slow, of) / self.median(case, fast, of)
-
-    def peak(self, kind: str) -> float:
-        """Seconds of a thousand million multiply-adds at the machine's peak, "float32" or "int8": a peak is the best."""
-        return min(map(seconds, self.rows.get(("peak", kind), [])), default=math.nan)
+        rows = self.rows.get((case, system))
+        return statistics.median(map(of, rows)) if rows else math.nan
 
     def stages(self, case: str, system: str) -> dict[str, float]:
         return {stage: self.median(case, system, lambda row, s=stage: scaled(row)[s]) for stage in STAGES}
 
-    def systems(self) -> list[str]:
-        """Those of our own runs, in the order of their first row."""
-        return list(dict.fromkeys(system for _, system in self.rows if system.startswith(PROPOSED)))
+    def peak(self, kind: str) -> float:
+        """Seconds of a thousand million multiply-adds at the machine's peak, "float32" or "int8": a peak is the best."""
+        return min(map(SECONDS, self.rows.get(("peak", kind), [])), default=math.nan)
 
     def best(self) -> str:
         """Of ours the one with the least time over the cases that all of them did: one for all, as one would use it."""
-        systems = self.systems() or [OURS]
-        cases = [name for name in BY_NAME if all((name, system) in self.rows for system in systems)]
-        return min(systems, key=lambda system: sum(self.median(case, system) for case in cases))
-
-
-# ---------------------------------------------------------------- table.md
+        cases = [name for name in BY_NAME if all((name, system) in self.rows for system in self.ours)]
+        return min(self.ours or [OURS], key=lambda system: sum(self.median(case, system) for case in cases))
 
 
 def number(value: float) -> str:
@@ -256,29 +227,22 @@ def number(value: float) -> str:
 
 def case_line(times: Times, case: TimedCase, best: str) -> list[str]:
     """The cells of one case."""
-
-    def ratio(slow: str, fast: str) -> str:
-        return " ".join(
-            (
-                number(times.ratio(case.name, slow, fast)),
-                f"({number(times.ratio(case.name, slow, fast, without_files))})",
-            )
-        )
-
-    paper = (case.paper_baseline_s or math.nan, case.paper_proposed_s or math.nan)
+    systems, paper = (
+        (BASELINE, RELEASED, OURS, best),
+        (case.paper_baseline_s or math.nan, case.paper_proposed_s or math.nan),
+    )
+    cells = [case.name, " x ".join(map(str, case.shape)), str(case.objects)]
+    cells += map(number, (*paper, paper[0] / paper[1]))
+    cells += [number(times.median(case.name, system)) for system in dict.fromkeys(systems)]
+    for slow, fast in ((BASELINE, RELEASED), (RELEASED, OURS), (BASELINE, best), (RELEASED, best)):
+        both = [
+            times.median(case.name, slow, of) / times.median(case.name, fast, of) for of in (SECONDS, without_files)
+        ]
+        cells.append(f"{number(both[0])} ({number(both[1])})")
+    cells.append(" / ".join(number(times.median(case.name, system, itemgetter("peak_mb"))) for system in systems))
     rows = times.rows.get((case.name, RELEASED), []) + times.rows.get((case.name, BASELINE), [])
     parts = sorted({(row["slices"], row["slices_of"]) for row in rows if row["slices"] < row["slices_of"]})
-    peaks = [times.median(case.name, system, lambda row: row["peak_mb"]) for system in (BASELINE, RELEASED, OURS, best)]
-    return [
-        case.name,
-        " x ".join(map(str, case.shape)),
-        str(case.objects),
-        *map(number, (*paper, paper[0] / paper[1])),
-        *(number(times.median(case.name, system)) for system in (BASELINE, RELEASED, *dict.fromkeys((OURS, best)))),
-        *(ratio(*pair) for pair in ((BASELINE, RELEASED), (RELEASED, OURS), (BASELINE, best), (RELEASED, best))),
-        " / ".join(map(number, peaks)),
-        "; ".join(f"{part} of {whole} slices timed" for part, whole in parts),
-    ]
+    return [*cells, "; ".join(f"{part} of {whole} slices timed" for part, whole in parts)]
 
 
 def times_text(rows: list[dict], settings: dict) -> str:
@@ -286,7 +250,7 @@ def times_text(rows: list[dict], settings: dict) -> str:
     times = Times(rows)
     best = times.best()
     engine = best.removeprefix(PROPOSED)
-    ours = ["ours, float s"] + ([f"ours, {engine} s"] if best != OURS else [])
+    ours = ["ours, float s", f"ours, {engine} s"][: 1 + (best != OURS)]
     header = ["case", "size", "objects", "paper baseline s", "paper proposed s", "ratio"]
     header += ["released baseline s", "released proposed s", *ours, "ratio of the released two"]
     header += ["released / ours, float", f"baseline / ours, {engine}", f"released / ours, {engine}"]
@@ -316,15 +280,13 @@ def times_text(rows: list[dict], settings: dict) -> str:
 
 def engines_text(times: Times) -> str:
     """Seconds of each engine and case, if there is more than one."""
-    systems = times.systems()
-    if len(systems) < 2:
+    if len(times.ours) < 2:
         return ""
-    cases = [name for name in BY_NAME if any((name, system) in times.rows for system in systems)]
-    columns = [[times.median(name, system) for name in cases] for system in systems]
-    table = zip([*cases, "all of these"], *([*column, sum(column)] for column in columns), strict=True)
-    lines = [["case", *(system.removeprefix(PROPOSED) for system in systems)]]
-    lines += [[name, *map(number, values)] for name, *values in table]
-    return f"## Ours by engine, seconds\n\n{pipe_table(lines)}\n"
+    cases = [name for name in BY_NAME if any((name, system) in times.rows for system in times.ours)]
+    lines = [[name, *(number(times.median(name, system)) for system in times.ours)] for name in cases]
+    sums = [number(sum(times.median(name, system) for name in cases)) for system in times.ours]
+    header = ["case", *(system.removeprefix(PROPOSED) for system in times.ours)]
+    return f"## Ours by engine, seconds\n\n{pipe_table([header, *lines, ['all of these', *sums]])}\n"
 
 
 def parts_text(times: Times, settings: dict) -> str:
@@ -333,25 +295,21 @@ def parts_text(times: Times, settings: dict) -> str:
     floors = {kind: macs * times.peak(kind) for kind in ("float32", "int8")}
     titles = {"encoder": f"encoder, {macs:.1f} G multiply-adds", "nsd": "NSD of six organs in 256 x 512 x 512"}
     first, lines, notes = {"encoder": PLAIN, "nsd": "surface-distance"}, [], []
-    for part, system in sorted(key for key in times.rows if key[0] in titles):
+    for part, system in (key for key in times.rows if key[0] in titles):
         took = times.median(part, system)
         over = [took / floor if part == "encoder" else math.nan for floor in floors.values()]
-        lines.append([titles[part], system, *map(number, (took, times.ratio(part, first[part], system), *over))])
+        lines.append([titles[part], system, *map(number, (took, times.median(part, first[part]) / took, *over))])
     for kind, floor in floors.items():
-        if not math.isnan(floor):
-            rate = f"{1 / times.median('peak', kind):.0f} G multiply-adds a second"
-            notes.append(
-                f"- {kind} peak: products of large matrices do {rate} (median); {macs:.1f} G take {1e3 * floor:.0f} ms at best."
-            )
+        rate = number(1 / times.median("peak", kind))
+        notes.append(
+            f"- {kind} peak: products of large matrices do {rate} G a second (median), at best all in {number(1e3 * floor)} ms."
+        )
     both = [times.rows.get(("nsd", system)) for system in ("ours", "surface-distance")]
     if all(both):
         values = [map(float, rows[0]["values"].split()) for rows in both]
         notes.append(f"- The two NSDs differ by at most {max(abs(a - b) for a, b in zip(*values, strict=True)):.1e}.")
-    header = ["part", "by", "seconds", "times as fast as the first", "/ float32 peak", "/ int8 peak"]
+    header = ["part", "by", "seconds", "times as fast as torch or surface-distance", "/ float32 peak", "/ int8 peak"]
     return f"## Parts\n\n{pipe_table([header, *lines])}\n\n" + "\n".join([*notes, ""]) if lines else ""
-
-
-# ---------------------------------------------------------------- where the time goes
 
 
 def stage_rows(times: Times, counts: dict[str, int]) -> list[dict]:
@@ -383,20 +341,17 @@ def stages_figure(rows: list[dict]) -> Figure:
     axes = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
     colors = {stage: PALETTE[i] / 255 for i, stage in enumerate(s for s in STAGES if s != "other")} | {"other": "0.7"}
     for case, ax in zip(cases, axes, strict=True):
-        mine = [row for row in rows if row["case"] == case]
-        names = [f"ours, {row['system'].removeprefix(PROPOSED)}" for row in mine]
-        names = [
-            "released algorithm" if row["system"] == RELEASED else name for row, name in zip(mine, names, strict=True)
-        ]
-        left = [0.0] * len(mine)
+        bars = {row["system"].replace(PROPOSED, "ours, "): row for row in rows if row["case"] == case}
+        bars = {name.replace(RELEASED, "released algorithm"): row for name, row in bars.items()}
+        ends = np.zeros(len(bars))
         for stage in STAGES:
-            values = [row[stage] for row in mine]
-            ax.barh(names, values, left=left, color=colors[stage], label=stage)
-            left = [a + b for a, b in zip(left, values, strict=True)]
-        for name, end in zip(names, left, strict=True):
+            values = [row[stage] for row in bars.values()]
+            ax.barh(list(bars), values, left=ends, color=colors[stage], label=stage)
+            ends = ends + values
+        for name, end in zip(bars, ends, strict=True):
             ax.text(end, name, f" {end:.3g} s", va="center")
         ax.invert_yaxis()
-        ax.set_xlim(0, 1.15 * max(left))
+        ax.set_xlim(0, 1.15 * max(ends))
         shape, count = " x ".join(map(str, BY_NAME[case].shape)), BY_NAME[case].objects
         ax.set_title(f"{case}: {shape}, {count} object{'s' * (count > 1)}", loc="left", fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)
@@ -406,20 +361,20 @@ def stages_figure(rows: list[dict]) -> Figure:
     return figure
 
 
-def run(args: argparse.Namespace) -> list[dict]:
+def run(args: Namespace) -> list[dict]:
     if not args.figure:
         keep_settings(args.out, current_settings(args))
         measure_all(args)
     rows, path = read_rows(args.out / "times.csv"), args.out / "settings.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if rows else {}
-    stages = stage_rows(Times(rows), settings["multiply-adds"]) if rows and args.figure else []
-    if args.figure and not stages:
-        needed = f"--cases peak {' '.join(IN_FIGURE)}"
-        raise InputError(f"{args.out}: holds no times of them; run first: python benchmarks/table5.py {needed}")
-    save_text(args.out / "table.md", times_text(rows, settings))
-    if stages:
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if args.figure:
+        stages = stage_rows(Times(rows), settings.get("multiply-adds", {}))
+        if not stages:
+            needed = f"--cases peak {' '.join(IN_FIGURE)}"
+            raise InputError(f"{args.out}: holds no times of them; run first: python benchmarks/table5.py {needed}")
         save_text(args.out / "stages.csv", csv_text(stages, tuple(stages[0])))
         save_figure(FIGURE, stages_figure(stages))
+    save_text(args.out / "table.md", times_text(rows, settings))
     print(f"table5.py: {len(rows)} runs, best engine {Times(rows).best().removeprefix(PROPOSED)}; wrote {args.out}")
     return stages if args.figure else rows
 

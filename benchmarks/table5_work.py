@@ -41,14 +41,10 @@ from volumes import box_of_previous, segment_case
 STAGES = ("read", "enhance", "encode", "decode", "upsample", "other", "write")
 SPACING_MM = (2.5, 0.8, 0.8)  # (z, y, x) of all volumes
 PARTS = ("peak", "encoder", "nsd")  # measured apart from any case
-PEAK_SIDE, NSD_SHAPE, CALLS = (
-    2048,
-    (256, 512, 512),
-    9,
-)  # of the peak's matrices, of the NSD's phantom, of peak and encoder
-# the six ellipsoids of the NSD's phantom: centre and half axes (z, y, x) in fractions of the volume, sizes as of liver,
-# spleen, two kidneys, stomach and pancreas
-ORGANS = (
+PEAK_SIDE, CALLS = 2048, 9  # of the peak's matrices; calls of peak and encoder
+NSD_SHAPE = (256, 512, 512)
+# The NSD's phantom: centre and half axes (z, y, x) in fractions of the volume
+ORGANS = (  # sizes as of liver, spleen, two kidneys, stomach, pancreas
     ((0.45, 0.45, 0.32), (0.15, 0.19, 0.20)),
     ((0.50, 0.60, 0.76), (0.10, 0.09, 0.08)),
     ((0.60, 0.68, 0.38), (0.11, 0.07, 0.07)),
@@ -113,19 +109,15 @@ def spans(case: TimedCase, rng: np.random.Generator) -> list[tuple[int, int]]:
     return found
 
 
-def cells(count: int, height: int, width: int, rng: np.random.Generator) -> list[tuple[int, int, int, int]]:
-    """Boxes (y0, y1, x0, x1), inclusive, one in each cell of a grid that has room for `count`."""
+def cells(count: int, height: int, width: int, rng: np.random.Generator) -> list[list[tuple[int, int]]]:
+    """Boxes [(y0, y1), (x0, x1)], inclusive, one in each cell of a grid that has room for `count`."""
     columns = math.ceil(math.sqrt(count * width / height))
-    rows = math.ceil(count / columns)
-    found = []
-    for i in range(count):
-        sides = []
-        for cell, number, length in ((i // columns, rows, height), (i % columns, columns, width)):
-            room = length / number
+    found = [[] for _ in range(count)]
+    for i, sides in enumerate(found):
+        for cell, room in ((i // columns, height / math.ceil(count / columns)), (i % columns, width / columns)):
             size = max(round(room * rng.uniform(0.4, 0.8)), 4)
             first = math.ceil(cell * room + rng.uniform(0, 1) * (room - size - 1))
-            sides += [first, first + size - 1]
-        found.append(tuple(sides))
+            sides.append((first, first + size - 1))
     return found
 
 
@@ -140,11 +132,11 @@ def draw(case: TimedCase, seed: int = 0) -> Case:
     """A case with its truth: the same for the same seed."""
     rng = np.random.default_rng((seed, list(BY_NAME).index(case.name)))
     grid = case.shape if case.is_3d else case.shape[:2]
-    in_depth = spans(case, rng) if case.is_3d else [None] * case.objects
+    in_depth = spans(case, rng) if case.is_3d else []
     image = rng.integers(40, 56, size=grid, dtype=np.uint8)
     labels = np.zeros(grid, np.uint16)
-    for i, (y0, y1, x0, x1) in enumerate(cells(case.objects, *grid[-2:], rng)):
-        bounds = ([in_depth[i]] if case.is_3d else []) + [(y0, y1), (x0, x1)]
+    for i, sides in enumerate(cells(case.objects, *grid[-2:], rng)):
+        bounds = [*in_depth[i : i + 1], *sides]
         where = tuple(slice(first, last + 1) for first, last in bounds)
         mask = ellipsoid(bounds)
         image[where][mask] += np.uint8(80 + 20 * (i % 5))
@@ -153,9 +145,6 @@ def draw(case: TimedCase, seed: int = 0) -> Case:
         shades = np.float32((1.0, 0.8, 0.7) if case.color else (1.0, 1.0, 1.0))
         image = np.stack([(image * shade).astype(np.uint8) for shade in shades], axis=-1)
     return Case(case.name, image, None, labels, SPACING_MM if case.is_3d else None, case.is_3d)
-
-
-# ---------------------------------------------------------------- how much work a case is
 
 
 def work(case: Case, preset: Preset, shared: bool) -> tuple[int, int, int]:
@@ -203,9 +192,6 @@ def thinner(boxes: np.ndarray, limit: int) -> np.ndarray:
     return squeezed
 
 
-# ---------------------------------------------------------------- the algorithm as published
-
-
 def released_algorithm(segmenter: Segmenter, case: Case) -> np.ndarray:
     """Masks of preset `released`, with the work of the released code (#7, #44, #45). -> the label map
 
@@ -249,9 +235,6 @@ def _whole_mask(segmenter: Segmenter, embedding, prompt: np.ndarray, height: int
         small = torch.from_numpy(logits)[None, :, :h, :w]
         full = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
         return torch.sigmoid(full)[0, 0].numpy() > 0.5
-
-
-# ---------------------------------------------------------------- one case by one system
 
 
 def segmenter_of(preset: str, model: str, engine: str, job: dict) -> Segmenter:
@@ -302,9 +285,6 @@ def scaled(row: dict) -> dict[str, float]:
     return {stage: row[f"{stage}_s"] * factors.get(stage, 1.0) for stage in STAGES}
 
 
-# ---------------------------------------------------------------- parts
-
-
 def repeated(task: Callable) -> list[float]:
     """Seconds of each of CALLS calls, after one that warms up."""
     task()
@@ -337,11 +317,12 @@ def organ_pair(number: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndar
     """Reference and prediction (D, H, W) bool of one organ of the NSD's phantom: moved by two voxels and 4 % larger."""
     centre, half = (np.array(values) * shape for values in ORGANS[number])
     grid = [np.arange(n, dtype=np.float32) for n in shape]
-    pair = []
-    for move, grow in ((0, 1.0), (2, 1.04)):
+
+    def mask(move: float, grow: float) -> np.ndarray:
         axes = [((g - c - move) / (h * grow)) ** 2 for g, c, h in zip(grid, centre, half, strict=True)]
-        pair.append(sum(np.ix_(*axes)) <= 1)
-    return tuple(pair)
+        return sum(np.ix_(*axes)) <= 1
+
+    return mask(0, 1.0), mask(2, 1.04)
 
 
 def package_nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...]) -> float:
@@ -371,21 +352,16 @@ def measure_nsd(job: dict) -> dict:
 
 
 def peak_megabytes() -> float:
-    """Most memory that this process ever held, Python and its libraries included; nan on Windows."""
-    status = Path("/proc/self/status")  # on Linux, where getrusage's number starts at that of the parent process
-    if status.is_file() and "VmHWM:" in (text := status.read_text()):
-        return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
-    try:
-        import resource
-    except ImportError:
-        return math.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes, on macOS
+    """Most memory that this process ever held, Python and its libraries included; nan where there is no /proc."""
+    status = Path("/proc/self/status")
+    text = status.read_text() if status.is_file() else ""
+    return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6 if "VmHWM:" in text else math.nan
 
 
 def measure(job: dict) -> dict:
     """Do one job and say what it took: a row of times.csv."""
     torch.set_num_threads(job["threads"])
     cv2.setNumThreads(job["threads"])
-    parts = dict(zip(PARTS, (measure_peak, measure_encoder, measure_nsd), strict=True))
+    parts = {"peak": measure_peak, "encoder": measure_encoder, "nsd": measure_nsd}  # PARTS
     row = parts.get(job["case"], measure_case)(job)
     return {key: job[key] for key in ("case", "system", "repeat")} | row | {"peak_mb": peak_megabytes()}

@@ -5,19 +5,18 @@ A multiply-add is one product and its addition to a sum. Norms, activations and 
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import defaultdict
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from baseline import WindowAttention
-from efficientvit import LinearAttention
 from grid import GRID
-from model import Attention, BoxSegmenter
-from quantize import Int8Linear
+from model import BoxSegmenter
 
 BOX = (50.0, 60.0, 180.0, 200.0)  # the box that is counted and timed: x0 y0 x1 y1 on the grid
 
@@ -32,53 +31,21 @@ def weight_counts(network: nn.Module) -> dict[str, int]:
     }
 
 
-def _macs(layer: nn.Module, inputs: tuple, out: Tensor) -> tuple[str, int] | None:
-    """Kind and number of multiply-adds of one call of a layer; None for what we do not count."""
-    if isinstance(layer, nn.Linear | Int8Linear):
-        return "linear", out.numel() * layer.weight.shape[1]
-    if isinstance(layer, nn.ConvTranspose2d):  # each input value goes to all cells of the kernel
-        return "transposed convolution", inputs[0].numel() * layer.weight[0].numel()
-    if isinstance(layer, nn.Conv2d):  # each output value comes from all cells of the kernel
-        return "convolution", out.numel() * layer.weight[0].numel()
-    if isinstance(layer, Attention):  # q k^T and its product with v: queries x keys x inner width, twice
-        q, k = inputs[:2]
-        return "attention", 2 * len(q) * q.shape[1] * k.shape[1] * layer.out_proj.weight.shape[1]
-    if isinstance(layer, WindowAttention):  # the same within each window; x (windows, N, C)
-        return "attention", 2 * inputs[0].numel() * inputs[0].shape[1]
-    if isinstance(layer, LinearAttention):  # v k^T and its product with q; norm. 2 C channels: two scales
-        pixels = 2 * inputs[0].numel()
-        return "attention", pixels * (2 * layer.head_dim + 1)
-    return None
-
-
 def count_macs(network: BoxSegmenter) -> dict[tuple[str, str], int]:
-    """Multiply-adds of one 256x256 image and one box: {(part, kind): number}, counted by hooks during one call.
+    """Multiply-adds of one 256x256 image and one box: {(part, kind): number}, counted by PyTorch during one call.
 
-    part: "encoder" or "decoder" (all that a box needs).   kind: "convolution", "transposed convolution", "linear",
-    "attention" (its two matrix products), "mask product" (the last, of mask weights and feature maps).
+    part: "encoder" or "decoder".   kind: "convolution", "linear", or "product" of two activations, as in attention.
     """
-    counts: dict[tuple[str, str], int] = defaultdict(int)
-
-    def hook(part: str):
-        def count(layer: nn.Module, inputs: tuple, out: Tensor) -> None:
-            found = _macs(layer, inputs, out)
-            if found:
-                counts[part, found[0]] += found[1]
-
-        return count
-
-    hooks = [
-        layer.register_forward_hook(hook("encoder" if name.startswith("image_encoder") else "decoder"))
-        for name, layer in network.named_modules()
-    ]
-    try:
-        with torch.inference_mode():
-            network(torch.zeros(1, 3, GRID, GRID), torch.tensor([BOX]))
-    finally:
-        for handle in hooks:
-            handle.remove()
-    maps = network.mask_decoder.output_hypernetworks_mlps[0].layers[-1].weight.shape[0]  # 32
-    counts["decoder", "mask product"] = maps * GRID * GRID
+    # the decoder's attention on a CPU, which PyTorch's counter does not know: q k^T, and its product with v
+    attention = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[-2]
+    }
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        network(torch.zeros(1, 3, GRID, GRID), torch.tensor([BOX]))
+    kinds, counts = {"convolution": "convolution", "addmm": "linear"}, defaultdict(int)
+    for part, module in (("encoder", "image_encoder"), ("decoder", "mask_decoder")):
+        for operation, flops in counter.get_flop_counts()[f"{type(network).__name__}.{module}"].items():
+            counts[part, kinds.get(str(operation).split(".")[-1], "product")] += flops // 2  # two flops: * and +
     return dict(counts)
 
 

@@ -1,19 +1,13 @@
-"""The five engines: what can run a network. `load` builds a segmenter for any of them.
+"""The five engines: what can run a network. `load` builds a segmenter for any of them. docs/speed.md compares them.
 
-    torch          model.py as written (segment.load)
-    torch-int8     the same with linear layers in dynamic int8 (segment.load, quantize.py)
-    fast           PyTorch too, with batch norms folded into convolutions, and the decoder of decoder.py
-    openvino       the encoder as a float32 graph of OpenVINO (openvino_engine.py), and that decoder
-    openvino-int8  the encoder as a graph with int8 layers, made beforehand (static_int8.py), and that decoder
-
-The last three compute what model.py computes, in other ways, and the code of model.py may be edited. So they compare:
-- each, when it loads, its decoder with model.py's, on a fixed random embedding;
-- fast, when it loads, its encoder with the encoder as written, on a fixed random image;
-- openvino the same, when it makes its graph. The graph is kept under a name with a hash of the network's code, so that
-  edited code gets a graph of its own;
-- openvino-int8 that hash with the one in its file. If they differ it compares what the code computes with random
-  weights, then and now (`probe`): the int8 layers themselves are not equal to the float ones.
-An engine that differs by more than rounding refuses to load. Its sentence says which part differs.
+torch and torch-int8 are model.py as written (segment.load). The other three compute the same in other ways, while model.py may
+be edited. So each is compared with it, and refuses to load if it differs by more than rounding:
+- all three, when they load: their decoder with model.py's, on a fixed random embedding;
+- fast, when it loads: its encoder with the encoder as written, on a fixed random image;
+- openvino: the same, when it makes its graph. The graph's name has a hash of the network's code, so edited code gets a
+  graph of its own;
+- openvino-int8: that hash with the one in its file. If they differ, what the code computes with seeded random weights,
+  then and now (`probe`). The int8 layers themselves cannot be compared: they do not equal the float ones.
 """
 
 from __future__ import annotations
@@ -183,13 +177,7 @@ def with_fast_decoder(
     try:
         made = FastEngine(encoder, network)
         found = decoded(made.decoder.decode)
-    except (
-        AttributeError,
-        IndexError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:  # layers were added or taken away
+    except Exception as error:  # edited code may hold anything, such as a layer more or less
         raise refusal(engine, "mask decoder") from error
     for one, wanted in zip(found, masks, strict=True):
         refuse_other(engine, "mask decoder", one, wanted)
@@ -252,9 +240,7 @@ def graph_engine(network: BoxSegmenter, model: str, weights: Path, cache: Path |
     if not folder.is_dir():
         try:
             graph = folded_graph(network.image_encoder)
-        except (
-            Exception
-        ) as error:  # edited code may hold anything, and OpenVINO has no one class for what it can't convert
+        except Exception as error:  # edited code may hold anything, and OpenVINO's errors have no common class
             raise InputError("engine openvino: it can't convert this image encoder; use --engine torch") from error
         refuse_other("openvino", "image encoder", encoded(OpenVINOEncoder(graph, norm)), encoded(network.image_encoder))
         cache.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 cache/done.jsonl has a line for each finished file. A line is written when the file's images are on the disk. A run
 that comes later reads the journal, and does again only what is not in it, or what has changed since.
-Entries and cases here are those of data.py, CacheEntry and CachedCase; only their fields are used.
+An entry here is a data.CacheEntry; only its fields are used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,6 +23,18 @@ from files.writing import save_json
 
 JOURNAL = "done.jsonl"
 CACHE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CachedCase:
+    """What became of one case: a line of the journal."""
+
+    name: str
+    stamp: str  # path, size and time of its file: tells a changed one
+    entries: list  # its data.CacheEntry, split still ""
+    objects: int  # labels of the case
+    empty: int  # slices without an object, left out
+    lost: int  # objects of a slice that are too small for the grid
 
 
 def in_parallel(function, jobs: list, processes: int, what: str) -> Iterator:

@@ -16,7 +16,7 @@ import csv
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import SliceDataset, read_index, validation_item
+from data import SliceDataset, read_split, validation_item
 from figures import loss_curve, plot_dice
 from files import InputError
 from files.checkpoints import export_checkpoint
@@ -87,17 +87,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def batches_of(args: argparse.Namespace, preset: Preset, training: list, first: int, steps: int):
-    """The batches of steps first to steps - 1, one after another; a batch depends on (seed, step) alone."""
+def batches_of(args: argparse.Namespace, preset: Preset, training: list, steps: range):
+    """One batch after another, which depends on (seed, step) alone: augmented, unless the teacher's answers are kept."""
+    drawn = (args.cache, training, preset, args.batch, args.objects, args.seed)
     if args.teacher_cache is None:
-        device = torch.device(args.device)
-        slices = ResidentSlices(
-            args.cache, training, preset, args.batch, args.objects, args.seed, device, True, args.workers
-        )
-        return (slices.batch(step) for step in range(first, steps))
-    data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
-    plan = [[(step, place) for place in range(args.batch)] for step in range(first, steps)]
-    return DataLoader(data, batch_sampler=plan, num_workers=args.workers)
+        slices = ResidentSlices(*drawn, torch.device(args.device), augment=True, workers=args.workers)
+        return map(slices.batch, steps)
+    plan = [[(step, place) for place in range(args.batch)] for step in steps]
+    return DataLoader(SliceDataset(*drawn), batch_sampler=plan, num_workers=args.workers)
 
 
 def write_log(folder: Path, log: list[dict], stage: str) -> None:
@@ -113,12 +110,7 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXT
     # 1. Data, preset, starting weights
     steps, validate_every = args.steps or stage.steps, args.validate_every or stage.validate_every
     preset = override(PRESETS["fixed"], ["jitter=scaled", f"learning_rate={stage.learning_rate}", *args.set])
-    out, entries = args.out / stage.name, read_index(args.cache)
-    training, validation = ([e for e in entries if e.split == split] for split in ("train", "val"))
-    if not training or not validation:
-        raise InputError(
-            f"{args.cache}: {len(training)} training and {len(validation)} validation images; both are needed"
-        )
+    out, (training, validation) = args.out / stage.name, read_split(args.cache)
     init = None if stage.name == "distill" else args.init or args.out / "distill" / "best.pt"
     resume = args.resume and (out / "last.pt").is_file()
     if resume:
@@ -132,8 +124,7 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXT
     if stage.name == "distill":
         teacher = Teacher(torch.device(args.device), args.teacher_cache, int(args.teacher_cache_gb * 1e9))
     rate = partial(one_cycle, steps=steps, peak=preset.learning_rate)
-    extras = Extras(extras.weight_decay, extras.clip, extras.average, rate, teacher, args.compile)
-    run = Training(network, preset, args.device, extras)
+    run = Training(network, preset, args.device, replace(extras, rate=rate, teacher=teacher, compile=args.compile))
     fixed = {"stage": stage.name, "steps": steps, "batch": args.batch, "objects": args.objects, "seed": args.seed}
     fixed |= {"augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
     if resume:
@@ -148,7 +139,7 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXT
         tqdm.write(f"step {run.step}, Dice {run.log[-1]['validation_dice']:.4f}")
 
     # 3. The steps
-    batches, start = batches_of(args, preset, training, run.step, steps), time.monotonic()
+    batches, start = batches_of(args, preset, training, range(run.step, steps)), time.monotonic()
     for batch in tqdm(batches, stage.name, initial=run.step, total=steps, disable=None):
         run.train_step(batch)
         if run.step % validate_every == 0:

@@ -14,19 +14,18 @@ import cv2
 import numpy as np
 import pytest
 import table5
-import table5_report as report
 import table5_work
 import torch
 from fake_model import BrightModel
-from table5_report import BASELINE, OURS, RELEASED, Times, append_row, bars, read_rows, times_text
+from table5 import BASELINE, OURS, RELEASED, Times, append_row, parts_text, read_rows, times_text
 from table5_work import (
     BY_NAME,
     ORGANS,
     SECONDS_A_SLICE,
     SIX_OBJECTS,
-    SMOKE,
     STAGES,
     TABLE5,
+    TINY,
     draw,
     object_slices,
     organ_pair,
@@ -82,9 +81,7 @@ def test_sizes_objects_and_seconds_are_those_of_the_paper():
     assert [line[:5] + [float(word) for word in line[5:]] for line in lines] == ours
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in (*TABLE5, *SMOKE) if not c.is_3d or c.shape[0] < 100], ids=lambda c: c.name
-)
+@pytest.mark.parametrize("case", [c for c in (*TABLE5, *TINY) if not c.is_3d or c.shape[0] < 100], ids=lambda c: c.name)
 def test_a_drawn_case_has_its_size_its_objects_and_room_between_them(case):
     phantom = draw(case)
     assert phantom.image.shape == case.shape and phantom.image.dtype == np.uint8
@@ -140,7 +137,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", [case.name for case in SMOKE])
+@pytest.mark.parametrize("name", [case.name for case in TINY])
 @pytest.mark.parametrize("network", ["bright", "noise", pytest.param("random", marks=pytest.mark.long)])
 def test_the_released_algorithm_paints_what_the_released_preset_paints(name, network):
     torch.manual_seed(0)
@@ -170,7 +167,7 @@ def test_the_released_algorithm_follows_objects_that_cover_each_other():
     assert np.array_equal(released_algorithm(segmenter, case), wanted)
 
 
-@pytest.mark.parametrize("name", [SMOKE[0].name, SMOKE[1].name, "3DBox_MR_0121"])
+@pytest.mark.parametrize("name", [TINY[0].name, TINY[1].name, "3DBox_MR_0121"])
 @pytest.mark.parametrize("preset", ["released", "fixed"])
 def test_work_is_what_the_network_is_asked_for(name, preset):
     case, model = boxed(name), BrightModel()
@@ -234,23 +231,24 @@ COUNTS = {"encoder": 10_000_000_000, "decoder": 1_000_000_000, "fast image": 0, 
 SETTINGS = {"multiply-adds": COUNTS, "threads": 2, "processor": "a processor"}
 
 
-def test_bars_say_yes_no_or_nothing():
+def test_parts_and_ratios_stand_beside_what_they_are_compared_with():
     best, six = "fixed proposed openvino", SIX_OBJECTS.name
-    cells, skin = "2DBox_Microscope_0016", "2DBox_Dermoscopy_0003"
     rows = times(**{
         "encoder|torch": 0.4, "encoder|fast": 0.3, "encoder|openvino": 0.1, "peak|int8": 0.0039, "peak|float32": 0.02,
         f"{six}|{BASELINE}": 40, f"{six}|{RELEASED}": 9.9, f"{six}|{OURS}": 2.4, f"{six}|{best}": 1.0,
-        f"{cells}|{RELEASED}": 6.0, f"{cells}|{OURS}": 2.0, f"{cells}|{best}": 1.0,
-        f"{skin}|{BASELINE}": 0.9, f"{skin}|{OURS}": 2.0, f"{skin}|{best}": 1.0,
         "nsd|ours": 1.0, "nsd|surface-distance": 3.5,
     })  # fmt: skip
-    found = bars(Times(rows), SETTINGS)
-    assert [met for _, _, met in found] == [True, False, False, True, True, True, False, None, True, True]
-    assert found[1][1].startswith("2.56 x the int8 floor, 10.0 G multiply-adds at 256 G/s = 39 ms, 0.50 x the float32")
-    assert found[2][0].startswith("6 objects in 24 slices, openvino: >= 10 x") and found[2][1].startswith("9.9 x")
-    assert [met for _, _, met in bars(Times([]), SETTINGS)] == [None] * 10
+    text = parts_text(Times(rows), SETTINGS)
+    assert "| encoder, 10.0 G multiply-adds | openvino | 0.1 | 4 | 0.5 | 2.56 |\n" in text
+    assert "| NSD of six organs in 256 x 512 x 512 | ours | 1 | 3.5 | - | - |\n" in text
+    assert "int8 peak: products of large matrices do 256 G a second (median), at best all in 39 ms." in text
+    assert text.endswith("differ by at most 0.0e+00.\n")
     rows[-1]["values"] = "0.5 0.2500001"
-    assert bars(Times(rows), SETTINGS)[-1][2] is False
+    assert parts_text(Times(rows), SETTINGS).endswith("differ by at most 1.0e-07.\n")
+    rows[-5]["read_s"], rows[-5]["seconds"] = 0.1, 10.0  # the released algorithm's
+    line = next(line for line in times_text(rows, SETTINGS).splitlines() if line.startswith(f"| {six}"))
+    assert "| 40 | 10 | 2.4 | 1 | 4 (4.04) | 4.17 (4.12) | 40 (40) | 10 (9.9) |" in line
+    assert parts_text(Times([]), SETTINGS) == ""
 
 
 def test_the_table_takes_medians_and_marks_what_was_timed_in_part():
@@ -296,7 +294,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(table5_work.engines, "load", load)
     monkeypatch.setattr(table5, "in_child", child)
     monkeypatch.setattr(table5, "current_settings", lambda args: SETTINGS | {"slices": args.slices})
-    monkeypatch.setattr(table5, "FULL_SIZES", {"side": 32, "calls": 1, "shape": (16, 32, 32)})
+    for name, small in {"PEAK_SIDE": 32, "CALLS": 1, "NSD_SHAPE": (16, 32, 32)}.items():
+        monkeypatch.setattr(table5_work, name, small)
     monkeypatch.chdir(tmp_path)
     yield tmp_path, asked, fault
     torch.set_num_threads(threads[0])
@@ -360,7 +359,9 @@ def test_released_volumes_are_timed_in_part_and_ours_whole(place):
 def test_what_goes_wrong_is_told_in_one_sentence(place, capsys):
     fault = place[2]
     run(cases=["2DBox_US_0525"], repeats=1)
-    with pytest.raises(SystemExit, match="table5.py: results/table5: its times were measured with other slices; name"):
+    with pytest.raises(
+        SystemExit, match="table5.py: results/table5: its times were measured with other settings; name"
+    ):
         run("--slices", "5", cases=["2DBox_US_0525"])
     fault["killed"] = RELEASED
     rows = run("-o", "elsewhere", cases=["2DBox_US_0525"], repeats=1)
@@ -368,7 +369,6 @@ def test_what_goes_wrong_is_told_in_one_sentence(place, capsys):
     for more in (
         ["--repeats", "0"],
         ["--slices", "2"],
-        ["--seed", "-1"],
         ["--cases", "3DBox_CT_1"],
         ["--threads", "0"],
     ):
@@ -395,11 +395,11 @@ def test_without_the_package_the_nsd_is_left_out(monkeypatch):
 
 def made_up_times(folder):
     """A times.csv and settings.json with every stage 1 s."""
-    for case in report.DRAWN:
+    for case in table5.IN_FIGURE:
         for system in (RELEASED, OURS, "fixed proposed openvino"):
             row = {"case": case, "system": system, "repeat": 1, "seconds": 7.0, "peak_mb": 500.0}
             append_row(
-                folder / "times.csv", row | {f"{stage}_s": 1.0 for stage in STAGES} | dict.fromkeys(report.COUNTS, 1)
+                folder / "times.csv", row | {f"{stage}_s": 1.0 for stage in STAGES} | dict.fromkeys(table5.COUNTS, 1)
             )
     for kind, seconds in (("float32", 0.01), ("int8", 0.0025)):
         append_row(folder / "times.csv", {"case": "peak", "system": kind, "repeat": 1, "seconds": seconds})
@@ -407,17 +407,17 @@ def made_up_times(folder):
     save_json(folder / "settings.json", SETTINGS | {"multiply-adds": counts, "note": "An old machine."})
 
 
-def test_the_figure_draws_every_case_and_adds_up(tmp_path, monkeypatch, capsys):
+def test_the_figure_draws_every_case_and_adds_up(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made_up_times(tmp_path / "times")
     rows = table5.main(["--figure", "-o", "times"])
-    assert [row["case"] for row in rows[::2]] == list(report.DRAWN)
+    assert [row["case"] for row in rows[::2]] == list(table5.IN_FIGURE)
     assert (tmp_path / "assets" / "stages.png").stat().st_size > 10_000
     with (tmp_path / "times" / "stages.csv").open(newline="") as file:
         assert [float(row["read"]) for row in csv.DictReader(file)] == [1.0] * 6
-    told = capsys.readouterr().out.splitlines()[0]
-    assert told.startswith("2DBox_US_0525, released algorithm: 7 s, of which encode and decode 2 s for 19 G")
-    assert told.endswith("at the float32 peak 0.19 s (10.5 x), at the int8 peak 0.0475 s (42.1 x).")
+    first = rows[0]
+    assert (first["case"], first["gmacs"], first["network_s"]) == ("2DBox_US_0525", 19, 2)
+    assert (first["float32_floor_s"], first["int8_floor_s"]) == (pytest.approx(0.19), pytest.approx(0.0475))
     assert (tmp_path / "times" / "table.md").read_text().endswith("\n\nAn old machine.\n")
     with pytest.raises(SystemExit, match="run first: python benchmarks/table5.py --cases peak 2DBox_US_0525"):
         table5.main(["--figure", "-o", "nowhere"])
@@ -434,15 +434,15 @@ def test_the_committed_tables_are_what_the_committed_times_give(tmp_path, monkey
 
 
 def test_a_drawn_case_survives_its_file(tmp_path):
-    case = read_npz(write_case(tmp_path, draw(SMOKE[1])))
-    assert case.is_3d and np.array_equal(case.boxes, boxed(SMOKE[1].name).boxes)
+    case = read_npz(write_case(tmp_path, draw(TINY[1])))
+    assert case.is_3d and np.array_equal(case.boxes, boxed(TINY[1].name).boxes)
 
 
-@pytest.mark.long  # eight processes, each of which imports PyTorch
-def test_smoke_runs_the_real_models_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+@pytest.mark.long  # six processes, each of which imports PyTorch
+def test_the_real_models_run_in_processes_of_their_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    table5.main(["--smoke", "--threads", "1"])
+    flags = ["--cases", *(case.name for case in TINY), "--engines", "fast", "--repeats", "1", "--threads", "1"]
+    assert len(table5.main([*flags, "-o", "out"])) == 6
     found = capsys.readouterr()
-    lines = found.out.splitlines()
-    assert lines[0] == "# Table 5 measured" and lines[-1].startswith("table5.py: 8 runs, best engine fast; removed")
-    assert found.err == "" and not list(tmp_path.iterdir())
+    assert found.err == "" and found.out.startswith("table5.py: 6 runs, best engine fast; wrote out")
+    assert (tmp_path / "out" / "table.md").read_text().startswith("# Table 5 measured\n")
