@@ -5,8 +5,6 @@
 This says nothing about a network that was trained on such inputs.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile
@@ -16,11 +14,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
+import table4
+
 from fast import engines
 from files import InputError
-from files.formats import list_cases, read_case
+from files.npz import read_npz
 from files.writing import csv_text, save_npz, save_text
-from grid import boxes_from_labels, promptable_labels
 from tables import AVERAGE, score_case, summarize
 
 INPUTS = {  # name -> changes of preset `fixed`
@@ -31,27 +30,22 @@ INPUTS = {  # name -> changes of preset `fixed`
 }
 
 
-def changed_inputs(folder: Path, work: Path) -> list[dict]:
+def changed_inputs(cases: Path, work: Path) -> list[dict]:
     """DSC and NSD (strict, 0..1) of our checkpoint under each of INPUTS, by modality. work: a folder for label maps."""
-    rows, cases = [], {}
-    for path in list_cases(folder):
-        case = read_case(path, boxes_from_masks=True)
-        if not case.is_3d:
-            labels, _ = promptable_labels(case.labels)
-            cases[f"{case.name}.npz"] = case.image, boxes_from_labels(labels)[1]
-            save_npz(work / "gts" / f"{case.name}.npz", gts=labels, boxes=boxes_from_labels(labels)[1])
-    for name, settings in INPUTS.items():
+    flags, rows = ["--cases", str(cases), "--2d-only", "--predictions", str(work)], []
+    names, _ = table4.prepare(("exact", "moved"), table4.parse(flags))
+    for title, settings in INPUTS.items():
         segmenter = engines.load("proposed", settings=settings)
-        for file, (image, boxes) in tqdm(cases.items(), name, disable=None):
-            save_npz(work / "segs" / file, segs=segmenter.segment_image(image, boxes))
-            found, problems = score_case(work / "gts" / file, {name: work / "segs"}, ("strict",))
+        for name in tqdm(names, title, disable=None):
+            case = read_npz(work / "exact" / "imgs" / name)
+            save_npz(work / "segs" / name, segs=segmenter.segment_image(case.image, case.boxes))
+            found, problems = score_case(work / "exact" / "gts" / name, {title: work / "segs"}, ("strict",))
             if problems:
                 raise InputError(problems[0])
-            rows += [row for row in found if row["system"] == name]
-    return [
-        {"input": name, "modality": modality, "cases": line["cases"], "DSC": line["dsc_strict"], "NSD": line["nsd_strict"]}
-        for (name, modality), line in summarize(rows).items()
-    ]  # fmt: skip
+            rows += [row for row in found if row["system"] == title]
+    return [{"input": title, "modality": modality, "cases": line["cases"]}
+            | {"DSC": line["dsc_strict"], "NSD": line["nsd_strict"]}
+            for (title, modality), line in summarize(rows).items()]  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,16 +1,11 @@
 """Table 4 measured: both models in float and int8, two references that never look, exact and moved boxes. [P 4.1]
 
-    python benchmarks/table4.py --cases val                     all four systems; ours from the committed checkpoint
-    python benchmarks/table4.py --cases val --systems baseline baseline-int8
+    python benchmarks/table4.py --cases val                     everything; --systems baseline: only that
 
-Reads a folder of cases with masks (.npz: `imgs`, `gts`, in 3D `spacing`). Every system gets the same boxes, drawn once
-from the seed, so that float and int8 differ by quantization alone. Label maps are kept in --predictions, in a folder
-named after the weights, and a run that was stopped goes on where it was. After changing how boxes become masks, name
-another folder. Writes cases.csv, table.md, differences.csv, differences.md and settings.json. Scores in .csv are 0..1,
-in .md per cent.
+Reads .npz cases with masks: `imgs`, `gts`, in 3D `spacing`. Label maps are kept in --predictions, in a folder named after
+the weights, and a run that was stopped goes on where it was. After changing how boxes become masks, name another folder.
+Writes cases.csv, differences.csv (0..1), table.md, differences.md (per cent) and settings.json.
 """
-
-from __future__ import annotations
 
 import hashlib
 import sys
@@ -37,12 +32,7 @@ from metrics import PROTOCOLS
 from presets import PRESETS
 from volumes import segment_case
 
-SYSTEMS = {  # name -> model, engine
-    "baseline": ("baseline", "fast"),
-    "baseline-int8": ("baseline", "torch-int8"),
-    "proposed": ("proposed", "fast"),
-    "proposed-int8": ("proposed", "torch-int8"),
-}
+SYSTEMS = ("baseline", "baseline-int8", "proposed", "proposed-int8")  # float is engine fast, -int8 is torch-int8
 PRESET = "fixed"
 PAIRS = [("proposed", "baseline"), ("proposed", "inscribed ellipse")]
 PAIRS += [("baseline-int8", "baseline"), ("proposed-int8", "proposed")]
@@ -101,11 +91,11 @@ def prepare(kinds: tuple[str, str], args: Namespace) -> tuple[list[str], int]:
             labels, _ = promptable_labels(case.labels)
             if not labels.any():
                 raise InputError(
-                    f"{path}: every object is 1 pixel wide or high, which prompts nothing; leave the file out"
+                    f"{path}: every object is 1 pixel wide or high, which prompts nothing; remove the file"
                 )
             if case.is_3d and case.spacing_mm is None:
                 raise InputError(
-                    f"{path}: has no key 'spacing', and a 3D NSD is in mm; save (x, y, z) in mm as 'spacing'"
+                    f"{path}: has no key 'spacing', but 3D NSD is in mm; save (x, y, z) in mm as 'spacing'"
                 )
         except InputError as error:
             left_out += 1
@@ -120,10 +110,6 @@ def prepare(kinds: tuple[str, str], args: Namespace) -> tuple[list[str], int]:
     if not names:
         raise InputError(f"{args.cases}: holds no case that can be used; name another folder, or fewer restrictions")
     return names, left_out
-
-
-def digest(*parts: bytes) -> str:
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
 
 
 class RememberingSegmenter(segment.Segmenter):
@@ -142,32 +128,40 @@ class RememberingSegmenter(segment.Segmenter):
 
 def predict(system: str, weights: Path, kinds: tuple[str, str], names: list[str], folder: Path) -> Path:
     """Label maps of all cases by one system, those that are not there yet. -> the folder that holds KIND/NAME.npz"""
-    model, engine = SYSTEMS[system]
-    place = folder / "segs" / f"{system}-{digest(weights.read_bytes(), repr(PRESETS[PRESET]).encode())}"
-    segmenter = None
+    model, _, int8 = system.partition("-")
+    key = hashlib.sha256(weights.read_bytes() + repr(PRESETS[PRESET]).encode()).hexdigest()[:16]
+    place = folder / "segs" / f"{system}-{key}"
+    segmenter = None  # loaded when there is something to do
     for name in tqdm(names, system, disable=None):
         for kind in kinds:
             case = read_npz(folder / kind / "imgs" / name)
-            asked = digest(str(case.image.shape).encode(), case.image.tobytes(), case.boxes.tobytes())
+            asked = hashlib.sha256(
+                repr(case.image.shape).encode() + case.image.tobytes() + case.boxes.tobytes()
+            ).hexdigest()
             path = place / kind / name
             if path.is_file() and load_npz(path)["case"] == asked:  # kept for just this image and these boxes
                 continue
-            segmenter = segmenter or RememberingSegmenter(engines.load(model, weights, PRESET, engine))
+            segmenter = segmenter or RememberingSegmenter(
+                engines.load(model, weights, PRESET, "torch-int8" if int8 else "fast")
+            )
             save_npz(path, segs=segment_case(segmenter, case), case=np.array(asked))
         if segmenter:
             segmenter.kept.clear()
     return place
 
 
-def table_text(rows: list[dict], kinds: tuple[str, str]) -> str:
-    """table.md: for each kind of boxes a table of DSC and one of NSD under each protocol."""
-    lines = ["# Table 4 measured", ""]
+def texts(rows: list[dict], lines: list[dict], kinds: tuple[str, str]) -> tuple[str, str]:
+    """table.md, for each kind of boxes a table a score; differences.md, for each kind a table a pair of systems."""
+    table, differences = ["# Table 4 measured", ""], ["# Differences, case by case, with 95 % bootstrap intervals", ""]
     for kind in kinds:
         summary = tables.summarize([row for row in rows if row["boxes"] == kind])
         for title, score in SHOWN.items():
-            lines += [f"## {title}, boxes {kind}", "", tables.score_table(summary, score), ""]
-    return "\n".join(lines) + (
-        "\n"
+            table += [f"## {title}, boxes {kind}", "", tables.score_table(summary, score), ""]
+        for pair in PAIRS:
+            chosen = [line for line in lines if (line["boxes"], line["system"], line["minus"]) == (kind, *pair)]
+            if chosen:
+                differences += [f"## {' - '.join(pair)}, boxes {kind}", "", tables.difference_table(chosen, SHOWN), ""]
+    table.append(
         "Boxes exact: each object's own. Boxes moved-Npx-seedS: each x and y side of them moved in or out by a whole number\n"
         "of pixels of the 256 grid, at most N, drawn from seed S; such a pixel is max(H, W) / 256 of the image's. z sides\n"
         "stay. All systems get the same boxes, so -int8 differs from its float model by quantization alone.\n"
@@ -175,33 +169,21 @@ def table_text(rows: list[dict], kinds: tuple[str, str]) -> str:
         "Filled box and inscribed ellipse never look at the image: they are drawn from the same boxes.\n"
         "The paper's columns are its Table 4: another split, 256-pixel slices, another average: not comparable.\n"
     )
-
-
-def differences_text(lines: list[dict], kinds: tuple[str, str]) -> str:
-    """differences.md: a table for each kind of boxes and pair of systems."""
-    text = ["# Differences, case by case, with 95 % bootstrap intervals", ""]
-    for kind in kinds:
-        for system, minus in PAIRS:
-            chosen = [line for line in lines if (line["boxes"], line["system"], line["minus"]) == (kind, system, minus)]
-            if chosen:
-                text += [f"## {system} - {minus}, boxes {kind}", "", tables.difference_table(chosen, SHOWN), ""]
-    return "\n".join(text) + (
-        "\n"
+    differences.append(
         f"Points of per cent, mean [low, high]: {tables.DRAWS:,} draws of the cases within each modality, seed 0. With two or\n"
         "three cases an interval is narrower than it should be; it says nothing about cases of another source.\n"
     )
+    return "\n".join(table), "\n".join(differences)
 
 
 def run(args: Namespace) -> list[dict]:
     # 1. The same boxes for everyone
     weights = {}
-    for system, (model, _) in SYSTEMS.items():  # in the table's order
-        if system in args.systems:
-            weights[system] = path = args.weights if model == "proposed" else segment.MODELS[model].weights()
-            if not path.is_file():
-                raise InputError(
-                    f"{path}: no such checkpoint; name one with --weights, or leave out proposed: --systems"
-                )
+    for system in (system for system in SYSTEMS if system in args.systems):  # in the table's order
+        ours = system.startswith("proposed")
+        weights[system] = path = args.weights if ours else segment.MODELS["baseline"].weights()
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint; name one with --weights, or leave proposed out of --systems")
     kinds = ("exact", f"moved-{args.jitter}px-seed{args.seed}")
     names, left_out = prepare(kinds, args)
 
@@ -214,19 +196,20 @@ def run(args: Namespace) -> list[dict]:
         if problems:  # the inputs are ours, so this is no bad case
             raise InputError(problems[0])
         rows += [row | {"boxes": kind} for row in found]
-    order = [*weights, *tables.REFERENCES]
-    rows.sort(key=lambda row: (kinds.index(row["boxes"]), order.index(row["system"])))  # stable: cases stay in order
+    order = [*kinds, *weights, *tables.REFERENCES].index
+    rows.sort(key=lambda row: (order(row["boxes"]), order(row["system"])))  # stable: cases stay in order
 
     # 3. Tables
     lines = []
     for kind in kinds:
         found = tables.paired_differences([row for row in rows if row["boxes"] == kind], PAIRS)
         lines += [{"boxes": kind} | line for line in found]
-    columns = ("boxes", "system", "case", "modality", "objects", *tables.score_names())
-    save_text(args.out / "cases.csv", csv_text(rows, columns))
-    save_text(args.out / "table.md", table_text(rows, kinds))
-    save_text(args.out / "differences.csv", csv_text(lines, tuple(lines[0]) if lines else ()))
-    save_text(args.out / "differences.md", differences_text(lines, kinds))
+    scores = ("boxes", "system", "case", "modality", "objects", *tables.score_names())
+    save_text(args.out / "cases.csv", csv_text(rows, scores))
+    for name, text in zip(("table.md", "differences.md"), texts(rows, lines, kinds), strict=True):
+        save_text(args.out / name, text)
+    columns = ("boxes", "system", "minus", "modality", "cases", "score", "difference", "low", "high")
+    save_text(args.out / "differences.csv", csv_text(lines, columns))
     digests = {system: hashlib.sha256(path.read_bytes()).hexdigest() for system, path in weights.items()}
     settings = {"preset": PRESET, "jitter": args.jitter, "seed": args.seed, "torch": torch.__version__}
     save_json(args.out / "settings.json", settings | {"cases": len(names), "sha256 of weights": digests})
@@ -239,9 +222,8 @@ def run(args: Namespace) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Returns the rows of cases.csv."""
-    args = parse(argv)
     try:
-        return run(args)
+        return run(parse(argv))
     except (InputError, OSError) as error:
         sys.exit(f"table4.py: {error}")
 

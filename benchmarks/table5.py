@@ -9,8 +9,6 @@ to times.csv; systems take turns. A run that was stopped goes on where it was: a
 folder. Writes times.csv, table.md, settings.json; --figure also stages.csv and assets/stages.png, where the time goes.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import importlib.metadata
@@ -36,7 +34,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
-from table5_work import BY_NAME, PARTS, SIX_OBJECTS, STAGES, TABLE5, TimedCase, draw, measure, scaled
+from table5_work import BY_NAME, PARTS, SIX_OBJECTS, STAGES, TABLE5, draw, measure, scaled
 
 import segment
 from efficientvit import EMBED_DIM, EMBED_GRID
@@ -62,26 +60,6 @@ SECONDS = itemgetter("seconds")
 PACKAGES = ("numpy", "opencv-python-headless", "openvino", "surface-distance", "scipy")
 
 
-def parse(argv: list[str] | None) -> Namespace:
-    p = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    everything = [*PARTS, SIX_OBJECTS.name, *(case.name for case in TABLE5)]
-    p.add_argument("--cases", nargs="+", choices=[*PARTS, *BY_NAME], default=everything, metavar="NAME", help="rows")
-    p.add_argument("--engines", nargs="+", default=list(ENGINES), metavar="ENGINE", help="what runs our own code")
-    p.add_argument("--repeats", type=int, default=3, help="runs of a system on a case; their median counts")
-    p.add_argument(
-        "--slices", type=int, default=24, help="of a volume for the published algorithm, 0: all; rest multiplied"
-    )
-    p.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and OpenCV")
-    p.add_argument("--weights", type=Path, default=OUR_CHECKPOINT, help="float checkpoint of the proposed model")
-    p.add_argument("--static", type=Path, help="NAME.static.xml for engine openvino-int8 (default: its own)")
-    p.add_argument("-o", "--out", type=Path, default=Path("results/table5"), help="folder for times and table")
-    p.add_argument("--figure", action="store_true", help="measure nothing; table, stages.csv and figure of times.csv")
-    args = p.parse_args(argv)
-    if min(args.repeats, args.threads) < 1 or 0 > args.slices or 0 < args.slices < 3:
-        p.error("--repeats and --threads must be 1 or more, --slices 0 or 3 or more")
-    return args
-
-
 def fast_decoder_macs() -> dict[str, int]:
     """Multiply-adds of FastDecoder: once an image, for each box, for each cell that is upscaled. Weights do not matter."""
     decoder, embedding = FastDecoder(segment.build("proposed")), torch.zeros(1, EMBED_DIM, EMBED_GRID, EMBED_GRID)
@@ -101,8 +79,6 @@ def fast_decoder_macs() -> dict[str, int]:
 
 def current_settings(args: Namespace) -> dict:
     """What all rows of one times.csv share: settings.json."""
-    if not args.weights.is_file():
-        raise InputError(f"{args.weights}: no such checkpoint; name one with --weights")
     counts, info = fast_decoder_macs(), Path("/proc/cpuinfo")
     for model, prefix in (("proposed", ""), ("baseline", "baseline ")):
         for (part, _), macs in count_macs(segment.build(model)).items():
@@ -112,21 +88,11 @@ def current_settings(args: Namespace) -> dict:
     return {
         "processor": names[0].partition(":")[2].strip() if names else platform.machine(), "cores": os.cpu_count(),
         "threads": args.threads, "slices": args.slices,
-        "sha256 of weights": hashlib.sha256(args.weights.read_bytes()).hexdigest(),
+        "sha256 of weights": hashlib.sha256(OUR_CHECKPOINT.read_bytes()).hexdigest(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
         | {name: installed.get(name, "not installed") for name in PACKAGES},
         "multiply-adds": counts, "capability": torch.backends.cpu.get_cpu_capability(),
     }  # fmt: skip
-
-
-def keep_settings(folder: Path, settings: dict) -> None:
-    """Write settings.json. InputError if times.csv was begun under other settings: its rows would not compare."""
-    path, before = folder / "settings.json", {}
-    if (folder / "times.csv").is_file() and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before | settings != before:
-            raise InputError(f"{folder}: its times were measured with other settings; name another --out folder")
-    save_json(path, before | settings)  # a note that was written beside them stays
 
 
 def append_row(path: Path, row: dict) -> None:
@@ -150,13 +116,6 @@ def read_rows(path: Path) -> list[dict]:
     return [{key: types.get(key, float)(value) for key, value in line.items() if value} for line in lines]
 
 
-def systems_of(case: str, engines: list[str]) -> list[str]:
-    """What measures a part or a case, in the order of its turns."""
-    parts = {"peak": ["float32", "int8"], "nsd": ["ours", "surface-distance"], "encoder": [PLAIN, *engines]}
-    systems = parts.get(case, [BASELINE, RELEASED, *(PROPOSED + engine for engine in engines)])
-    return list(dict.fromkeys(systems))
-
-
 def in_child(job: dict) -> dict:
     """Do a job in a fresh process: its peak of memory is its own, and nothing is warm from the job before."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -167,8 +126,10 @@ def measure_all(args: Namespace) -> None:
     """Every measurement that times.csv does not hold yet; repeats are the outer loop, so that systems take turns."""
     path, skipped = args.out / "times.csv", set()
     done = {(row["case"], row["system"], row["repeat"]) for row in read_rows(path)}
-    repeats = range(1, args.repeats + 1)
-    turns = [(c, s, r) for c in args.cases for r in repeats for s in systems_of(c, args.engines)]
+    systems = dict.fromkeys(BY_NAME, [BASELINE, RELEASED, *(PROPOSED + engine for engine in args.engines)])
+    systems |= {"peak": ["float32", "int8"], "nsd": ["ours", "surface-distance"]}
+    systems["encoder"] = list(dict.fromkeys([PLAIN, *args.engines]))
+    turns = [(c, s, r) for c in args.cases for r in range(1, args.repeats + 1) for s in systems[c]]
     for case, system, repeat in tqdm([turn for turn in turns if turn not in done], "runs", disable=None):
         engine, file = system.split()[-1], DRAWN / f"{case}.npz"
         if engine in skipped:
@@ -177,7 +138,7 @@ def measure_all(args: Namespace) -> None:
             write_case(DRAWN.parent, draw(BY_NAME[case]))
         job = {"case": case, "system": system, "repeat": repeat, "threads": args.threads, "slices": args.slices}
         try:
-            append_row(path, in_child(job | {"path": file, "weights": args.weights, "static": args.static}))
+            append_row(path, in_child(job | {"path": file, "static": args.static}))
         except BrokenProcessPool:
             tqdm.write(f"table5.py: left out: {case}, {system}: its process was killed, most likely for want of memory")
         except (InputError, ImportError) as error:
@@ -205,9 +166,6 @@ class Times:
         rows = self.rows.get((case, system))
         return statistics.median(map(of, rows)) if rows else math.nan
 
-    def stages(self, case: str, system: str) -> dict[str, float]:
-        return {stage: self.median(case, system, lambda row, s=stage: scaled(row)[s]) for stage in STAGES}
-
     def peak(self, kind: str) -> float:
         """Seconds of a thousand million multiply-adds at the machine's peak, "float32" or "int8": a peak is the best."""
         return min(map(SECONDS, self.rows.get(("peak", kind), [])), default=math.nan)
@@ -220,50 +178,32 @@ class Times:
 
 def number(value: float) -> str:
     """Three significant digits, "-" for nan."""
-    if math.isnan(value):
-        return "-"
-    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
-
-
-def case_line(times: Times, case: TimedCase, best: str) -> list[str]:
-    """The cells of one case."""
-    systems, paper = (
-        (BASELINE, RELEASED, OURS, best),
-        (case.paper_baseline_s or math.nan, case.paper_proposed_s or math.nan),
-    )
-    cells = [case.name, " x ".join(map(str, case.shape)), str(case.objects)]
-    cells += map(number, (*paper, paper[0] / paper[1]))
-    cells += [number(times.median(case.name, system)) for system in dict.fromkeys(systems)]
-    for slow, fast in ((BASELINE, RELEASED), (RELEASED, OURS), (BASELINE, best), (RELEASED, best)):
-        both = [
-            times.median(case.name, slow, of) / times.median(case.name, fast, of) for of in (SECONDS, without_files)
-        ]
-        cells.append(f"{number(both[0])} ({number(both[1])})")
-    cells.append(" / ".join(number(times.median(case.name, system, itemgetter("peak_mb"))) for system in systems))
-    rows = times.rows.get((case.name, RELEASED), []) + times.rows.get((case.name, BASELINE), [])
-    parts = sorted({(row["slices"], row["slices_of"]) for row in rows if row["slices"] < row["slices_of"]})
-    return [*cells, "; ".join(f"{part} of {whole} slices timed" for part, whole in parts)]
+    return "-" if math.isnan(value) else f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
 
 
 def times_text(rows: list[dict], settings: dict) -> str:
     """table.md: a row for each measured case, and what must be known to read it."""
-    times = Times(rows)
-    best = times.best()
+    best = (times := Times(rows)).best()
     engine = best.removeprefix(PROPOSED)
-    ours = ["ours, float s", f"ours, {engine} s"][: 1 + (best != OURS)]
-    header = ["case", "size", "objects", "paper baseline s", "paper proposed s", "ratio"]
-    header += ["released baseline s", "released proposed s", *ours, "ratio of the released two"]
+    header = ["case", "size", "objects", "paper baseline s", "paper proposed s", "ratio", "released baseline s"]
+    header += ["released proposed s", "ours, float s", f"ours, {engine} s", "ratio of the released two"]
     header += ["released / ours, float", f"baseline / ours, {engine}", f"released / ours, {engine}"]
     header += [f"peak MB: baseline / released / ours, float / ours, {engine}", "of the released algorithm"]
-    measured = {case for case, _ in times.rows}
-    lines = [case_line(times, case, best) for case in BY_NAME.values() if case.name in measured]
+    lines, systems = [], (BASELINE, RELEASED, OURS, best)
+    for name, case in ((name, BY_NAME[name]) for name in BY_NAME if name in {row["case"] for row in rows}):
+        released = [row for row in rows if (row["case"], row["system"]) in ((name, BASELINE), (name, RELEASED))]
+        paper = (case.paper_baseline_s or math.nan, case.paper_proposed_s or math.nan)
+        cells = [name, " x ".join(map(str, case.shape)), str(case.objects), *map(number, (*paper, paper[0] / paper[1]))]
+        cells += [number(times.median(name, system)) for system in systems]
+        for slow, fast in ((BASELINE, RELEASED), (RELEASED, OURS), (BASELINE, best), (RELEASED, best)):
+            ratios = [times.median(name, slow, of) / times.median(name, fast, of) for of in (SECONDS, without_files)]
+            cells.append("{} ({})".format(*map(number, ratios)))
+        cells.append(" / ".join(number(times.median(name, system, itemgetter("peak_mb"))) for system in systems))
+        parts = sorted({(row["slices"], row["slices_of"]) for row in released if row["slices"] < row["slices_of"]})
+        lines.append([*cells, "; ".join(f"{part} of {whole} slices timed" for part, whole in parts)])
     repeats = max((row["repeat"] for row in rows), default=0)
-    parts = [
-        f"# Table 5 measured\n\n{pipe_table([header, *lines])}\n",
-        engines_text(times),
-        parts_text(times, settings),
-    ]
-    parts.append(
+    head = f"# Table 5 measured\n\n{pipe_table([header, *lines])}\n"
+    text = (
         f"{settings['processor']}, {settings['threads']} threads, median of up to {repeats} repeats, systems in turns, each run in a process\n"
         "of its own. Seconds are from reading the file to the written label map, as the challenge's script counts them; start,\n"
         "imports, loading of weights and compiling are not in them. In brackets: the ratio without reading and writing files.\n"
@@ -275,7 +215,8 @@ def times_text(rows: list[dict], settings: dict) -> str:
         'object, box by box, masks upsampled whole. Where "N of M slices timed", objects were made thinner and the times of\n'
         "enhancing, encoding, decoding and upsampling multiplied by the number of calls. Ours is always timed whole.\n"
     )
-    return "\n".join([part for part in parts if part] + ([f"{settings['note']}\n"] if "note" in settings else []))
+    note = f"{settings['note']}\n" if "note" in settings else ""
+    return "\n".join(filter(None, (head, engines_text(times), parts_text(times, settings), text, note)))
 
 
 def engines_text(times: Times) -> str:
@@ -300,9 +241,9 @@ def parts_text(times: Times, settings: dict) -> str:
         over = [took / floor if part == "encoder" else math.nan for floor in floors.values()]
         lines.append([titles[part], system, *map(number, (took, times.median(part, first[part]) / took, *over))])
     for kind, floor in floors.items():
-        rate = number(1 / times.median("peak", kind))
+        rate, best = number(1 / times.median("peak", kind)), number(1e3 * floor)
         notes.append(
-            f"- {kind} peak: products of large matrices do {rate} G a second (median), at best all in {number(1e3 * floor)} ms."
+            f"- {kind} peak, of large matrix products: {rate} G a second (median); the encoder's in {best} ms at best."
         )
     both = [times.rows.get(("nsd", system)) for system in ("ours", "surface-distance")]
     if all(both):
@@ -313,15 +254,15 @@ def parts_text(times: Times, settings: dict) -> str:
 
 
 def stage_rows(times: Times, counts: dict[str, int]) -> list[dict]:
-    """Rows of stages.csv: seconds of each stage of one 2D, one 3D and one crowded case, beside what the peaks allow.
+    """Rows of stages.csv: seconds of each stage of three cases, by the published algorithm and ours, beside the peaks.
 
-    By the published algorithm, by ours in float, and by our best engine. counts: multiply-adds, of settings.json.
     network_s was measured for gmacs thousand million multiply-adds; *_floor_s is what a matrix product would need for
-    as many, and no program of this precision can be faster.
+    as many, and no program of this precision can be faster. counts: multiply-adds, of settings.json.
     """
     rows, systems = [], dict.fromkeys((RELEASED, OURS, times.best()))
     for case, system in ((c, s) for c in IN_FIGURE for s in systems if (c, s) in times.rows):
-        first, stages = times.rows[case, system][0], times.stages(case, system)
+        first = times.rows[case, system][0]
+        stages = {stage: times.median(case, system, lambda row, s=stage: scaled(row)[s]) for stage in STAGES}
         encoded, decoded, cells = (first[f"{what}_of"] for what in ("encoded", "decoded", "cells"))
         macs = counts["encoder"] * encoded
         if system.split()[-1] in segment.ENGINES:  # the decoder of model.py
@@ -362,16 +303,20 @@ def stages_figure(rows: list[dict]) -> Figure:
 
 
 def run(args: Namespace) -> list[dict]:
+    path, rows = args.out / "settings.json", read_rows(args.out / "times.csv")
+    settings = json.loads(path.read_text(encoding="utf-8")) if rows else {}
     if not args.figure:
-        keep_settings(args.out, current_settings(args))
+        now = current_settings(args)
+        if rows and settings | now != settings:
+            raise InputError(f"{args.out}: its times were measured with other settings; name another --out folder")
+        save_json(path, settings := settings | now)  # a note that was written beside them stays
         measure_all(args)
-    rows, path = read_rows(args.out / "times.csv"), args.out / "settings.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if args.figure:
+        rows = read_rows(args.out / "times.csv")
+    else:
         stages = stage_rows(Times(rows), settings.get("multiply-adds", {}))
         if not stages:
-            needed = f"--cases peak {' '.join(IN_FIGURE)}"
-            raise InputError(f"{args.out}: holds no times of them; run first: python benchmarks/table5.py {needed}")
+            cases = " ".join(IN_FIGURE)
+            raise InputError(f"{args.out}: no times; run first: python benchmarks/table5.py --cases peak {cases}")
         save_text(args.out / "stages.csv", csv_text(stages, tuple(stages[0])))
         save_figure(FIGURE, stages_figure(stages))
     save_text(args.out / "table.md", times_text(rows, settings))
@@ -381,7 +326,21 @@ def run(args: Namespace) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Returns the rows of times.csv, with --figure those of stages.csv."""
-    args = parse(argv)
+    p = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    everything = [*PARTS, SIX_OBJECTS.name, *(case.name for case in TABLE5)]
+    p.add_argument("--cases", nargs="+", choices=[*PARTS, *BY_NAME], default=everything, metavar="NAME", help="rows")
+    p.add_argument("--engines", nargs="+", default=list(ENGINES), metavar="ENGINE", help="what runs our own code")
+    p.add_argument("--repeats", type=int, default=3, help="runs of a system on a case; their median counts")
+    p.add_argument(
+        "--slices", type=int, default=24, help="of a volume, by the published algorithm; 0: all; rest is scaled"
+    )
+    p.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and OpenCV")
+    p.add_argument("--static", type=Path, help="NAME.static.xml for engine openvino-int8 (default: its own)")
+    p.add_argument("-o", "--out", type=Path, default=Path("results/table5"), help="folder for times and table")
+    p.add_argument("--figure", action="store_true", help="measure nothing; table, stages.csv and figure of times.csv")
+    args = p.parse_args(argv)
+    if min(args.repeats, args.threads) < 1 or 0 > args.slices or 0 < args.slices < 3:
+        p.error("--repeats and --threads must be 1 or more, --slices 0 or 3 or more")
     try:
         return run(args)
     except (InputError, OSError) as error:

@@ -1,24 +1,20 @@
 """The fourteen cases of the paper's Table 5, drawn, and one measurement of them; table5.py starts each. [P 4.3]
 
-The files of Table 5 may not be redistributed. Time hardly depends on what an image shows: the network does the same sums
-for any. It depends on size, number of objects, colour, and in 3D on how many slices an object spans. The paper does not
-print that number; it is taken from its own seconds, see SECONDS_A_SLICE. Objects are bright ellipses and ellipsoids, each
-in a cell of its own, so every box is exact.
-
-A system is named "PRESET MODEL ENGINE". Preset `released` stands for the published algorithm. Our own code gives the same
-masks under that preset with less work, so `released_algorithm` does all the work of the released code.
+The files may not be redistributed. Time depends on size, number of objects, colour, and in 3D on how many slices an object
+spans (SECONDS_A_SLICE), hardly on what an image shows. Each object is an ellipsoid in a cell of its own: boxes are exact.
+A system is named "PRESET MODEL ENGINE". Our code gives the masks of preset `released` with less work than the published
+one, so with this preset `released_algorithm` does all of its work.
 """
 
-from __future__ import annotations
-
 import math
+import re
 import statistics
 import tempfile
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import timeit
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -41,8 +37,7 @@ from volumes import box_of_previous, segment_case
 STAGES = ("read", "enhance", "encode", "decode", "upsample", "other", "write")
 SPACING_MM = (2.5, 0.8, 0.8)  # (z, y, x) of all volumes
 PARTS = ("peak", "encoder", "nsd")  # measured apart from any case
-PEAK_SIDE, CALLS = 2048, 9  # of the peak's matrices; calls of peak and encoder
-NSD_SHAPE = (256, 512, 512)
+PEAK_SIDE, CALLS, NSD_SHAPE = 2048, 9, (256, 512, 512)  # CALLS of peak and encoder
 # The NSD's phantom: centre and half axes (z, y, x) in fractions of the volume
 ORGANS = (  # sizes as of liver, spleen, two kidneys, stomach, pancreas
     ((0.45, 0.45, 0.32), (0.15, 0.19, 0.20)),
@@ -52,13 +47,10 @@ ORGANS = (  # sizes as of liver, spleen, two kidneys, stomach, pancreas
     ((0.42, 0.38, 0.62), (0.11, 0.11, 0.10)),
     ((0.52, 0.52, 0.52), (0.04, 0.05, 0.12)),
 )
-# The paper's baseline needs 0.40 s for one image with one object (2DBox_US_0525), and as its 3D loop encodes each slice of
-# each object anew, seconds / 0.40 is about the number of slices that the objects of a volume have together.
-SECONDS_A_SLICE = 0.40
+SECONDS_A_SLICE = 0.40  # of the paper's baseline, by 2DBox_US_0525: its 3D loop encodes each slice of each object anew
 
 
-@dataclass(frozen=True)
-class TimedCase:
+class TimedCase(NamedTuple):
     """One row of Table 5, or a case of ours that the paper has no seconds for."""
 
     name: str
@@ -103,8 +95,7 @@ def spans(case: TimedCase, rng: np.random.Generator) -> list[tuple[int, int]]:
     found = []
     for share in np.linspace(0.5, 1.5, case.objects) if case.objects > 1 else (1.0,):
         length = min(max(round(mean * share), 3), depth)
-        first = round((depth - length) / 2 + rng.uniform(-0.25, 0.25) * mean)
-        first = min(max(first, 0), depth - length)
+        first = min(max(round((depth - length) / 2 + rng.uniform(-0.25, 0.25) * mean), 0), depth - length)
         found.append((first, first + length - 1))
     return found
 
@@ -121,13 +112,6 @@ def cells(count: int, height: int, width: int, rng: np.random.Generator) -> list
     return found
 
 
-def ellipsoid(bounds: list[tuple[int, int]]) -> np.ndarray:
-    """The mask that fills inclusive bounds, one (first, last) an axis, and touches each of their faces."""
-    sizes = [last - first + 1 for first, last in bounds]
-    axes = [((np.arange(n) + 0.5) * 2 / n - 1).astype(np.float32) ** 2 for n in sizes]
-    return sum(np.ix_(*axes)) <= 1
-
-
 def draw(case: TimedCase, seed: int = 0) -> Case:
     """A case with its truth: the same for the same seed."""
     rng = np.random.default_rng((seed, list(BY_NAME).index(case.name)))
@@ -138,7 +122,8 @@ def draw(case: TimedCase, seed: int = 0) -> Case:
     for i, sides in enumerate(cells(case.objects, *grid[-2:], rng)):
         bounds = [*in_depth[i : i + 1], *sides]
         where = tuple(slice(first, last + 1) for first, last in bounds)
-        mask = ellipsoid(bounds)
+        axes = [(((np.arange(z - a + 1) + 0.5) * 2 / (z - a + 1) - 1).astype(np.float32)) ** 2 for a, z in bounds]
+        mask = sum(np.ix_(*axes)) <= 1  # touches each of the box's faces
         image[where][mask] += np.uint8(80 + 20 * (i % 5))
         labels[where][mask] = i + 1
     if not case.is_3d:
@@ -159,15 +144,13 @@ def work(case: Case, preset: Preset, shared: bool) -> tuple[int, int, int]:
     cells = [(rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in ranges]
     if not case.is_3d:
         return 1, len(case.boxes), sum(cells) if shared else EMBED_GRID**2 * len(case.boxes)
-    visited = []  # slices of each object
-    for low, high in case.boxes[:, [2, 5]].astype(int):
-        middle = (low + high) // 2
-        ends = 0 if preset.propagation == "released" else 1  # #41: it leaves the first and the last slice out
-        visited.append([*range(middle, high + ends), *range(middle - 1, low - ends, -1)])
+    ends = preset.propagation == "released"  # #41: it leaves the first and the last slice out, but for the middle one
+    visited = [
+        range(min(low + ends, (low + high) // 2), high + 1 - ends) for low, high in case.boxes[:, [2, 5]].astype(int)
+    ]
     boxes = sum(map(len, visited))
-    if not shared:
-        return boxes, boxes, EMBED_GRID**2 * boxes
-    return len(set().union(*visited)), boxes, sum(n * len(slices) for n, slices in zip(cells, visited, strict=True))
+    some = sum(n * len(slices) for n, slices in zip(cells, visited, strict=True))
+    return (len(set().union(*visited)), boxes, some) if shared else (boxes, boxes, EMBED_GRID**2 * boxes)
 
 
 def object_slices(boxes: np.ndarray) -> int:
@@ -176,19 +159,15 @@ def object_slices(boxes: np.ndarray) -> int:
 
 
 def thinner(boxes: np.ndarray, limit: int) -> np.ndarray:
-    """3D boxes (N, 6), squeezed in depth by one factor, so that together they span `limit` slices at most.
-
-    A box keeps 3 slices, which the released loop needs to visit one.
-    """
+    """3D boxes (N, 6), squeezed in depth by one factor to `limit` slices in all; each keeps the 3 that the loop needs."""
     low, high = boxes[:, 2], boxes[:, 5]
     span = high.max() - low.min() + 1
     if object_slices(boxes) <= limit or span <= limit:
         return boxes
     factor = limit / span
-    lengths = np.maximum(np.floor((high - low + 1) * factor), 3)
     squeezed = boxes.copy()
     squeezed[:, 2] = low.min() + np.minimum(np.floor((low - low.min()) * factor), max(limit - 3, 0))
-    squeezed[:, 5] = squeezed[:, 2] + lengths - 1
+    squeezed[:, 5] = squeezed[:, 2] + np.maximum(np.floor((high - low + 1) * factor), 3) - 1
     return squeezed
 
 
@@ -229,28 +208,26 @@ def _released_volume(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray
 
 def _whole_mask(segmenter: Segmenter, embedding, prompt: np.ndarray, height: int, width: int) -> np.ndarray:
     """Decode one box (1, 4) and upsample all of it, wherever the mask is. -> (H, W) bool"""
-    logits, _ = segmenter.decode(embedding, prompt)
-    h, w = grid_size(height, width)
+    (logits, _), (h, w) = segmenter.decode(embedding, prompt), grid_size(height, width)
     with segmenter.stage("upsample"):
         small = torch.from_numpy(logits)[None, :, :h, :w]
         full = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
         return torch.sigmoid(full)[0, 0].numpy() > 0.5
 
 
-def segmenter_of(preset: str, model: str, engine: str, job: dict) -> Segmenter:
-    """A system's segmenter. The job may name "weights" of the proposed model, and "static" ones for openvino-int8."""
-    named = job.get("static" if engine == "openvino-int8" else "weights") if model == "proposed" else None
-    return engines.load(model, named, preset, engine, force=True)  # other weights change the masks, not the time
+def segmenter_of(preset: str, model: str, engine: str, static: Path | None = None) -> Segmenter:
+    """A system's segmenter. static: weights for engine openvino-int8, if not its own."""
+    static = static if engine == "openvino-int8" else None
+    return engines.load(model, static, preset, engine, force=True)  # weights of another preset: the time is the same
 
 
 def measure_case(job: dict) -> dict:
     """Read, segment and write one case: seconds of each stage, what was timed, and what the whole case would be."""
-    preset, model, engine = job["system"].split()
-    segmenter = segmenter_of(preset, model, engine, job)
+    segmenter = segmenter_of(*job["system"].split(), job["static"])
     start = time.perf_counter()
     case = read_npz(job["path"])
     seconds = {"read": time.perf_counter() - start}
-    published, timed = preset == "released", case
+    published, timed = job["system"].startswith("released"), case
     if published and case.is_3d and job["slices"]:
         timed = replace(case, boxes=thinner(case.boxes, job["slices"]))
     boxes = np.array([[10.0, 10, 90, 90]] * len(case.boxes[: segmenter.box_chunk]))
@@ -277,40 +254,28 @@ def measure_case(job: dict) -> dict:
 def scaled(row: dict) -> dict[str, float]:
     """Seconds of each stage for the whole case, of a row that may have timed a part of its slices.
 
-    Enhancing and encoding grow with the images encoded, decoding and upsampling with the boxes decoded. Files are read
-    and written whole, and what is left (mostly label volumes, one for each object) does not depend on slices.
+    Images encoded and boxes decoded are multiplied up. Reading, writing and label volumes do not depend on slices.
     """
     per_image, per_box = row["encoded_of"] / row["encoded"], row["decoded_of"] / row["decoded"]
     factors = {"enhance": per_image, "encode": per_image, "decode": per_box, "upsample": per_box}
     return {stage: row[f"{stage}_s"] * factors.get(stage, 1.0) for stage in STAGES}
 
 
-def repeated(task: Callable) -> list[float]:
-    """Seconds of each of CALLS calls, after one that warms up."""
-    task()
-    found = []
-    for _ in range(CALLS):
-        start = time.perf_counter()
-        task()
-        found.append(time.perf_counter() - start)
-    return found
-
-
 def measure_encoder(job: dict) -> dict:
     """Seconds of one image in the proposed model's encoder, by the engine that the job names."""
-    segmenter = segmenter_of("fixed", "proposed", job["system"], job)
+    segmenter = segmenter_of("fixed", "proposed", job["system"], job["static"])
     image = np.random.default_rng(0).random((3, GRID, GRID), np.float32)
-    return {"seconds": statistics.median(repeated(lambda: segmenter.engine.encode(image)))}
+    seconds = timeit.repeat(lambda: segmenter.engine.encode(image), "gc.enable()", number=1, repeat=CALLS + 1)
+    return {"seconds": statistics.median(seconds[1:])}  # the first warms up
 
 
 def measure_peak(job: dict) -> dict:
     """Seconds of a thousand million multiply-adds in a product of large matrices, "float32" or "int8": the machine's peak."""
     n, int8 = PEAK_SIDE, job["system"] == "int8"
-    if int8 and not hasattr(torch, "_int_mm"):
-        raise InputError("this PyTorch has no torch._int_mm, so the int8 peak can't be measured")
     a, b = torch.randint(-128, 128, (2, n, n), dtype=torch.int8) if int8 else torch.rand(2, n, n)
     product = torch._int_mm if int8 else torch.matmul
-    return {"seconds": min(repeated(lambda: product(a, b.mT))) / (n**3 / 1e9)}  # a peak is the best
+    seconds = timeit.repeat(lambda: product(a, b.mT), "gc.enable()", number=1, repeat=CALLS + 1)
+    return {"seconds": min(seconds[1:]) / (n**3 / 1e9)}  # a peak is the best
 
 
 def organ_pair(number: int, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -331,11 +296,9 @@ def package_nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...])
         import surface_distance
     except ImportError as error:
         raise InputError("surface-distance is not installed; run: pip install -r requirements-dev.txt") from error
-    np.Inf = np.inf  # the package was written for NumPy 1, and for an older SciPy, hence the warnings
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        distances = surface_distance.compute_surface_distances(gt, pred, spacing_mm)
-        return surface_distance.compute_surface_dice_at_tolerance(distances, TOLERANCE)
+    np.Inf = np.inf  # the package was written for NumPy 1
+    distances = surface_distance.compute_surface_distances(gt, pred, spacing_mm)
+    return surface_distance.compute_surface_dice_at_tolerance(distances, TOLERANCE)
 
 
 def measure_nsd(job: dict) -> dict:
@@ -351,17 +314,13 @@ def measure_nsd(job: dict) -> dict:
     return {"seconds": seconds, "values": " ".join(f"{value:.12f}" for value in values)}
 
 
-def peak_megabytes() -> float:
-    """Most memory that this process ever held, Python and its libraries included; nan where there is no /proc."""
-    status = Path("/proc/self/status")
-    text = status.read_text() if status.is_file() else ""
-    return int(text.split("VmHWM:")[1].split()[0]) * 1024 / 1e6 if "VmHWM:" in text else math.nan
-
-
 def measure(job: dict) -> dict:
-    """Do one job and say what it took: a row of times.csv."""
+    """Do one job and say what it took: a row of times.csv. peak_mb: the most memory that this process ever held."""
     torch.set_num_threads(job["threads"])
     cv2.setNumThreads(job["threads"])
     parts = {"peak": measure_peak, "encoder": measure_encoder, "nsd": measure_nsd}  # PARTS
     row = parts.get(job["case"], measure_case)(job)
-    return {key: job[key] for key in ("case", "system", "repeat")} | row | {"peak_mb": peak_megabytes()}
+    status = Path("/proc/self/status")  # of Linux; libraries included
+    held = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
+    peak_mb = int(held[1]) * 1024 / 1e6 if held else math.nan
+    return {key: job[key] for key in ("case", "system", "repeat")} | row | {"peak_mb": peak_mb}
