@@ -184,15 +184,10 @@ def run(args: argparse.Namespace) -> list[dict]:
         sys.exit(f"04_infer.py: {len(rows)} of {len(rows) + left_out} cases done, {left_out} left out as told above.")
     if not picture:
         objects, seconds = sum(row["objects"] for row in rows), sum(row["total_s"] for row in rows)
-        print(f"04_infer.py: {len(rows)} cases, {objects} objects in {seconds:.1f} s, {what_next(args)}")
+        kept = f"wrote {args.output}. Next: python 05_evaluate.py -s {args.output} -g GROUND_TRUTH"
+        told = "results removed again. Next: python 05_evaluate.py --smoke" if args.smoke else kept
+        print(f"04_infer.py: {len(rows)} cases, {objects} objects in {seconds:.1f} s, {told}")
     return rows
-
-
-def what_next(args: argparse.Namespace) -> str:
-    """How the last line ends: where the results are, and the next command."""
-    if args.smoke:
-        return "results removed again. Next: python 05_evaluate.py --smoke"
-    return f"wrote {args.output}. Next: python 05_evaluate.py -s {args.output} -g GROUND_TRUTH"
 
 
 def main(argv: list[str] | None = None) -> list[dict]:

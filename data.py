@@ -7,7 +7,7 @@
 
 A volume becomes one image for each slice that holds an object, NAME-zzz. Read top to bottom: run-length masks -> one
 case into the cache -> the index -> the split -> what an epoch draws -> what one item of a batch is.
-NumPy only. Frame: the 256 grid; boxes x0 y0 x1 y1, pixels, inclusive.
+No PyTorch. Frame: the 256 grid; boxes x0 y0 x1 y1, pixels, inclusive.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def encode_runs(mask: np.ndarray) -> np.ndarray:
     [[1, 3, 5], [5, 1, 7]]
     """
     flat = mask.ravel()
-    starts_run = np.empty(flat.size + 1, bool)  # whether a run starts at this pixel; one past the end closes the last
+    starts_run = np.empty(flat.size + 1, bool)  # whether a run starts at this pixel; one more entry closes the last run
     starts_run[0] = starts_run[-1] = True
     np.not_equal(flat[1:], flat[:-1], out=starts_run[1:-1])
     edges = starts_run.nonzero()[0]
     values = flat[edges[:-1]]
-    kept = values.nonzero()[0]  # background goes first: half of the runs need no further work
+    kept = values.nonzero()[0]  # background is dropped now: half of the runs need no further work
     starts = edges[kept]
     return np.array((starts, edges[1:][kept] - starts, values[kept]), np.int32).T
 
@@ -133,9 +133,9 @@ def slice_names(case: Case) -> list[tuple[str, object]]:
 
 
 def cache_case(folder: Path, case: Case, source: str, stamp: str = "", keep_good: bool = False) -> CachedCase:
-    """Write the images and masks of one case. keep_good: files of it that are there and whole stay as they are.
+    """Write the images and masks of one case. keep_good: files of this case that exist and can be read stay as they are.
 
-    source : name of its file, for the index.   stamp : what the journal tells it by.
+    source : name of its file, for the index.   stamp : path, size and time of the file, by which the journal notices a change.
     """
     if case.labels is None:
         raise InputError(f"{source}: has no key 'gts'; step 1 needs the masks, give training files")
@@ -223,9 +223,9 @@ def read_split(folder: Path) -> tuple[list[CacheEntry], list[CacheEntry]]:
 def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[CacheEntry]:
     """Fill in the split of the entries that have none: 1 % of each modality to validation, by patient. [P 3.2]
 
-    A split that is there stays, and a new image follows its patient. Patients are drawn until the share is reached,
-    at least one; one that holds more than half of its modality stays in training, and so does an only patient.
-    Depends on the entries and the seed, not on their order.
+    An entry that has a split keeps it (with --val all have one), and a new image follows its patient. Then whole patients are
+    drawn until the share is reached, at least one. A patient who holds more than half of a modality stays in training, and so
+    does an only patient. The draw depends on the entries and the seed, not on their order.
     """
     groups: dict[str, dict[str, list[CacheEntry]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
@@ -253,7 +253,7 @@ def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int 
 def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: int) -> list[CacheEntry]:
     """The training entries of one epoch, shuffled; the same for the same (seed, epoch). [P 3.2]
 
-    "equal": every modality gives as many, at most GROUP_SIZE; a small one repeats, each image as often as another.
+    "equal": every modality gives the same number, at most GROUP_SIZE; a small one repeats its images evenly.
     "without", "with": at most GROUP_SIZE from each 2D modality and each 3D sub-modality, without or with repeats.
     """
     rng = np.random.default_rng((seed, epoch))
@@ -276,15 +276,15 @@ def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: in
 
 
 def steps_of_epoch(entries: list[CacheEntry], sampling: str, batch: int) -> int:
-    """Steps that an epoch has: the images that it draws over those of a batch, at least 1."""
+    """Steps per epoch: images drawn // batch, at least 1."""
     return max(1, len(epoch_entries(entries, sampling, seed=0, epoch=0)) // batch)
 
 
 class SliceDataset:
     """Item (step, place): image and raw (3, 256, 256) float32, masks (K, 256, 256) float32 of 0 and 1, boxes (K, 4).
 
-    `image` is the proposed model's three channels, `raw` what the teacher takes. K = objects, drawn with repeats if
-    the image has fewer. The batch of a step depends on (seed, step) alone.
+    `place` is the position in the batch of a step. `image` holds the three channels, `raw` the gray or colour image that the
+    teacher of distillation takes (recipe/). K objects per image, repeated if it has fewer. A batch depends on (seed, step) alone.
     """
 
     def __init__(
@@ -341,7 +341,7 @@ def item(image, labels, ids, boxes, entry: CacheEntry, preset: Preset) -> dict[s
 def network_images(image: np.ndarray, entry: CacheEntry, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
     """A cached image as the proposed model and as the teacher take it: two of (3, 256, 256) float32."""
     height, width = grid_size(entry.height, entry.width)
-    # `fixed` enhances the image alone; the text and the release enhance the padded square (flips moved its padding)
+    # these presets enhance the padded square; after a flip the padding lies on any side, so it cannot be cut off
     padded = preset.pad == "before" or preset.enhance_at == "original" or preset.flips == "on"
     inside = image if padded else image[:height, :width]
     return grid_input(inside, preset, enhanced=True), grid_input(inside, preset, enhanced=False)

@@ -1,6 +1,6 @@
 """The paper's preprocessing of one image: raw, anisotropic diffusion, histogram equalization [P 2.1, Fig. 2].
 
-Read top to bottom: diffuse -> equalize -> three_channels -> network_input. Numpy only.
+Read top to bottom: diffuse -> equalize -> three_channels -> network_input. No PyTorch.
 Letters: H, W image height and width; intensities are grey levels, 0..255.
 Source [P]: Lee, Ku, Choi, "Gray's Anatomy for Segment Anything Model", CVPR 2024 challenge on laptops.
 Diffusion: Perona and Malik 1990, doi:10.1109/34.56205.
@@ -13,12 +13,12 @@ import numpy as np
 from grid import GRID, pad_to_square, resize_to_grid
 from presets import Preset
 
-# Explicit time stepping with four neighbours stays stable, and every new value stays between its
-# neighbours' old ones, as long as 1 - 4 gamma >= 0.
+# Explicit time stepping with four neighbours stays stable as long as 1 - 4 gamma >= 0: then every new value lies within
+# the old values of the pixel and its neighbours.
 MAX_GAMMA = 0.25
 
 CONDUCTANCES = {
-    # flow across an edge of height d: 1 on flat ground, near 0 where |d| is much larger than kappa
+    # conductance for a difference of d grey levels: 1 on flat ground, near 0 where |d| is much larger than kappa
     "exponential": lambda d, kappa: np.exp(-((d / kappa) ** 2)),  # favours high-contrast edges
     "quadratic": lambda d, kappa: 1 / (1 + (d / kappa) ** 2),  # favours wide regions
 }
@@ -54,15 +54,15 @@ def diffuse(
         raise ValueError(f"kappa must be positive and iterations not negative, found {kappa} and {iterations}")
     if conductance not in CONDUCTANCES or border not in ("reflect", "wrap"):
         raise ValueError(f"unknown conductance {conductance!r} or border {border!r}")
-    flow = CONDUCTANCES[conductance]
+    conduct = CONDUCTANCES[conductance]
     pad_mode = "edge" if border == "reflect" else "wrap"  # a repeated edge pixel has difference 0: no flux
     u = image.astype(np.float32)
     kappa, gamma = np.float32(kappa), np.float32(gamma)
     for _ in range(iterations):
         p = np.pad(u, 1, mode=pad_mode)  # (H + 2, W + 2)
-        # one difference a pair of neighbours, (H + 1, W) and (H, W + 1): what flows into one pixel flows out of the other
+        # one difference per pair of neighbours, (H + 1, W) and (H, W + 1): what leaves one pixel enters the other
         dy, dx = np.diff(p[:, 1:-1], axis=0), np.diff(p[1:-1], axis=1)
-        dy, dx = flow(dy, kappa) * dy, flow(dx, kappa) * dx
+        dy, dx = conduct(dy, kappa) * dy, conduct(dx, kappa) * dx  # the flow between two neighbours
         u = u + gamma * (dy[1:] - dy[:-1] - dx[:, :-1] + dx[:, 1:])
     return u
 
@@ -98,8 +98,8 @@ def three_channels(image: np.ndarray, preset: Preset) -> np.ndarray:
     """The network's three-channel image: raw, diffused, equalized. [P 2.1, Fig. 2]
 
     image: (H, W) or (H, W, 3) RGB, uint8. Returns (H, W, 3) uint8.
-    A colour image comes back unchanged if the preset keeps colour (D3): the paper found the channels
-    "less effective for color images" (4.5) and describes them for gray ones.
+    A colour image comes back unchanged if the preset keeps colour (D3): the paper defines the channels for gray images,
+    and found them "less effective for color images" (4.5).
     """
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise ValueError(f"need a uint8 image (H, W) or (H, W, 3), found {image.dtype} {image.shape}")
@@ -121,10 +121,10 @@ def three_channels(image: np.ndarray, preset: Preset) -> np.ndarray:
 
 
 def network_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarray:
-    """One image as the network takes it: enhanced on the grid, padded last (D1). [P 2.1]
+    """Prepare one image for the network. `fixed`: resize, enhance, normalize, pad (D1); other presets change the order. [P 2.1]
 
     image: (H, W) or (H, W, 3) uint8, original frame.   enhanced: True for the proposed model's three channels;
-    False for the baseline, which was trained on raw images (gray repeated three times): the preset changes nothing.
+    False for the baseline, which was trained on raw images (gray repeated three times): then the preset is not used.
     Returns (3, 256, 256) float32: min-max normalized to 0..1, zero padding.
     """
     if enhanced and preset.enhance_at == "original":
@@ -135,8 +135,8 @@ def network_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarr
 
 
 def grid_input(image: np.ndarray, preset: Preset, enhanced: bool) -> np.ndarray:
-    """The same from an image that is on the grid already, as the cache holds it: (h, w) or (h, w, 3) uint8, no padding
-    unless the preset wants to enhance it too. -> (3, 256, 256) float32"""
+    """The same for an image that was resized already, as the cache holds it: (h, w) or (h, w, 3) uint8, without padding, but
+    for presets that enhance the padded square. -> (3, 256, 256) float32"""
     return normalized(three_channels(image, preset) if enhanced else image)
 
 
@@ -153,7 +153,7 @@ def _released_gray(image: np.ndarray) -> np.ndarray:
     """Gray (H, W) uint8 as the released code makes it: min-max over all channels, then a weighted sum."""
     rgb = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
     low, high = int(rgb.min()), int(rgb.max())
-    if low == high:  # the released code divides 0 by 0 here (#6); black is what its cast of NaN usually gives
+    if low == high:  # the released code divides 0 by 0 here (#6); NaN cast to uint8 is usually 0
         return np.zeros(rgb.shape[:2], dtype=np.uint8)
     unit = (rgb.astype(np.float32) - low) / np.float32(high - low)
     return np.rint(unit @ RELEASED_GRAY_WEIGHTS * 255).clip(0, 255).astype(np.uint8)

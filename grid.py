@@ -1,9 +1,9 @@
 """The 256-pixel grid that the network sees: images, boxes and masks there and back. [P 2.1]
 
 Original image (H, W) -> long side to 256, aspect kept -> (h, w) -> zero padding at the right and bottom
--> (256, 256). One pixel of the grid is max(H, W) / 256 original pixels; along the short side that is rounded for
-images, whose size is whole, and exact for boxes, as in LiteMedSAM: at most half a grid pixel apart at the far end.
-Frames are named: "original" or "grid". Boxes are x_min, y_min, x_max, y_max in pixels of their frame.
+-> (256, 256), "the grid". The scale is 256 / max(H, W). An image's short side is then rounded to whole pixels, boxes are
+not, as in LiteMedSAM: the two differ by at most half a grid pixel at the far end.
+A frame is what coordinates are counted in: pixels of the original image, or of the grid. Boxes are x_min, y_min, x_max, y_max.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 
 GRID = 256  # side of the network's input image and of its mask logits, pixels [P 2.1]
-BOX_JITTER = 5  # pixels on the grid that a side of a box moves at most in training (#18)
-JITTER_SHARE = 0.1  # jitter "scaled": at most this share of the object's width or height too
-ROWS_AT_ONCE = 1 << 22  # pixels of a label map looked at in one go, which bounds the memory of temporaries
+BOX_JITTER = 5  # largest move of a side of a box in training, grid pixels (#18)
+JITTER_SHARE = 0.1  # jitter "scaled": the move is also at most this share of the object's width or height
+ROWS_AT_ONCE = 1 << 22  # pixels of a label map that are worked on together: bounds the memory
 
 
 class MaskPatch(NamedTuple):
-    """One object's mask where it can be: image[rows, columns] holds `values`, the rest of the image is no mask.
+    """One object's logits in a window of the original image; outside the window there is no mask.
 
-    values (r, c) float32 logits, a mask where above 0; rows, columns: slices of the original image. Empty: no mask.
+    values (r, c) float32, a mask where above 0; rows, columns: the window, slices of the image. Empty: no mask.
     """
 
     values: np.ndarray
@@ -58,7 +58,10 @@ def pad_to_square(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def boxes_to_grid(boxes_xyxy: np.ndarray, height: int, width: int, rounding: str = "float") -> np.ndarray:
-    """Boxes (N, 4) in original pixels of an image (height, width) -> (N, 4) float32 in pixels of the grid (D4)."""
+    """Boxes (N, 4) in original pixels of an image (height, width) -> (N, 4) float32 in pixels of the grid (D4).
+
+    rounding: "float" keeps fractions, "int" cuts them off.
+    """
     scaled = np.asarray(boxes_xyxy, dtype=np.float64) * (GRID / max(height, width))
     return (np.trunc(scaled) if rounding == "int" else scaled).astype(np.float32)
 
@@ -69,7 +72,7 @@ def boxes_to_original(boxes_xyxy: np.ndarray, height: int, width: int) -> np.nda
 
 
 def logits_to_original(logits: np.ndarray, height: int, width: int) -> MaskPatch:
-    """One object's mask logits on the grid, upsampled to the original image where the mask can be.
+    """One object's mask logits, upsampled from the grid to the original image, in the window that can hold the mask.
 
     logits: (256, 256) float32, grid frame, padding included. Bilinear, pixel centres aligned (align_corners=False).
     Interpolating between non-positive logits gives no positive one. So only the surroundings of positive logits are
@@ -86,12 +89,12 @@ def logits_to_original(logits: np.ndarray, height: int, width: int) -> MaskPatch
 
 
 def _bilinear_weights(first: int, last: int, n_grid: int, n_original: int) -> tuple[slice, slice, np.ndarray]:
-    """Along one axis: the original pixels that grid pixels first..last reach, the grid pixels between which those lie, and
-    the weights (original, grid). Each row has two weights that are not 0, and as a matrix product they are quick all the same."""
+    """Along one axis: the range of original pixels that grid pixels first..last influence, the range of grid pixels that
+    these are interpolated from, and the weights (original, grid), at most two of which are not 0 in a row."""
     ratio = n_original / n_grid
     start = max(0, int(np.floor((first - 0.5) * ratio - 0.5)))
     stop = min(n_original, int(np.ceil((last + 1.5) * ratio - 0.5)) + 1)
-    position = np.maximum((np.arange(start, stop) + 0.5) / ratio - 0.5, 0)  # in cells, centre to centre
+    position = np.maximum((np.arange(start, stop) + 0.5) / ratio - 0.5, 0)  # in grid pixels, centre to centre
     lower = position.astype(np.int64)
     upper = np.minimum(lower + 1, n_grid - 1)
     low, high = int(lower[0]), int(upper[-1]) + 1
@@ -102,10 +105,10 @@ def _bilinear_weights(first: int, last: int, n_grid: int, n_original: int) -> tu
 
 
 def reach_of(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """How far the masks of boxes may go (D18): (N, 4) -> (N, 4) float64, original pixels.
+    """The region in which the mask of each box may lie (D18): boxes (N, 4) -> (N, 4) float64, original pixels.
 
-    On each side it is a quarter of the box's size and 8 grid pixels beyond the box. What a network marks farther away is
-    another object or noise.
+    It is wider than the box by a quarter of the box's size and 8 grid pixels on each side. What a network marks farther
+    away is another object or noise.
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64)
     margin = (boxes[:, 2:] - boxes[:, :2]) / 4 + 8 * max(height, width) / GRID
@@ -114,7 +117,9 @@ def reach_of(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def grid_pixels_for(regions_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
     """The pixels of the grid (N, 4), inclusive, that regions (N, 4) in original pixels are interpolated from."""
-    beyond = 2 + GRID / max(height, width)  # a neighbour and rounding on the grid, rounding in the original
+    beyond = 2 + GRID / max(
+        height, width
+    )  # grid pixels: 1 neighbour, 1 for rounding; and 1 original pixel, for rounding
     return boxes_to_grid(regions_xyxy, height, width) + np.float32([-beyond, -beyond, beyond, beyond])
 
 
@@ -144,8 +149,8 @@ def move_box(box: np.ndarray, jitter: str, rng: np.random.Generator, height: int
     """Move each side of a box (4,) by up to BOX_JITTER pixels. (#18)
 
     jitter : "both", whole pixels in or out; "outward", whole pixels, never in; "scaled" (D15), in or out by at most a
-    share of the object, and each box by its own part of that: 5 pixels are nothing to a lung and half of a nucleus.
-    A box keeps at least one pixel of width and height and stays on the image of size (height, width).
+    tenth of the object (1 to 5 pixels), times a random share for each box: 5 pixels are nothing to a lung, and half of a nucleus.
+    A box stays on the image (height, width). If less than a pixel of width or height would be left, those two sides stay.
     """
     if jitter == "scaled":
         sides = np.tile(box[2:] - box[:2], 2)

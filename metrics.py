@@ -1,4 +1,4 @@
-"""DSC and NSD (normalized surface Dice) of label maps, from scratch, and the two reference masks. numpy only.
+"""DSC and NSD (normalized surface Dice) of label maps, from scratch, and the two reference masks. No PyTorch.
 
 Read top to bottom: overlap (`dsc`) -> how large one surface element is (`element_sizes`) -> which elements lie
 within the tolerance of the other surface (`nsd`) -> the table of metrics (`METRICS`) -> one case under either protocol

@@ -51,37 +51,16 @@ class Preset:
 PRESETS = {
     "fixed": Preset(),
     "paper": Preset(
-        name="paper",
-        pad="before",
-        box_rounding="int",
-        reach="image",
-        overlap="last",
-        propagation="mended",
-        sampling="without",
-        weight_int8="tensor",
+        "paper", pad="before", box_rounding="int", reach="image", overlap="last", propagation="mended",
+        sampling="without", weight_int8="tensor",
     ),
     "released": Preset(
-        name="released",
-        iterations=1,
-        diffusion_range=1.0,
-        border="wrap",
-        rounding="truncate",
-        equalize="raw",
-        color="gray",
-        enhance_at="original",
-        box_rounding="int",
-        reach="image",
-        overlap="last",
-        propagation="released",
-        sampling="with",
-        jitter="outward",
-        flips="on",
-        decoder="random",
-        learning_rate=2e-5,
-        plateau="train",
+        "released", iterations=1, diffusion_range=1.0, border="wrap", rounding="truncate", equalize="raw", color="gray",
+        enhance_at="original", box_rounding="int", reach="image", overlap="last", propagation="released",
+        sampling="with", jitter="outward", flips="on", decoder="random", learning_rate=2e-5, plateau="train",
         weight_int8="tensor",
     ),
-}
+}  # fmt: skip
 
 
 CHOICES = {  # what a field of text may be

@@ -4,20 +4,20 @@ A linear layer computes y = W x + b. Here W is stored as int8, and x becomes int
 of products of small integers, exact in int32:
 
     weights, once:       W ~ s_w Q_w           Q_w in -128..127; 0 stays 0
-    activations, a call: x ~ s_x (Q_x - z)     Q_x in -128..127, from the least and the largest value of this x
+    activations, a call: x ~ s_x (Q_x - z)     Q_x int8, from the least and the largest value of this x
     y[n, o] = s_x s_w[o] (sum_k Q_x[n, k] Q_w[o, k]  -  z sum_k Q_w[o, k]) + b[o]
 
-The zero point z is the integer that stands for x = 0. With it the 256 levels cover any range: behind a ReLU no value is
-negative, and levels on both sides of 0 would waste half of them. It costs the second sum, a row sum of the weights. That
-does not depend on x, so it is computed once.
+The zero point z is the integer that stands for x = 0. It lets the levels cover any range: behind a ReLU no value is negative, and
+without z half of the levels would be unused. Its price is the second sum, over each row of the weights. That sum does not
+depend on x, so it is computed once.
 
 The field `weight_int8` of a preset chooses one of two forms:
-    "tensor"   one s_w a layer, 7 bits of activation: bit for bit PyTorch's `quantize_dynamic` on x86.
-               (PyTorch's x is uint8, 0..255; here Q_x and z are those numbers less 128, so that both factors are int8.)
-    "channel"  one s_w for each output, so that no channel pays for the widest, and 8 bits: the error is smaller.
+    "tensor"   one s_w per layer, activations of 7 bits, Q_x in 0..127: bit for bit PyTorch's `quantize_dynamic` on x86.
+    "channel"  one s_w per output, so that a channel of small weights gets small steps, and activations of 8 bits, Q_x in
+               -128..127: the error is smaller.
 
 "Dynamic" means that s_x and z are measured anew at every call, so nothing needs calibration. All boxes that are decoded
-together share one s_x: other boxes beside it can move a mask by a few pixels.
+together share one s_x, so a mask can change by a few pixels with the boxes that are decoded beside it.
 Only `nn.Linear` is replaced. That is most of the mask decoder, but nothing of the proposed image encoder, which is all
 convolutions (#39).
 
@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from files import InputError
 from files.checkpoints import save_checkpoint
 
-BITS = {"channel": 8, "tensor": 7}  # how many scales a weight has -> bits of an activation
+BITS = {"channel": 8, "tensor": 7}  # kind of weight scale -> bits of the activations
 LEAST, MOST = -128, 127  # int8
 EXACT_K = 1024  # products up to 128 * 128 = 2^14: this many of them sum to at most 2^24, exact in float32
 INT8_KEY = "weight_int8"  # a checkpoint with this key, "channel" or "tensor", holds int8 linear layers

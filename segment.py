@@ -29,7 +29,7 @@ from files.case import check_boxes, check_image
 from grid import MaskPatch, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, reach_of
 from presets import PRESETS, Preset, override
 
-# Boxes in one decoder call. It bounds the memory, whatever the number of boxes: the maps of 6 boxes are 24 MB.
+# Boxes per decoder call: bounds the memory. The feature maps of 6 boxes are 24 MB.
 BOX_CHUNK = 6
 ENGINES = ("torch", "torch-int8")  # model.py as written, or with its linear layers in dynamic int8; others: fast/
 
@@ -50,7 +50,7 @@ MODELS = {  # a new encoder is one class and one row here; the steps then know i
 
 
 class Masks(NamedTuple):
-    """What boxes gave on one image."""
+    """The masks that were found for the boxes of one image."""
 
     labels: np.ndarray  # (H, W) uint16, object i + 1 where box i's mask is, 0 background
     patches: list[MaskPatch]  # each object's own mask, also where another object covers it
@@ -77,7 +77,7 @@ class Segmenter:
         self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed over all images so far
 
     def embed(self, image: np.ndarray):
-        """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original frame. -> its embedding, opaque
+        """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original pixels. -> its embedding, to be passed on as it is
 
         Raises InputError, one sentence, for an array of another shape or range.
         """
@@ -121,7 +121,7 @@ class Segmenter:
             return self.engine.decode(embedding, boxes, within)
 
     def new_canvas(self, shape: tuple[int, int], objects: int) -> Canvas:
-        """An empty label map (H, W) with this preset's overlap rule; one object needs no rule, nor its memory."""
+        """An empty label map (H, W) with this preset's overlap rule. One object overlaps nothing: it needs no logit map."""
         return Canvas(shape, self.preset.overlap if objects > 1 else "last")
 
     @contextmanager
@@ -135,7 +135,7 @@ class Segmenter:
 class Canvas:
     """A label map that objects are painted on, one after another.
 
-    overlap "last": a later object covers an earlier one, so that the result depends on the order of the boxes.
+    overlap "last": the object with the higher number keeps the pixel, in whatever order they are painted.
     overlap "logit" (D5): the object whose logit is higher keeps the pixel, whatever the order.
     """
 
@@ -146,7 +146,7 @@ class Canvas:
     def paint(self, label: int, mask: MaskPatch) -> None:
         """Paint the positive logits of a mask; NO_MASK paints nothing."""
         logits, rows, columns = mask
-        if self.best is None:  # by number, not by time: in 3D an earlier object may be painted later
+        if self.best is None:
             won = (logits > 0) & (self.labels[rows, columns] <= label)
         else:
             won = logits > self.best[rows, columns]  # `best` starts at 0, the threshold of a mask
@@ -171,7 +171,7 @@ def architecture(model: str) -> Architecture:
 
 def build(model: str):
     """The network of a model, model.BoxSegmenter, with random weights."""
-    from model import build_model  # here, so that whoever segments without PyTorch need not load it
+    from model import build_model  # here, so that this module loads without PyTorch
 
     row = architecture(model)
     return build_model(getattr(importlib.import_module(row.module), row.encoder))
@@ -190,10 +190,10 @@ def load(
     model: a name of MODELS.   weights: a checkpoint (default: the model's own, see MODELS).
     preset: a name of PRESETS; by default the one that the checkpoint carries, else "fixed".   settings: its fields to
     replace, as "field=value".
-    engine: "torch", or "torch-int8" with linear layers in dynamic int8: of a float checkpoint as the preset's
-    weight_int8 says, or of a NAME.dynamic.pt as the file says.
+    engine: "torch", or "torch-int8" with linear layers in dynamic int8. A float checkpoint is then quantized as the preset's
+    weight_int8 says; a NAME.dynamic.pt is quantized already.
     Raises InputError if weights are missing or of another architecture, or if the checkpoint was trained with
-    another preset than the one asked for (unless `force`): its images would not be those it learnt from.
+    another preset than the one asked for (unless `force`): its inputs would be prepared in another way than in training.
     """
     from model import TorchEngine
 
@@ -206,7 +206,7 @@ def load(
 
 
 def load_network(model: str, path: Path, preset: str | None, engine: str, force: bool, settings: Sequence[str]):
-    """What `load` puts together: the network of a checkpoint, what else the checkpoint holds, and the preset."""
+    """-> (the network of a checkpoint, what else the checkpoint holds, the preset)"""
     from quantize import int8_scales, quantize_linear_layers
 
     if path.suffix == ".xml":

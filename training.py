@@ -1,6 +1,6 @@
 """Training: the losses of Table 3, one step, validation, saving and exact resuming. [P 3.2, Table 3]
 
-02_train.py runs the paper's protocol with it. recipe/ runs ours, and passes what the paper has not (`Extras`).
+02_train.py runs the paper's protocol with it. recipe/ adds what the paper does not have (`Extras`).
 Letters: B images a batch, K objects an image, N = B K prompts, H, W the 256 grid.
 Logits and masks are (N, 1, H, W), predicted IoU is (N, 1).
 """
@@ -25,9 +25,9 @@ from model import BoxSegmenter
 from presets import Preset
 from segment import build
 
-FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau; the text names the schedule only, the numbers are the release's (#26)
+FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau, which the paper names; both numbers are the released code's (#26)
 OBJECT_CHUNK = 16  # objects of a validation image that are decoded together
-CHECK_EVERY = 20  # steps after which a GPU's losses are read: reading them makes it wait
+CHECK_EVERY = 20  # steps after which losses on a GPU are read: reading makes the GPU wait
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "learning_rate")
 
 
@@ -35,7 +35,7 @@ LOG_COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "lear
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """1 - soft Dice with squared probabilities in the denominator, mean over prompts. Both empty costs nothing."""
+    """1 - soft Dice with squared probabilities in the denominator, mean over prompts. If both are empty the loss is 0."""
     p = logits.sigmoid().flatten(1)
     t = masks.flatten(1)
     overlap = 2 * (p * t).sum(dim=1)
@@ -52,7 +52,7 @@ def mask_iou(logits: Tensor, masks: Tensor) -> Tensor:
 def segmentation_loss(logits: Tensor, iou: Tensor, masks: Tensor) -> dict[str, Tensor]:
     """BCE and Dice on the masks, MSE on the predicted IoU, and their sum, `loss`; all weights are 1. [P Table 3]
 
-    The true IoU is measured, not differentiated.
+    No gradient flows through the true IoU.
     """
     terms = {
         "bce": F.binary_cross_entropy_with_logits(logits, masks),
@@ -63,9 +63,9 @@ def segmentation_loss(logits: Tensor, iou: Tensor, masks: Tensor) -> dict[str, T
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared distance of two embeddings (B, 256, 64, 64), as a share of the teacher's own variance.
+    """Mean squared error of two embeddings (B, 256, 64, 64), divided by the teacher's variance.
 
-    A student that always answers with the teacher's mean has the loss 1.
+    Always answering with the teacher's mean gives 1.
     """
     return F.mse_loss(student, teacher) / teacher.var().clamp(min=1e-6)
 
@@ -76,10 +76,10 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def starting_network(model: str, preset: Preset, init: Path | None, seed: int) -> tuple[BoxSegmenter, str]:
     """A network with the weights that training starts from, and a sentence that says which. [P 2.2; #24]
 
-    init: a checkpoint of ours, which has all weights, or efficientvit_sam_l0.pt, of which the encoder is kept.
+    init: a checkpoint of ours, of which all is used, or efficientvit_sam_l0.pt, of which only the encoder is used.
     """
     torch.manual_seed(seed)
-    network, encoder, decoder, ours = build(model), "random weights", "the same", False
+    network, encoder, decoder, ours = build(model), "random weights", "the same file", False
     if init is not None:
         ours, encoder = "preset" in load_weights(init, network), str(init)
     if preset.decoder == "lite_medsam" and not ours:
@@ -102,9 +102,11 @@ class Extras:
 
     weight_decay: float = 0.01  # of AdamW
     clip: float = 0.0  # largest norm of the gradient; 0: not clipped
-    average: float = 0.0  # keep a moving average of the weights, of which each step keeps this share; 0: none
+    average: float = 0.0  # decay of an exponential moving average of the weights; 0: none
     rate: Callable[[int], float] | None = None  # step -> learning rate, in place of ReduceLROnPlateau
-    teacher: nn.Module | None = None  # raw images -> embeddings to come close to; the decoder is then frozen
+    teacher: nn.Module | None = (
+        None  # of distillation: raw images -> embeddings; prompt encoder and mask decoder are then frozen
+    )
     compile: bool = False  # compile the networks: slower to start, faster on a GPU
 
 
@@ -119,7 +121,7 @@ class Training:
         if self.device.type == "cuda":  # the layout in which its convolutions are fast
             self.network.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).requires_grad_(False) if self.extras.average else None
-        if self.extras.teacher is not None:  # the decoder stays: it was trained on the teacher's embeddings
+        if self.extras.teacher is not None:  # they were trained on the teacher's embeddings, and stay
             network.prompt_encoder.requires_grad_(False)
             network.mask_decoder.requires_grad_(False)
         self.encode, self.decode, self.teach = network.image_encoder, network.decode, self.extras.teacher
@@ -137,7 +139,7 @@ class Training:
         self.pending_losses: list[tuple[int, Tensor]] = []  # steps and losses that were not read yet
 
     def train_step(self, batch: dict[str, Tensor]) -> None:
-        """One optimiser step. InputError if a loss is not finite; the last checkpoint still holds good weights then.
+        """One optimiser step. InputError if a loss is not finite, before such weights are saved.
 
         batch: image, raw (B, 3, 256, 256), boxes (B, K, 4), masks (B, K, 256, 256), see data.SliceDataset.
         """
@@ -206,8 +208,8 @@ class Training:
     def validate(self, items: Iterable[tuple[str, dict[str, np.ndarray]]]) -> bool:
         """Loss and Dice of (modality, item) pairs, see data.validation_item, as means over the modalities (D16).
 
-        Of the moving average, if there is one. Adds a row to `log`, and lets the schedule see the loss. Returns whether the
-        loss is the smallest so far.
+        Uses the moving average, if there is one. Adds a row to `log`, and lets the schedule see the loss. Returns whether
+        the loss is the smallest so far.
         """
         self.check_losses()
         network = (self.network if self.average is None else self.average).eval()
@@ -229,7 +231,7 @@ class Training:
 
     def validate_item(self, network: BoxSegmenter, item: dict[str, Tensor]) -> tuple[float, float]:
         """Mean loss and Dice of all objects of one image."""
-        # the network's own functions, not the compiled ones: those were compiled for a batch
+        # not the compiled functions: they expect a full batch
         one = {key: value.unsqueeze(0) for key, value in item.items()}
         embedding, distance = self.embed(one, network.image_encoder, self.extras.teacher)
         total, dice = 0.0, []
@@ -244,7 +246,7 @@ class Training:
     def save(self, path: Path, fixed: dict, best: bool = False) -> None:
         """Write a checkpoint, whole or not at all.
 
-        fixed: what a run that resumes must share, by name: flags, and the data's fingerprint.
+        fixed: settings that must be equal when the run is resumed, by name: flags, and the data's fingerprint.
         best: for inference; the moving average, if there is one, takes the network's place.
         """
         self.check_losses()

@@ -1,7 +1,7 @@
 """How a 3D box prompt becomes a box on every slice, three ways. [P 2.2; PAPER_VS_CODE.md #40-43, #47]
 
 `published_loop` walks from the middle slice outwards and takes each slice's box from the mask before it:
-as the paper's release does it, faults included, or mended as LiteMedSAM mended it. `prompted` is ours.
+as the paper's release does it, faults included, or with the faults mended, as in LiteMedSAM. `prompted` is ours.
 Volumes are (D, H, W); boxes (x_min, y_min, z_min, x_max, y_max, z_max), original voxels, all inclusive.
 `segment_case` is the one entry for images and volumes.
 """
@@ -23,13 +23,15 @@ from grid import (
 )
 from segment import Segmenter
 
-# What `prompted` believes, chosen with the baseline's weights on the eleven volumes of README's 3D table, on a few
-# training volumes and on synthetic ones; so that table is not an independent test of these three numbers.
-GROWTH = 0.03  # of the box's size, each side: how much wider than on the slice before an object may be
-LOGIT_LIMIT = 3.0  # logits beyond this are as sure as can be; without a limit the prior could not speak
-PRIOR_WEIGHT = 400.0  # logits a unit of depth at predicted IoU 0; so 4 at IoU 0.9 and 64 at IoU 0.6
+# Constants of `prompted`, chosen with the baseline's weights on the eleven volumes of the 3D table in docs/accuracy.md, on a
+# few training volumes and on synthetic ones; so that table is not an independent test of these three numbers.
+GROWTH = 0.03  # largest growth from slice to slice on each side, as a share of the box's size
+LOGIT_LIMIT = 3.0  # logits are cut to this range, so that large ones do not always outweigh the prior (`with_prior`)
+PRIOR_WEIGHT = 400.0  # the prior, an ellipsoid's depth, counts 400 (1 - IoU)^2 logits: 4 at IoU 0.9, 64 at 0.6
 
-EMBEDDINGS_KEPT = 64  # slices, 4.2 MB each, that wait in memory for other objects; more are encoded again when needed
+EMBEDDINGS_KEPT = (
+    64  # slices whose embeddings, 4.2 MB each, are kept for other objects; others are encoded again when needed
+)
 BOX_SHIFT = 3  # the published loops grow the box of the mask before by this many grid pixels (#47)
 
 
@@ -57,7 +59,9 @@ class Embeddings:
         embedding = self.kept.pop(z, None)
         if embedding is None:
             embedding = self.segmenter.embed(self.volume[z])
-        if again and len(self.kept) < EMBEDDINGS_KEPT:  # the first ones stay: the walks come by in the same order again
+        if (
+            again and len(self.kept) < EMBEDDINGS_KEPT
+        ):  # the earliest are kept: later passes visit the slices in the same order
             self.kept[z] = embedding
         return embedding
 
@@ -82,7 +86,7 @@ def published_loop(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, 
             before = (own if mended else labels)[z - step] if z != middle else None
             prompt = box_of_previous(before)
             if prompt is None:  # nothing to follow: the prompt itself
-                # the released downward branch alone forgets to round it
+                # the released code rounds this box on the way up, but not on the way down
                 rounding = "float" if step < 0 and not mended else segmenter.preset.box_rounding
                 prompt = boxes_to_grid(box[None, [0, 1, 3, 4]], *volume.shape[1:], rounding)
             logits, _ = segmenter.decode(embeddings.of(z, again=label < len(boxes)), prompt)
@@ -96,8 +100,8 @@ def published_loop(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, 
 def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
     """Box (1, 4) on the grid round a label slice (H, W), grown by BOX_SHIFT; None if there is no mask.
 
-    Like the original it resizes label values as if they were grey levels. Where that loses a thin mask (#42), which
-    crashes the original, we answer None.
+    Like the original it resizes label values as if they were grey levels, so a thin mask can vanish (#42). The original then
+    crashes; we answer None.
     """
     if mask is None or not mask.any():
         return None
@@ -110,14 +114,17 @@ def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
 
 
 def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Ours (D6): from the middle slice outwards, each slice's box between what the mask before and what the prompt says.
+    """Ours (D6): slice by slice from the middle outwards, between two limits, the prompt and its inscribed ellipsoid.
 
-    The 3D box says more than its middle slice: the object lies inside it and touches its six faces, so towards the
-    poles the cross-section shrinks, usually no faster than that of the inscribed ellipsoid. So each slice is asked
-    with the box of the object's own mask on the slice before, slightly grown, but never smaller than the ellipsoid's
-    section and never larger than the prompt: it can neither die out nor drift off. Where the network itself is
-    unsure (low predicted IoU) the ellipsoid speaks too: its depth is added to the logits.
-    All objects of a slice are decoded together, and each slice is encoded once. -> (D, H, W) uint16
+    An object lies inside its 3D box and touches its six faces. So towards both ends its cross-section shrinks, usually no
+    faster than that of the ellipsoid inscribed in the box. Therefore:
+    1. The middle slice is prompted with the box itself.
+    2. Every other slice is prompted with the box of the object's mask on the slice before, grown by 3 %.
+    3. That box is never smaller than the ellipsoid's section, so the object cannot die out, and never larger than the
+       prompt, so it cannot drift off.
+    4. Where the network is unsure (low predicted IoU), the ellipsoid's depth is added to the logits.
+    All objects of a slice are decoded together; a slice is encoded once as long as EMBEDDINGS_KEPT suffices (D8).
+    -> (D, H, W) uint16
     """
     labels = np.zeros(volume.shape, dtype=np.uint16)
     height, width = volume.shape[1:]
@@ -125,7 +132,7 @@ def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.
     upwards = [(z, np.flatnonzero((middle <= z) & (z <= boxes[:, 5]))) for z in range(len(volume))]
     downwards = [(z, np.flatnonzero((boxes[:, 2] <= z) & (z < middle))) for z in reversed(range(len(volume)))]
     visited_twice = {z for z, objects in upwards if len(objects)} & {z for z, objects in downwards if len(objects)}
-    embeddings, canvases = Embeddings(segmenter, volume), {}  # canvases: of the slices that the way down needs again
+    embeddings, canvases = Embeddings(segmenter, volume), {}  # canvases: of slices that are visited on both ways
     followed = {}  # object -> box (4,) of its mask on the slice before, or None if that was empty
     from_middle = {}
     for z, objects in upwards + downwards:
@@ -134,7 +141,7 @@ def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.
         embedding = embeddings.of(z, again=z in visited_twice)
         canvas = canvases.pop(z, None) or segmenter.new_canvas((height, width), len(boxes))
         for index in objects[middle[objects] == z + 1]:
-            followed[index] = from_middle[index]  # the way down starts from the middle again
+            followed[index] = from_middle[index]  # the way down starts from the mask of the middle slice
         asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in objects])
         for index, mask in zip(
             objects, ask(segmenter, embedding, asked, boxes[objects], z, height, width), strict=True
@@ -201,7 +208,7 @@ def ellipsoid_depth(box: np.ndarray, z: int, height: int, width: int) -> np.ndar
 
 
 def with_prior(logits: np.ndarray, iou: float, depth: np.ndarray) -> np.ndarray:
-    """Mask logits (256, 256), and the ellipsoid's depth (256, 256) as far as the network doubts: -> (256, 256).
+    """Mask logits (256, 256) plus the ellipsoid's depth (256, 256), weighted by (1 - IoU)^2. -> (256, 256), of the same sign
 
     The sum is divided by the largest value that it can take, so that where objects overlap the surer one wins and
     not the one with the stronger prior.

@@ -1,4 +1,4 @@
-"""Every byte in and out, and what all files share: `InputError` and the facts about modalities and data sets.
+"""All reading and writing of files, and what all modules share: `InputError`, and the facts about modalities and data sets.
 
     case.py         one image with its boxes and labels; the checks that every input passes
     formats.py      the table of file endings: which function reads what
@@ -6,10 +6,10 @@
     pictures.py     PNG, JPG, TIFF and BMP; images with mask pictures beside them
     checkpoints.py  weights
     pickles.py      an unpickler that cannot run code
-    journal.py      what a run of step 1 that was stopped need not do again
+    journal.py      what step 1 has finished, so that it can be stopped and resumed
     writing.py      each file is written whole or not at all
 
-A fork for other data adds a function and a row in formats.py, and its modalities and data sets here.
+A fork for other data adds its modalities and data sets here, and its format in formats.py.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ MODALITY_PREFIXES = (
     ("fundus", "Fundus"),
 )
 
-# The groups of the released sampler: a file belongs to the first whose name starts its own.
+# The groups of the released sampler: a file belongs to the first whose name its own name begins with.
 SUBMODALITIES = (
     "teeth",
     *(f"CT_{name}" for name in (
@@ -85,7 +85,7 @@ def modality_of(name: str) -> str:
 def submodality_of(name: str) -> str:
     """The group of a case in the sampler: one of SUBMODALITIES, else modality and data set ("CT_STS").
 
-    Spellings of one modality ("X-Ray", "XRay", "CXR"; "Microscope") go to one group.
+    Different spellings of a modality ("X-Ray", "XRay", "CXR") go to one group.
     """
     bare, modality = bare_name(name), modality_of(name)
     group = next((group for group in SUBMODALITIES if bare.startswith(group)), None)
@@ -101,8 +101,8 @@ def submodality_of(name: str) -> str:
 def patient_of(name: str) -> str:
     """Key of the patient that a case shows, as far as its name says: what the split must not cut apart.
 
-    The key ends with the first part of the last word, between hyphens, that has a digit. What follows are numbers
-    of slices, sides and views. Two patients may share a key, which costs nothing; one patient never has two.
+    Words are what lies between "_". The key has all words but the last, and of the last its parts between "-" up to the first
+    one with a digit: numbers of slices, sides and views follow after it. Two patients may share a key, which costs nothing.
     >>> [patient_of(n) for n in ("2D_CT_CURVAS_10007-532", "3D_CT_STS_STS-031", "US_BUSBRA_benign-0847-s")]
     ['CT_CURVAS_10007', 'CT_STS_STS-031', 'US_BUSBRA_benign-0847']
     """

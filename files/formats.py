@@ -1,7 +1,8 @@
 """The table of file formats: which function reads a file of which ending.
 
 A new format is one function that takes a path and returns a `Case`, and one row of READERS. Steps 1 and 4 then take
-such files, alone and in folders. A function that also knows boxes or labels fills them in.
+such files, alone and in folders. The function calls the checks of case.py (see npz.py), and fills in boxes or labels if it
+knows them. An ending of pictures belongs into pictures.PICTURE_ENDINGS.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run of step 1 needs so that it can be stopped, resumed and run again for more files: journal, names, index.
+"""Lets step 1 run in parallel, be stopped, resumed, and run again for more files: journal, name clashes, merged index.
 
 cache/done.jsonl has a line for each finished file. A line is written when the file's images are on the disk. A run
 that comes later reads the journal, and does again only what is not in it, or what has changed since.
@@ -72,14 +72,14 @@ def check_version(folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of the index: tells a resumed training that its data are the same."""
+    """SHA-256 of the index, which a resumed training compares: its data must be the same."""
     return hashlib.sha256((folder / "index.csv").read_bytes()).hexdigest()
 
 
 def read_journal(folder: Path, build: Callable[[dict], object]) -> dict:
     """What earlier runs finished, by name. A line cut short by an interruption counts as not done.
 
-    build: a line's record -> the case that it stands for; a ValueError, KeyError or TypeError of it skips the line.
+    build: a line's record -> its CachedCase. If it raises ValueError, KeyError or TypeError, the line is skipped.
     """
     path, done = folder / JOURNAL, {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
@@ -97,7 +97,7 @@ def journal_line(cached) -> str:
 
 
 def names_of_others(names: Iterable[str], known: dict) -> dict[str, set[str]]:
-    """{case: names in the cache that are not its to write}, as far as one of its own could equal them.
+    """{case: names in the cache that it must not use, because another case owns them}.
 
     names : cases of this run.   known : the journal; a name that it gives to a case stays that case's.
     A volume CT_a and a picture CT_a-003 collide: the volume's slice 3 is cached as CT_a-003 too.
@@ -112,10 +112,10 @@ def names_of_others(names: Iterable[str], known: dict) -> dict[str, set[str]]:
 
 
 def merged_entries(before: list, finished: list, known: dict, splits: dict[str, str], excluded: set[str]) -> list:
-    """The entries of an index after a run: what was there, and what the run made of its files.
+    """The entries of an index after a run: the old ones, with those of files that were done again replaced.
 
     before: entries of the index.   finished: cases of this run.   known: the journal before the run.
-    splits: the split given to each case's entries, "" to draw one later; an entry that has one keeps it.
+    splits: the split given to each case's entries, "" if data.split_entries is to draw it; an entry that has a split keeps it.
     """
     kept_splits = {entry.name: entry.split for entry in before}
     replaced = {entry.name for case in finished if case.name in known for entry in known[case.name].entries}
@@ -129,7 +129,7 @@ def merged_entries(before: list, finished: list, known: dict, splits: dict[str, 
 def split_warnings(entries: list, limit: int = 5) -> list[str]:
     """A sentence for each patient who is in both training and validation; beyond `limit` patients, their number.
 
-    No error: two patients of one key (see `patient_of`) look the same, and so does a split that was made so on purpose.
+    Only a warning: two patients may share a key (see `patient_of`), or the split was made so on purpose.
     """
     sides = defaultdict(lambda: defaultdict(list))
     for entry in entries:

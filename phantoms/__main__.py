@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from files.npz import write_case, write_training_case
-from phantoms import RECIPES, demo_cases, real_cases, synthetic_case, tiny_case
+from phantoms import RECIPES, demo_cases, synthetic_case, tiny_case
 
 
 def main(argv: list[str] | None = None) -> list[Path]:
@@ -20,28 +20,16 @@ def main(argv: list[str] | None = None) -> list[Path]:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     p.add_argument("--out", type=Path, default=Path("demo"), help="folder for imgs/ and gts/")
-    p.add_argument("--seed", type=int, default=0, help="seed of the synthetic cases, 0 or more")
-    p.add_argument("--only", choices=("all", "real", "synthetic"), default="all", help="which cases to write")
-    p.add_argument(
-        "--train",
-        type=int,
-        default=0,
-        help="also write this many synthetic cases of each modality, with other seeds, to train/, and the demo cases to val/, in training format",
-    )
+    p.add_argument("--train", type=int, default=0, help="also write so many other synthetic cases of each modality to "
+                   "train/, and the demo cases to val/, in training format")  # fmt: skip
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead, one 2D and one 3D, 1 s")
     args = p.parse_args(argv)
-    if args.seed < 0:
-        p.error(f"--seed must be 0 or more, got {args.seed}.")
-    if args.smoke:
-        cases = [tiny_case(args.seed, 2), tiny_case(args.seed, 3)]
-    else:
-        cases = real_cases() if args.only == "real" else demo_cases(args.seed)
-        cases = [c for c in cases if args.only != "synthetic" or c.name.endswith(f"synthetic{args.seed}")]
+    cases = [tiny_case(dims=2), tiny_case(dims=3)] if args.smoke else demo_cases()
     written = []
     for case in cases:
         written.append(write_case(args.out, case))
         print(f"{case.name}: {' x '.join(map(str, case.image.shape))}, {case.labels.max()} objects")
-    for seed in range(args.seed + 1, args.seed + 1 + args.train):
+    for seed in range(1, 1 + args.train):
         for case in [tiny_case(seed, d) for d in (2, 3)] if args.smoke else [synthetic_case(m, seed) for m in RECIPES]:
             write_training_case(args.out / "train", case)
     for case in cases if args.train else ():

@@ -1,9 +1,10 @@
-"""How our checkpoint was made. Nothing of this is in the paper; each departure has its number in PAPER_VS_CODE.md.
+"""How our checkpoint was made: what is added to the paper's training. D13 to D16 are rows of PAPER_VS_CODE.md.
 
     python -m recipe --cache cache --device cuda --compile      both runs and the export, half an hour on an H100
 
-The encoder starts from random weights and learns LiteMedSAM's embedding (distill.py, D13). Then everything is fine-tuned on
-the masks. In both runs batches are drawn evenly and augmented where the network is, on the GPU (batches.py, D14, D15);
-the learning rate makes one cycle; the moving average of the weights is what is kept.
-The steps themselves are those of training.py.
+Run 1, distill: the encoder starts from random weights, and learns LiteMedSAM's embedding and, through LiteMedSAM's frozen
+decoder, the masks (distill.py, D13). Run 2, finetune: everything learns the masks.
+In both runs every modality has the same chance, images are augmented on the GPU (batches.py, D14, D15; not with
+--teacher-cache), the learning rate makes one cycle, and the moving average of the weights is saved.
+Losses and steps are those of training.py.
 """

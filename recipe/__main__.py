@@ -71,7 +71,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--batch", type=int, default=64, help="images a step")
     p.add_argument("--objects", type=int, default=4, help="objects an image; they share one embedding")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
-    p.add_argument("--compile", action="store_true", help="compile the networks: slower to start, faster on a GPU")
+    p.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the networks, but not with --teacher-cache: slower to start, faster on a GPU",
+    )
     p.add_argument(
         "--teacher-cache", type=Path, help="folder to keep the teacher's embeddings in; then nothing is augmented"
     )
@@ -81,10 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--workers", type=int, default=0, help="processes that load images")
     p.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
     p.add_argument("--smoke", action="store_true", help="2 steps of each run on a tiny cache made on the spot, CPU")
-    args = p.parse_args(argv)
-    if args.teacher_cache and args.compile:
-        p.error("--teacher-cache: its files are read in between, which cannot be compiled; leave out --compile")
-    return args
+    return p.parse_args(argv)
 
 
 def batches_of(args: argparse.Namespace, preset: Preset, training: list, steps: range):
@@ -124,7 +125,12 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXT
     if stage.name == "distill":
         teacher = Teacher(torch.device(args.device), args.teacher_cache, int(args.teacher_cache_gb * 1e9))
     rate = partial(one_cycle, steps=steps, peak=preset.learning_rate)
-    run = Training(network, preset, args.device, replace(extras, rate=rate, teacher=teacher, compile=args.compile))
+    run = Training(
+        network,
+        preset,
+        args.device,
+        replace(extras, rate=rate, teacher=teacher, compile=args.compile and not args.teacher_cache),
+    )
     fixed = {"stage": stage.name, "steps": steps, "batch": args.batch, "objects": args.objects, "seed": args.seed}
     fixed |= {"augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
     if resume:

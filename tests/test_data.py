@@ -3,7 +3,6 @@
 import importlib
 import os
 import pickle
-import runpy
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -77,16 +76,6 @@ def test_the_code_equals_a_plain_loop_and_decodes_exactly():
         assert runs.tolist() == [[start - 1, length, value] for start, length, value in loop_runs(mask) if value]
         back = decode_runs(runs, mask.shape)
         assert back.dtype == np.uint16 and np.array_equal(back, mask)
-
-
-def test_the_benchmark_times_the_released_layout(tmp_path, capsys):
-    path = Path(__file__).parent.parent / "benchmarks" / "run_length.py"
-    benchmark = runpy.run_path(str(path))
-    for mask in benchmark["masks"]().values():
-        assert benchmark["released_loop"](mask) == loop_runs(mask)
-    rows = benchmark["main"](["--turns", "1", "--out", str(tmp_path / "a.csv")])
-    assert len(rows) == 4 and rows[0]["runs"] == 277 and "times" in capsys.readouterr().out
-    assert (tmp_path / "a.csv").read_text().count("\n") == 5
 
 
 def test_a_run_goes_on_across_rows_and_other_integer_types_are_coded_alike():
