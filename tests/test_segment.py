@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fake_model import BrightModel
 
+from fast import engines
 from files.case import Case
 from files.formats import read_case
 from grid import NO_MASK, MaskPatch, boxes_from_labels, crop_to_box
@@ -273,9 +274,10 @@ def test_a_box_of_one_slice_and_a_volume_with_no_answer(preset):
 
 @pytest.fixture(scope="module")
 def lite_medsam():
-    return load("baseline").engine
+    return engines.load("baseline").engine  # fast: the same masks as torch, tests/test_fast.py
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not VALIDATION, reason="set VALIDATION_CASES to the folder that holds the hippocampus volume")
 def test_published_loops_equal_the_originals(lite_medsam):
     golden = np.load(Path(__file__).parent / "golden" / "lite_medsam_3d_golden.npz")
