@@ -65,11 +65,11 @@ def write_log(folder: Path, log: list[dict]) -> None:
         save_figure(folder / "curve.png", loss_curve(log))
 
 
-def start_run(args: argparse.Namespace, preset: Preset, fixed: dict) -> Training:
-    """A run at its first step, or where an earlier one with the same `fixed` settings stopped."""
+def start_run(args: argparse.Namespace, preset: Preset, must_match: dict) -> Training:
+    """A run at its first step, or where an earlier one stopped, if all settings of `must_match` are equal."""
     if args.resume:
         run = Training(build(args.model), preset, args.device)
-        run.resume(args.out / "last.pt", fixed)
+        run.resume(args.out / "last.pt", must_match)
         return run
     network, told = starting_network(args.model, preset, args.init, args.seed)
     print(f"02_train.py: {told}")
@@ -85,9 +85,9 @@ def run(args: argparse.Namespace) -> dict:
     validate_every = args.validate_every or an_epoch
 
     # 2. The network, from its starting weights or from where an earlier run stopped
-    fixed = {name: getattr(args, name) for name in ("model", "batch", "objects", "seed")}
-    fixed["data"] = fingerprint(args.cache)
-    run = start_run(args, preset, fixed)
+    must_match = {name: getattr(args, name) for name in ("model", "batch", "objects", "seed")}
+    must_match["data"] = fingerprint(args.cache)
+    run = start_run(args, preset, must_match)
     parameters = sum(p.numel() for p in run.network.parameters())
     print(
         f"02_train.py: {parameters:,} parameters, preset {preset.name}, {args.device}, seed {args.seed}, "
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> dict:
     def validate() -> None:
         items = ((e.modality, validation_item(args.cache, e, preset)) for e in validation)
         if run.validate(items):
-            run.save(args.out / "best.pt", fixed, best=True)
+            run.save(args.out / "best.pt", must_match, best=True)
         dice = run.log[-1]["dice"].items()
         tqdm.write(f"step {run.step}, Dice: " + ", ".join(f"{modality} {value:.3f}" for modality, value in dice))
         write_log(args.out, run.log)
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> dict:
             validate()
         late = args.minutes is not None and time.monotonic() - start > 60 * args.minutes
         if run.step % args.save_every == 0 or run.step == steps or late:
-            run.save(args.out / "last.pt", fixed)
+            run.save(args.out / "last.pt", must_match)
         bar.set_postfix(loss=f"{run.loss_sum / max(1, run.loss_count):.4f}")
         if late and run.step < steps:
             print(f"02_train.py: {args.minutes} minutes are over; the same command with --resume goes on")

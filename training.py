@@ -148,7 +148,7 @@ class Training:
             for group in self.optimiser.param_groups:
                 group["lr"] = self.extras.rate(self.step)
         embedding, distance = self.embed(batch, self.encode, self.teach)
-        loss = self.segment(self.decode, embedding, batch["boxes"], batch["masks"])[0] + distance
+        loss = self.mask_loss(self.decode, embedding, batch["boxes"], batch["masks"])[0] + distance
         self.pending_losses.append((self.step, loss.detach()))
         if self.device.type == "cpu":
             self.check_losses()
@@ -173,7 +173,7 @@ class Training:
             wanted = teach(batch["raw"].to(self.device))
         return embedding, distillation_loss(embedding.float(), wanted.float())
 
-    def segment(self, decode, embedding: Tensor, boxes: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def mask_loss(self, decode, embedding: Tensor, boxes: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """boxes (B, K, 4), masks (B, K, 256, 256) -> loss, logits (B K, 1, 256, 256)"""
         boxes, masks = boxes.to(self.device), masks.to(self.device)
         image_of_box = torch.arange(len(boxes), device=self.device).repeat_interleave(boxes.shape[1])
@@ -237,16 +237,16 @@ class Training:
         total, dice = 0.0, []
         for first in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
             boxes, masks = (item[key][first : first + OBJECT_CHUNK].to(self.device) for key in ("boxes", "masks"))
-            loss, logits = self.segment(network.decode, embedding, boxes.unsqueeze(0), masks.unsqueeze(0))
+            loss, logits = self.mask_loss(network.decode, embedding, boxes.unsqueeze(0), masks.unsqueeze(0))
             total += loss.item() * len(boxes)
             found, true = (logits[:, 0] > 0).flatten(1), (masks > 0.5).flatten(1)
             dice += (2 * (found & true).sum(dim=1) / (found.sum(dim=1) + true.sum(dim=1))).tolist()
         return total / len(dice) + float(distance), sum(dice) / len(dice)
 
-    def save(self, path: Path, fixed: dict, best: bool = False) -> None:
+    def save(self, path: Path, must_match: dict, best: bool = False) -> None:
         """Write a checkpoint, whole or not at all.
 
-        fixed: settings that must be equal when the run is resumed, by name: flags, and the data's fingerprint.
+        must_match: settings that must be equal when the run is resumed, by name: flags, and the data's fingerprint.
         best: for inference; the moving average, if there is one, takes the network's place.
         """
         self.check_losses()
@@ -264,17 +264,17 @@ class Training:
             "loss_sum": self.loss_sum,
             "loss_count": self.loss_count,
             "rng": torch.get_rng_state(),
-            "fixed": {key: str(value) for key, value in fixed.items()},
+            "must_match": {key: str(value) for key, value in must_match.items()},
         }
         save_checkpoint(path, state)
 
-    def resume(self, path: Path, fixed: dict) -> None:
+    def resume(self, path: Path, must_match: dict) -> None:
         """Everything back from a checkpoint. InputError if it belongs to another preset, to other flags or other data."""
         stored = load_weights(path, self.network)
         if stored.get("preset_fields") != vars(self.preset):
             raise InputError(f"{path}: was trained with another preset; use the same, or another --out")
-        for name, value in fixed.items():
-            if (before := stored.get("fixed", {}).get(name)) != str(value):
+        for name, value in must_match.items():
+            if (before := stored.get("must_match", {}).get(name)) != str(value):
                 raise InputError(
                     f"{path}: was trained with {name} {before}, not {value}; use the same, or another --out"
                 )

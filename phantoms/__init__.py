@@ -93,7 +93,7 @@ def tiny_cache(folder: Path) -> Path:
     """A cache of three tiny images and three tiny volumes; the first of each is for validation. Returns the folder."""
     entries = []
     for seed, dims in ((seed, dims) for seed in range(3) for dims in (2, 3)):
-        found = cache_case(folder, tiny_case(seed, dims), source="phantoms.py").entries
+        found = cache_case(folder, tiny_case(seed, dims), source="phantoms").entries
         entries += [replace(entry, split="train" if seed else "val") for entry in found]
     write_index(folder, entries)
     return folder

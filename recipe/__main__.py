@@ -131,16 +131,16 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXT
         args.device,
         replace(extras, rate=rate, teacher=teacher, compile=args.compile and not args.teacher_cache),
     )
-    fixed = {"stage": stage.name, "steps": steps, "batch": args.batch, "objects": args.objects, "seed": args.seed}
-    fixed |= {"augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
+    must_match = {"stage": stage.name, "steps": steps, "batch": args.batch, "objects": args.objects, "seed": args.seed}
+    must_match |= {"augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
     if resume:
-        run.resume(out / "last.pt", fixed)
+        run.resume(out / "last.pt", must_match)
     save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "steps": steps})
     torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
 
     def validate() -> None:
         if run.validate((e.modality, validation_item(args.cache, e, preset)) for e in validation):
-            run.save(out / "best.pt", fixed, best=True)
+            run.save(out / "best.pt", must_match, best=True)
         write_log(out, run.log, stage.name)
         tqdm.write(f"step {run.step}, Dice {run.log[-1]['validation_dice']:.4f}")
 
@@ -152,7 +152,7 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXT
             validate()
         late = args.minutes is not None and time.monotonic() - start > 60 * args.minutes
         if run.step % args.save_every == 0 or run.step == steps or late:
-            run.save(out / "last.pt", fixed)
+            run.save(out / "last.pt", must_match)
         if late and run.step < steps:
             break
     if not run.log or run.log[-1]["step"] != run.step:

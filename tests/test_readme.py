@@ -46,7 +46,7 @@ def test_readme_and_pages_have_commands_for_every_script():
 
 
 # the demo's own commands: `make demo` runs them in CI too, and a test below says that they are the same
-LONG = [pytest.param(c, marks=pytest.mark.long) if "scan.png" not in c and "demo/" in c else c for c in PYTHON]
+LONG = [pytest.param(c, marks=pytest.mark.long) if "demo" in c else c for c in PYTHON]
 
 
 @pytest.mark.parametrize("command", LONG)
