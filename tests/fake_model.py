@@ -1,10 +1,13 @@
-"""A stand-in for an engine that needs no weights and no second: its "embedding" is the image itself."""
+"""Stand-ins that need no weights and no second: for an engine, and for a network that is trained."""
 
 import numpy as np
+import torch
 
 
 class BrightModel:
-    """Inside a prompt's box, bright pixels are the object (logit +8), all else is not (-8).
+    """An engine whose "embedding" is the image itself.
+
+    Inside a prompt's box, bright pixels are the object (logit +8), all else is not (-8).
 
     Like a trained network it predicts a low IoU for a box that cuts the object: the share of the bright pixels in
     the box grown by a quarter that lie in the box itself.
@@ -35,3 +38,18 @@ class BrightModel:
         rows = (cell > y0 - height) & (cell < y1 + 1 + height)
         columns = (cell > x0 - width) & (cell < x1 + 1 + width)
         return rows[:, :, None] & columns[:, None, :]
+
+
+class TinyNetwork(torch.nn.Module):
+    """A network of the same interface and no size, so that a training run takes a second."""
+
+    def __init__(self):
+        super().__init__()
+        self.image_encoder = torch.nn.Conv2d(3, 8, 5, stride=4, padding=2)
+        self.bn = torch.nn.BatchNorm2d(8)
+        self.prompt_encoder, self.mask_decoder = torch.nn.Linear(4, 8), torch.nn.Conv2d(8, 1, 3, padding=1)
+
+    def decode(self, embedding, boxes, image_of_box):
+        x = self.bn(embedding)[image_of_box] + self.prompt_encoder(boxes / 256)[:, :, None, None]
+        logits = torch.nn.functional.interpolate(self.mask_decoder(x), size=(256, 256), mode="bilinear")
+        return logits, logits.mean(dim=(2, 3)).sigmoid()

@@ -5,6 +5,7 @@ import importlib
 import numpy as np
 import pytest
 import torch
+from fake_model import TinyNetwork
 
 import training
 from data import CacheEntry, SliceDataset, epoch_entries, read_index, training_item, validation_item
@@ -83,25 +84,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A network of the same interface and no size, so that a training run takes a second."""
-
-    class Tiny(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.image_encoder = torch.nn.Conv2d(3, 8, 5, stride=4, padding=2)
-            self.bn = torch.nn.BatchNorm2d(8)
-            self.prompt_encoder, self.mask_decoder = torch.nn.Linear(4, 8), torch.nn.Conv2d(8, 1, 3, padding=1)
-
-        def decode(self, embedding, boxes, image_of_box):
-            x = self.bn(embedding)[image_of_box] + self.prompt_encoder(boxes / 256)[:, :, None, None]
-            logits = torch.nn.functional.interpolate(self.mask_decoder(x), size=(256, 256), mode="bilinear")
-            return logits, logits.mean(dim=(2, 3)).sigmoid()
+    """Every run trains the stand-in."""
 
     def starting(model, preset, init, seed):
         torch.manual_seed(seed)
-        return Tiny(), "made for the test"
+        return TinyNetwork(), "made for the test"
 
-    monkeypatch.setattr(train, "build", lambda model: Tiny())
+    monkeypatch.setattr(train, "build", lambda model: TinyNetwork())
     monkeypatch.setattr(train, "starting_network", starting)
 
 
