@@ -28,7 +28,7 @@ from files import InputError, modality_of
 from files.case import Case, check_boxes
 from files.formats import PICTURE_ENDINGS, ending_of, list_cases, name_of, read_case
 from files.writing import csv_text, save_image, save_json, save_npz, save_text
-from grid import boxes_from_labels
+from grid import boxes_from_labels, case_rng, loosen_boxes
 from presets import PRESETS
 from segment import MODELS, Segmenter
 from volumes import segment_case
@@ -70,11 +70,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--boxes-from-masks", action="store_true", help="take each box exactly from 'gts', and keep its labels"
     )
+    p.add_argument(
+        "--looseness", type=float, default=0.0, metavar="SHARE",
+        help="with --boxes-from-masks: move each side outward by 0.5 to 1.5 times this share of the object, as people do",
+    )  # fmt: skip
     p.add_argument("--overlay", action="store_true", help="also write a picture of each case with masks and boxes")
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
     args = p.parse_args(argv)
     if args.input is None and not args.smoke:
         p.error("name the input: -i FOLDER, or -i IMAGE --box X0 Y0 X1 Y1, or --smoke")
+    if args.looseness < 0 or (args.looseness and not args.boxes_from_masks):
+        p.error("--looseness is 0 or more, and loosens the boxes of --boxes-from-masks")
     return args
 
 
@@ -112,6 +118,9 @@ def infer_cases(segmenter: Segmenter, files: list[Path], args: argparse.Namespac
             case = read_case(path, args.boxes_from_masks)
             if case.boxes is None:
                 raise InputError(f"{path}: has no key 'boxes'; add box prompts, or use --boxes-from-masks")
+            if args.looseness:
+                boxes = loosen_boxes(case.boxes, args.looseness, case_rng(case.name), *case.labels.shape[-2:])
+                case = replace(case, boxes=boxes)
             rows.append(infer_case(segmenter, case, time.perf_counter() - start, args))
         except InputError as error:
             # an earlier run's result would be taken for this one's by step 5

@@ -62,14 +62,16 @@ def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
 
 
 def score_all(
-    systems: dict[str, Path], gts: Path, protocols: tuple[str, ...], jobs: int
+    systems: dict[str, Path], gts: Path, protocols: tuple[str, ...], jobs: int, looseness: float = 0.0
 ) -> tuple[list[dict], list[str]]:
     """Score every file of ground truth, a case in each process. Returns (rows, problems): bad cases do not stop it."""
     files = sorted(gts.glob("*.npz"))
     if not files:
         raise InputError(f"no .npz in {gts}/. Run first: python 01_preprocess.py, or correct --gts")
     with ProcessPoolExecutor(min(jobs, 61)) as pool:  # Windows takes no more than 61
-        results = (pool.map if jobs > 1 else map)(score_case, files, repeat(systems), repeat(protocols))
+        results = (pool.map if jobs > 1 else map)(
+            score_case, files, repeat(systems), repeat(protocols), repeat(looseness)
+        )
         results = list(tqdm(results, "evaluate", len(files), unit="case", disable=None))  # None: silent in a log
     rows, problems = ([item for result in results for item in result[part]] for part in (0, 1))
     names = {file.name for file in files}
@@ -152,6 +154,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--protocol", choices=(*PROTOCOLS, "both"), default="both", help="how to score (default: both)")
     p.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: number of CPU cores)")
     p.add_argument("--paper", action="store_true", help="add the paper's Table 4 (another split: not comparable)")
+    p.add_argument(
+        "--looseness", type=float, default=0.0, metavar="SHARE", help="of the boxes that step 4 was run with"
+    )
     p.add_argument("--images", type=Path, help="folder of the cases' images: draw Figures 2 and 3 (default: draw none)")
     p.add_argument("--figure2", metavar="CASE", help="case of Figure 2 (default: the first gray 2D one)")
     p.add_argument("--figure3", nargs="+", metavar="CASE", help="cases of Figure 3 (default: the first four)")
@@ -164,8 +169,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> tuple[dict, int]:
     """Returns (summary, number of problems told). InputError if nothing can be scored, or no figure drawn."""
-    if args.jobs < 1 or not (args.smoke or args.segs and args.gts):
-        raise InputError("give --segs NAME=FOLDER and --gts FOLDER, or --smoke; --jobs must be 1 or more")
+    if args.jobs < 1 or args.looseness < 0 or not (args.smoke or args.segs and args.gts):
+        raise InputError(
+            "give --segs NAME=FOLDER and --gts FOLDER, or --smoke; --jobs must be 1 or more, --looseness 0 or more"
+        )
     if not args.images and (args.figure2 or args.figure3 or args.figure_system):
         raise InputError("figures show images; give their folder with --images")
     protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
@@ -179,7 +186,7 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, int]:
             raise InputError(f"--figure-system {shown}: no such system; there are {', '.join(systems)}")
         seconds = read_seconds(systems)
         # 2. Score; what cannot be scored is told, and the rest goes on
-        rows, problems = score_all(systems, args.gts, protocols, args.jobs)
+        rows, problems = score_all(systems, args.gts, protocols, args.jobs, args.looseness)
     sys.stderr.writelines(f"05_evaluate.py: {problem}\n" for problem in problems)
     if not rows:
         raise InputError(f"no case could be scored; problems, told above: {len(problems)}")

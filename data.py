@@ -317,7 +317,7 @@ def training_item(folder: Path, entry: CacheEntry, preset: Preset, objects: int,
     chosen = rng.permutation(len(ids))[:objects]
     chosen = np.concatenate([chosen, rng.integers(len(ids), size=objects - len(chosen))]).astype(int)
     size = (GRID, GRID) if preset.flips == "on" else grid_size(entry.height, entry.width)
-    moved = [move_box(boxes[i], preset.jitter, rng, *size) for i in chosen]
+    moved = [move_box(boxes[i], preset.jitter, preset.looseness, rng, *size) for i in chosen]
     return item(image, labels, ids[chosen], np.array(moved), entry, preset)
 
 

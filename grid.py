@@ -8,6 +8,7 @@ A frame is what coordinates are counted in: pixels of the original image, or of 
 
 from __future__ import annotations
 
+import zlib
 from typing import NamedTuple
 
 import cv2
@@ -16,6 +17,7 @@ import numpy as np
 GRID = 256  # side of the network's input image and of its mask logits, pixels [P 2.1]
 BOX_JITTER = 5  # largest move of a side of a box in training, grid pixels (#18)
 JITTER_SHARE = 0.1  # jitter "scaled": the move is also at most this share of the object's width or height
+LOOSE_SHARE = 0.6  # of the boxes of a training with looseness (D20); the others are moved as the jitter says
 ROWS_AT_ONCE = 1 << 22  # pixels of a label map that are worked on together: bounds the memory
 
 
@@ -145,13 +147,40 @@ def mask_box(mask: MaskPatch) -> np.ndarray | None:
     return np.array([x.min() + left, y.min() + top, x.max() + left, y.max() + top], float)
 
 
-def move_box(box: np.ndarray, jitter: str, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Move each side of a box (4,) by up to BOX_JITTER pixels. (#18)
+def loosen_boxes(boxes: np.ndarray, looseness: float, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Boxes as people draw them: each x and y side moved outward by 0.5 to 1.5 times `looseness` of the box's size. (D20)
+
+    boxes : (N, 4) or (N, 6), pixels of an image (height, width); the sides of z stay.   looseness : share of the box's
+    width for the x sides, of its height for the y sides; 0 moves nothing, 0.15 and 0.3 are what our tables show.
+    A box stays on the image. -> boxes of the same shape, float64, not rounded
+    """
+    boxes = np.asarray(boxes, dtype=np.float64)
+    low, high = slice(0, 2), slice(boxes.shape[1] // 2, boxes.shape[1] // 2 + 2)  # x and y of both corners
+    size = boxes[:, high] - boxes[:, low]
+    outward = looseness * rng.uniform(0.5, 1.5, size=(len(boxes), 2, 2)) * size[:, None]  # (N, low and high, x and y)
+    loose = boxes.copy()
+    loose[:, low] = np.maximum(boxes[:, low] - outward[:, 0], 0)
+    loose[:, high] = np.minimum(boxes[:, high] + outward[:, 1], [width - 1, height - 1])
+    return loose
+
+
+def case_rng(name: str, seed: int = 0) -> np.random.Generator:
+    """Random numbers that belong to a case by its name, whatever other cases there are and in whatever order."""
+    return np.random.default_rng((seed, zlib.crc32(name.encode())))
+
+
+def move_box(
+    box: np.ndarray, jitter: str, looseness: float, rng: np.random.Generator, height: int, width: int
+) -> np.ndarray:
+    """A box (4,) as training asks with it: each side moved by up to BOX_JITTER pixels, or the box loosened. (#18)
 
     jitter : "both", whole pixels in or out; "outward", whole pixels, never in; "scaled" (D15), in or out by at most a
     tenth of the object (1 to 5 pixels), times a random share for each box: 5 pixels are nothing to a lung, and half of a nucleus.
+    looseness (D20) : where it is above 0, LOOSE_SHARE of the boxes are not moved but loosened, by 0 to `looseness`.
     A box stays on the image (height, width). If less than a pixel of width or height would be left, those two sides stay.
     """
+    if looseness and rng.random() < LOOSE_SHARE:
+        return loosen_boxes(box[None], looseness * rng.random(), rng, height, width)[0]
     if jitter == "scaled":
         sides = np.tile(box[2:] - box[:2], 2)
         moves = np.clip(JITTER_SHARE * sides, 1, BOX_JITTER) * rng.random() * rng.uniform(-1, 1, size=4)

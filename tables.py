@@ -16,7 +16,7 @@ import numpy as np
 from files import MODALITIES, PAPER_MODALITIES, InputError, modality_of
 from files.case import check_boxes, check_labels, spacing_zyx
 from files.npz import load_npz
-from grid import boxes_from_labels, label_bounds
+from grid import boxes_from_labels, case_rng, label_bounds, loosen_boxes
 from metrics import METRICS, PROTOCOLS, case_scores, filled_box, inscribed_ellipse
 
 # systems that never look at the image: what a box alone is worth
@@ -72,10 +72,13 @@ def read_truth(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None, np.nda
     return gts, spacing_mm, np.arange(1, len(boxes) + 1), boxes
 
 
-def score_case(truth: Path, systems: dict[str, Path], protocols: tuple[str, ...]) -> tuple[list[dict], list[str]]:
+def score_case(
+    truth: Path, systems: dict[str, Path], protocols: tuple[str, ...], looseness: float = 0.0
+) -> tuple[list[dict], list[str]]:
     """Score one case for every system and both references. Returns (rows, problems in one sentence each).
 
     truth: .npz with gts. systems: {name: folder of predictions, .npz of the same name with segs}.
+    looseness: the references get boxes that are this loose, those of 04_infer.py --looseness.
     A row holds system, case (the file's name), modality, objects, a mean for each of `score_names` that was asked
     for, 0..1 or nan, and labels: {label: {score name: score}}.
     """
@@ -83,6 +86,7 @@ def score_case(truth: Path, systems: dict[str, Path], protocols: tuple[str, ...]
         gts, spacing_mm, ids, boxes = read_truth(truth)
     except ValueError as error:
         return [], [str(error) if isinstance(error, InputError) else f"{truth}: {error}"]
+    boxes = loosen_boxes(boxes, looseness, case_rng(truth.stem), *gts.shape[-2:]) if looseness else boxes
     label_of = np.append(0, ids).astype(np.uint16)  # the references paint box i as i + 1; its label is ids[i]
     maps, problems = {name: label_of[paint(boxes, gts.shape)] for name, paint in REFERENCES.items()}, []
     for system, folder in systems.items():

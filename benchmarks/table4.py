@@ -9,8 +9,8 @@ Writes cases.csv, differences.csv (0..1), table.md, differences.md (per cent) an
 
 import hashlib
 import sys
-import zlib
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from files.checkpoints import OUR_CHECKPOINT
 from files.formats import list_cases, read_case
 from files.npz import load_npz, read_npz, spacing_of
 from files.writing import csv_text, save_json, save_npz, save_text
-from grid import GRID, boxes_from_labels, promptable_labels
+from grid import GRID, boxes_from_labels, case_rng, loosen_boxes, promptable_labels
 from metrics import PROTOCOLS
 from presets import PRESETS
 from volumes import segment_case
@@ -45,14 +45,17 @@ def parse(argv: list[str] | None) -> Namespace:
     p.add_argument("--weights", type=Path, default=OUR_CHECKPOINT, help="float checkpoint of the proposed model")
     p.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="models in the table")
     p.add_argument("--jitter", type=int, default=5, help="pixels of the 256 grid that a side of a moved box moves")
-    p.add_argument("--seed", type=int, default=0, help="seed of the moved boxes, 0 or more")
+    p.add_argument(
+        "--looseness", type=float, nargs="*", default=[], metavar="SHARE", help="also boxes this loose: 0.15 0.3"
+    )
+    p.add_argument("--seed", type=int, default=0, help="seed of moved and loose boxes, 0 or more")
     p.add_argument("--modalities", nargs="+", choices=MODALITIES, default=MODALITIES, help="only cases of these")
     p.add_argument("--2d-only", dest="only_2d", action="store_true", help="leave the volumes out: they take longest")
     p.add_argument("-p", "--predictions", type=Path, default=Path("out/table4"), help="folder for boxes and label maps")
     p.add_argument("-o", "--out", type=Path, default=Path("results/table4"), help="folder for the tables")
     args = p.parse_args(argv)
-    if args.jitter < 1 or args.seed < 0:
-        p.error("--jitter must be 1 or more, --seed 0 or more")
+    if args.jitter < 1 or args.seed < 0 or min(args.looseness, default=1) <= 0:
+        p.error("--jitter must be 1 or more, --seed 0 or more, --looseness above 0")
     return args
 
 
@@ -75,8 +78,24 @@ def moved_boxes(boxes: np.ndarray, shape: tuple[int, ...], pixels: int, rng: np.
     return moved
 
 
-def prepare(kinds: tuple[str, str], args: Namespace) -> tuple[list[str], int]:
-    """Write KIND/imgs/NAME.npz and KIND/gts/NAME.npz of each case, for exact and moved boxes.
+def box_kinds(pixels: int, looseness: list[float], seed: int) -> dict[str, Callable]:
+    """{name: (exact boxes of a case, shape, case's name) -> boxes}: exact, moved by up to `pixels`, loosened by each share."""
+
+    def exact(boxes: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+        return boxes
+
+    def moved(boxes: np.ndarray, shape: tuple[int, ...], name: str) -> np.ndarray:
+        return moved_boxes(boxes, shape, pixels, case_rng(name, seed))
+
+    def loose(share: float) -> Callable:
+        return lambda boxes, shape, name: loosen_boxes(boxes, share, case_rng(name, seed), *shape[-2:])
+
+    named = {f"loose-{100 * share:g}pct-seed{seed}": loose(share) for share in looseness}
+    return {"exact": exact, f"moved-{pixels}px-seed{seed}": moved, **named}
+
+
+def prepare(kinds: dict[str, Callable], args: Namespace) -> tuple[list[str], int]:
+    """Write KIND/imgs/NAME.npz and KIND/gts/NAME.npz of each case, for each kind of boxes.
 
     A case that has nothing to ask for, or no spacing, is told and left out. -> (file names, number left out)
     """
@@ -102,8 +121,8 @@ def prepare(kinds: tuple[str, str], args: Namespace) -> tuple[list[str], int]:
             tqdm.write(f"table4.py: left out: {error}", file=sys.stderr)
             continue
         exact, name = boxes_from_labels(labels)[1], f"{case.name}.npz"
-        rng = np.random.default_rng((args.seed, zlib.crc32(case.name.encode())))  # whatever other cases there are
-        for kind, boxes in zip(kinds, (exact, moved_boxes(exact, labels.shape, args.jitter, rng)), strict=True):
+        for kind, changed in kinds.items():
+            boxes = changed(exact, labels.shape, case.name)
             save_npz(args.predictions / kind / "imgs" / name, imgs=case.image, boxes=boxes, **spacing_of(case))
             save_npz(args.predictions / kind / "gts" / name, gts=labels, boxes=boxes, **spacing_of(case))
         names.append(name)
@@ -113,7 +132,7 @@ def prepare(kinds: tuple[str, str], args: Namespace) -> tuple[list[str], int]:
 
 
 class RememberingSegmenter(segment.Segmenter):
-    """Encodes an image or slice once for both kinds of boxes: its embedding (4 MB) does not depend on them."""
+    """Encodes an image or slice once for all kinds of boxes: its embedding (4 MB) does not depend on them."""
 
     def __init__(self, other: segment.Segmenter) -> None:
         super().__init__(other.engine, other.preset, other.enhanced)
@@ -126,7 +145,7 @@ class RememberingSegmenter(segment.Segmenter):
         return self.kept[key]
 
 
-def predict(system: str, weights: Path, kinds: tuple[str, str], names: list[str], folder: Path) -> Path:
+def predict(system: str, weights: Path, kinds: Iterable[str], names: list[str], folder: Path) -> Path:
     """Label maps of all cases by one system, those that are not there yet. -> the folder that holds KIND/NAME.npz"""
     model, _, int8 = system.partition("-")
     key = hashlib.sha256(weights.read_bytes() + repr(PRESETS[PRESET]).encode()).hexdigest()[:16]
@@ -150,7 +169,31 @@ def predict(system: str, weights: Path, kinds: tuple[str, str], names: list[str]
     return place
 
 
-def texts(rows: list[dict], lines: list[dict], kinds: tuple[str, str]) -> tuple[str, str]:
+def weights_of(systems: Iterable[str], ours: Path) -> dict[str, Path]:
+    """{system: its float checkpoint}, in the table's order. InputError if one is missing."""
+    found = {}
+    for system in (system for system in SYSTEMS if system in systems):
+        found[system] = path = ours if system.startswith("proposed") else segment.MODELS["baseline"].weights()
+        if not path.is_file():
+            raise InputError(f"{path}: no such checkpoint; name one with --weights, or leave proposed out of --systems")
+    return found
+
+
+def scored(weights: dict[str, Path], kinds: Iterable[str], names: list[str], folder: Path) -> list[dict]:
+    """Predict and score all that `prepare` wrote: tables.score_case's rows, each with its `boxes`, in the table's order."""
+    places = {system: predict(system, path, kinds, names, folder) for system, path in weights.items()}
+    rows = []
+    for kind, name in tqdm([(kind, name) for kind in kinds for name in names], "score", disable=None):
+        systems = {system: place / kind for system, place in places.items()}
+        found, problems = tables.score_case(folder / kind / "gts" / name, systems, PROTOCOLS)
+        if problems:  # the inputs are ours, so this is no bad case
+            raise InputError(problems[0])
+        rows += [row | {"boxes": kind} for row in found]
+    order = [*kinds, *weights, *tables.REFERENCES].index
+    return sorted(rows, key=lambda row: (order(row["boxes"]), order(row["system"])))  # stable: cases stay in order
+
+
+def texts(rows: list[dict], lines: list[dict], kinds: Iterable[str]) -> tuple[str, str]:
     """table.md, for each kind of boxes a table a score; differences.md, for each kind a table a pair of systems."""
     table, differences = ["# Table 4 measured", ""], ["# Differences, case by case, with 95 % bootstrap intervals", ""]
     for kind in kinds:
@@ -164,7 +207,8 @@ def texts(rows: list[dict], lines: list[dict], kinds: tuple[str, str]) -> tuple[
     table.append(
         "Boxes exact: each object's own. Boxes moved-Npx-seedS: each x and y side of them moved in or out by a whole number\n"
         "of pixels of the 256 grid, at most N, drawn from seed S; such a pixel is max(H, W) / 256 of the image's. z sides\n"
-        "stay. All systems get the same boxes, so -int8 differs from its float model by quantization alone.\n"
+        "stay. Boxes loose-Spct-seedN: each x and y side moved outward by 0.5 to 1.5 times S per cent of the object's width or\n"
+        "height (D20). All systems get the same boxes, so -int8 differs from its float model by quantization alone.\n"
         "Per cent. Means over a case's objects, a modality's cases, the modalities. DSC is the same under both protocols.\n"
         "Filled box and inscribed ellipse never look at the image: they are drawn from the same boxes.\n"
         "The paper's columns are its Table 4: another split, 256-pixel slices, another average: not comparable.\n"
@@ -178,26 +222,12 @@ def texts(rows: list[dict], lines: list[dict], kinds: tuple[str, str]) -> tuple[
 
 def run(args: Namespace) -> list[dict]:
     # 1. The same boxes for everyone
-    weights = {}
-    for system in (system for system in SYSTEMS if system in args.systems):  # in the table's order
-        ours = system.startswith("proposed")
-        weights[system] = path = args.weights if ours else segment.MODELS["baseline"].weights()
-        if not path.is_file():
-            raise InputError(f"{path}: no such checkpoint; name one with --weights, or leave proposed out of --systems")
-    kinds = ("exact", f"moved-{args.jitter}px-seed{args.seed}")
+    weights = weights_of(args.systems, args.weights)
+    kinds = box_kinds(args.jitter, args.looseness, args.seed)
     names, left_out = prepare(kinds, args)
 
     # 2. Label maps, and their scores
-    places = {system: predict(system, path, kinds, names, args.predictions) for system, path in weights.items()}
-    rows = []
-    for kind, name in tqdm([(kind, name) for kind in kinds for name in names], "score", disable=None):
-        systems = {system: place / kind for system, place in places.items()}
-        found, problems = tables.score_case(args.predictions / kind / "gts" / name, systems, PROTOCOLS)
-        if problems:  # the inputs are ours, so this is no bad case
-            raise InputError(problems[0])
-        rows += [row | {"boxes": kind} for row in found]
-    order = [*kinds, *weights, *tables.REFERENCES].index
-    rows.sort(key=lambda row: (order(row["boxes"]), order(row["system"])))  # stable: cases stay in order
+    rows = scored(weights, kinds, names, args.predictions)
 
     # 3. Tables
     lines = []
@@ -211,7 +241,13 @@ def run(args: Namespace) -> list[dict]:
     columns = ("boxes", "system", "minus", "modality", "cases", "score", "difference", "low", "high")
     save_text(args.out / "differences.csv", csv_text(lines, columns))
     digests = {system: hashlib.sha256(path.read_bytes()).hexdigest() for system, path in weights.items()}
-    settings = {"preset": PRESET, "jitter": args.jitter, "seed": args.seed, "torch": torch.__version__}
+    settings = {
+        "preset": PRESET,
+        "jitter": args.jitter,
+        "looseness": args.looseness,
+        "seed": args.seed,
+        "torch": torch.__version__,
+    }
     save_json(args.out / "settings.json", settings | {"cases": len(names), "sha256 of weights": digests})
     print(tables.score_table(tables.summarize([row for row in rows if row["boxes"] == "exact"]), "dsc_strict"))
     print(f"table4.py: {len(names)} cases, {left_out} left out; wrote {args.out}")

@@ -1,11 +1,12 @@
-"""Train our checkpoint: distill the encoder from LiteMedSAM, fine-tune everything, export. See recipe/__init__.py.
+"""Train our checkpoint: distill the encoder from LiteMedSAM, fine-tune, learn loose boxes, export. See recipe/__init__.py.
 
-    python -m recipe --cache cache --device cuda --compile                        both runs, as the checkpoint was made
-    python -m recipe --cache cache --batch 8 --teacher-cache teacher              on a CPU: the same, in many hours
-    python -m recipe --smoke                                                      2 steps of each, tiny cases, 1 min
+    python -m recipe --cache cache --device cuda --compile                   the three runs
+    python -m recipe --cache cache --stage loosen --init CHECKPOINT          the last one: an hour on a CPU
+    python -m recipe --cache cache --batch 8 --teacher-cache teacher         all on a CPU, in many hours
+    python -m recipe --smoke                                                 2 steps of each, tiny cases, 1 min
 
-Writes OUT/distill and OUT/finetune, each with last.pt, best.pt, log.csv, dice_by_modality.csv and curve.png, then
-OUT/grays_anatomy_sam_l0.pt: the best weights as float16, without the rest; and OUT/curve.png, the Dice of both runs.
+Writes OUT/distill, OUT/finetune and OUT/loosen, each with last.pt, best.pt, log.csv, dice_by_modality.csv and curve.png;
+then OUT/grays_anatomy_sam_l0.pt: the best weights as float16, without the rest; and OUT/curve.png, the Dice of all runs.
 The same command with --resume goes on where it stopped.
 """
 
@@ -20,17 +21,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import SliceDataset, read_split, validation_item
+from data import CacheEntry, SliceDataset, read_split, validation_item
 from figures import loss_curve, plot_dice
 from files import InputError
 from files.checkpoints import export_checkpoint
 from files.journal import fingerprint
 from files.writing import csv_text, save_figure, save_json, save_text
+from grid import case_rng, grid_size, loosen_boxes
 from presets import PRESETS, Preset, override
 from recipe.batches import ResidentSlices
 from recipe.distill import Teacher, one_cycle
@@ -38,20 +41,33 @@ from segment import build
 from training import LOG_COLUMNS, Extras, Training, starting_network
 
 MODEL = "proposed"
+EVERY = 6  # of the validation volumes every sixth slice is used: they are many, and alike
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What differs between the two runs."""
+    """What differs between the runs."""
 
     name: str
     steps: int
     learning_rate: float  # peak of the cycle
     validate_every: int  # steps
+    batch: int = 64  # images a step
+    looseness: float = 0.0  # of the boxes (D20)
+    extras: Extras = Extras(weight_decay=0.05, clip=1.0, average=0.999)
 
 
-STAGES = {s.name: s for s in (TrainingRun("distill", 1700, 1.5e-3, 850), TrainingRun("finetune", 3500, 4e-4, 1150))}
-EXTRAS = Extras(weight_decay=0.05, clip=1.0, average=0.999)
+# what a CPU can train in an hour
+LOOSEN = Extras(weight_decay=0.05, clip=1.0, average=0.99, frozen_norms=True, bfloat16=True, encoder_share=0.2,
+                only=("mask_decoder", "prompt_encoder", "image_encoder.neck", "image_encoder.norm"))  # fmt: skip
+STAGES = {
+    stage.name: stage
+    for stage in (
+        TrainingRun("distill", 1700, 1.5e-3, 850),
+        TrainingRun("finetune", 3500, 4e-4, 1150),
+        TrainingRun("loosen", 1200, 1e-4, 400, batch=4, looseness=0.3, extras=LOOSEN),
+    )
+}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -59,16 +75,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m recipe", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )  # fmt: skip
     p.add_argument("--cache", type=Path, default=Path("cache"), help="folder of step 1")
-    p.add_argument("--out", type=Path, default=Path("runs"), help="folder for both runs and the exported checkpoint")
-    p.add_argument("--stage", choices=(*STAGES, "both"), default="both", help="which run")
+    p.add_argument("--out", type=Path, default=Path("runs"), help="folder for the runs and the exported checkpoint")
+    p.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="which run")
+    p.add_argument("--init", type=Path, help="start from this checkpoint (default: best.pt of the run before)")
     p.add_argument(
-        "--init", type=Path, help="start --stage finetune from this checkpoint (default: OUT/distill/best.pt)"
+        "--only", nargs="+", metavar="MODULE", help="train nothing else, such as mask_decoder (default: the run's)"
     )
     p.add_argument("--resume", action="store_true", help="go on from last.pt where there is one")
-    p.add_argument("--steps", type=int, help="optimiser steps of each run (default: 1700 and 3500)")
-    p.add_argument("--validate-every", type=int, help="steps between validations (default: 850 and 1150)")
+    p.add_argument("--steps", type=int, help="optimiser steps of each run (default: the run's)")
+    p.add_argument("--validate-every", type=int, help="steps between validations (default: the run's)")
     p.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
-    p.add_argument("--batch", type=int, default=64, help="images a step")
+    p.add_argument("--batch", type=int, help="images a step (default: the run's)")
     p.add_argument("--objects", type=int, default=4, help="objects an image; they share one embedding")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
     p.add_argument(
@@ -88,14 +105,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def batches_of(args: argparse.Namespace, preset: Preset, training: list, steps: range):
+def batches_of(args: argparse.Namespace, preset: Preset, training: list, batch: int, steps: range):
     """One batch after another, which depends on (seed, step) alone: augmented, unless the teacher's answers are kept."""
-    drawn = (args.cache, training, preset, args.batch, args.objects, args.seed)
+    drawn = (args.cache, training, preset, batch, args.objects, args.seed)
     if args.teacher_cache is None:
         slices = ResidentSlices(*drawn, torch.device(args.device), augment=True, workers=args.workers)
         return map(slices.batch, steps)
-    plan = [[(step, place) for place in range(args.batch)] for step in steps]
+    plan = [[(step, place) for place in range(batch)] for step in steps]
     return DataLoader(SliceDataset(*drawn), batch_sampler=plan, num_workers=args.workers)
+
+
+def validation_items(folder: Path, entries: list[CacheEntry], preset: Preset):
+    """(modality, item) pairs of data.validation_item.
+
+    With a looseness each object is asked for twice: by its exact box, and by one that is half as loose as training's loosest.
+    """
+    for entry in entries:
+        item = validation_item(folder, entry, preset)
+        if preset.looseness:
+            size = grid_size(entry.height, entry.width)
+            loose = loosen_boxes(item["boxes"], preset.looseness / 2, case_rng(entry.name), *size)
+            item["boxes"] = np.concatenate([item["boxes"], loose.astype(np.float32)])
+            item["masks"] = np.concatenate([item["masks"], item["masks"]])
+        yield entry.modality, item
 
 
 def write_log(folder: Path, log: list[dict], stage: str) -> None:
@@ -106,18 +138,22 @@ def write_log(folder: Path, log: list[dict], stage: str) -> None:
     save_figure(folder / "curve.png", loss_curve(log))
 
 
-def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXTRAS) -> bool:
+def run_stage(stage: TrainingRun, args: argparse.Namespace) -> bool:
     """One run. -> whether it is finished, or was stopped by --minutes."""
     # 1. Data, preset, starting weights
     steps, validate_every = args.steps or stage.steps, args.validate_every or stage.validate_every
-    preset = override(PRESETS["fixed"], ["jitter=scaled", f"learning_rate={stage.learning_rate}", *args.set])
+    batch_size, extras = args.batch or stage.batch, stage.extras
+    settings = ["jitter=scaled", f"learning_rate={stage.learning_rate}", f"looseness={stage.looseness}"]
+    preset = override(PRESETS["fixed"], [*settings, *args.set])
     out, (training, validation) = args.out / stage.name, read_split(args.cache)
-    init = None if stage.name == "distill" else args.init or args.out / "distill" / "best.pt"
+    validation = [entry for i, entry in enumerate(validation) if i % EVERY == 0 or not entry.name.startswith("3D_")]
+    names = list(STAGES)
+    before = None if stage.name == names[0] else args.out / names[names.index(stage.name) - 1] / "best.pt"
     resume = args.resume and (out / "last.pt").is_file()
     if resume:
         network, told = build(MODEL), f"all weights from {out / 'last.pt'}"
     else:
-        network, told = starting_network(MODEL, preset, init, args.seed)
+        network, told = starting_network(MODEL, preset, args.init or before, args.seed)
     print(f"recipe: {stage.name}, {told}, {len(training)} images, {len(validation)} for validation")
 
     # 2. What Table 3 has not
@@ -129,23 +165,29 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXT
         network,
         preset,
         args.device,
-        replace(extras, rate=rate, teacher=teacher, compile=args.compile and not args.teacher_cache),
+        replace(
+            extras,
+            rate=rate,
+            teacher=teacher,
+            compile=args.compile and not args.teacher_cache,
+            only=tuple(args.only or extras.only),
+        ),
     )
-    must_match = {"stage": stage.name, "steps": steps, "batch": args.batch, "objects": args.objects, "seed": args.seed}
-    must_match |= {"augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
+    must_match = {"stage": stage.name, "steps": steps, "batch": batch_size, "objects": args.objects, "seed": args.seed}
+    must_match |= {"only": args.only, "augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
     if resume:
         run.resume(out / "last.pt", must_match)
     save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "steps": steps})
     torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
 
     def validate() -> None:
-        if run.validate((e.modality, validation_item(args.cache, e, preset)) for e in validation):
+        if run.validate(validation_items(args.cache, validation, preset)):
             run.save(out / "best.pt", must_match, best=True)
         write_log(out, run.log, stage.name)
         tqdm.write(f"step {run.step}, Dice {run.log[-1]['validation_dice']:.4f}")
 
     # 3. The steps
-    batches, start = batches_of(args, preset, training, range(run.step, steps)), time.monotonic()
+    batches, start = batches_of(args, preset, training, batch_size, range(run.step, steps)), time.monotonic()
     for batch in tqdm(batches, stage.name, initial=run.step, total=steps, disable=None):
         run.train_step(batch)
         if run.step % validate_every == 0:
@@ -161,8 +203,9 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace, extras: Extras = EXT
 
 
 def finish(out: Path) -> None:
-    """The exported checkpoint, and the Dice of both runs in one figure."""
-    export_checkpoint(out / "finetune" / "best.pt", out / "grays_anatomy_sam_l0.pt")
+    """The exported checkpoint, and the Dice of all runs in one figure."""
+    done = [name for name in STAGES if (out / name / "best.pt").is_file()]
+    export_checkpoint(out / done[-1] / "best.pt", out / "grays_anatomy_sam_l0.pt")
     rows = []
     for stage in STAGES:
         path = out / stage / "dice_by_modality.csv"
@@ -183,10 +226,11 @@ def main(argv: list[str] | None = None) -> bool:
 
                 args.cache, args.out = tiny_cache(Path(scratch) / "cache"), Path(scratch) / "runs"
                 args.steps, args.batch, args.objects, args.device = 2, 2, 2, "cpu"
-            for stage in STAGES.values() if args.stage == "both" else [STAGES[args.stage]]:
+            for stage in STAGES.values() if args.stage == "all" else [STAGES[args.stage]]:
                 if not run_stage(stage, args):
                     print(f"recipe: {args.minutes} minutes are over; the same command with --resume goes on")
                     return False
+                args.init = None  # the next run starts from this one
             if args.stage != "distill":
                 finish(args.out)
             print(f"recipe: finished, {'removed again' if args.smoke else f'wrote {args.out}'}")

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data import CacheEntry, load_entry, network_images
 from enhance import is_gray
 from files import InputError, bare_name
-from grid import BOX_JITTER, GRID, JITTER_SHARE
+from grid import GRID, move_box
 from presets import Preset
 
 MIN_AREA = 10  # pixels: what augmentation left of an object must have them to be asked for
@@ -93,8 +93,15 @@ class ResidentSlices:
             "image": image,
             "raw": raw,
             "masks": masks.float(),
-            "boxes": move_boxes(exact, self.preset.jitter, random),
+            "boxes": self.move(exact, step),
         }
+
+    def move(self, exact: Tensor, step: int) -> Tensor:
+        """Boxes (B, K, 4) moved or loosened by grid.move_box, as those of data.SliceDataset are."""
+        rng, (jitter, looseness) = np.random.default_rng((self.seed, step)), (self.preset.jitter, self.preset.looseness)
+        boxes = exact.double().flatten(0, 1).cpu().numpy()
+        moved = np.array([move_box(box, jitter, looseness, rng, GRID, GRID) for box in boxes], np.float32)
+        return torch.from_numpy(moved).reshape(exact.shape).to(self.device)
 
     def uniform(self, random: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
         """Uniform random numbers, one row an image."""
@@ -167,17 +174,3 @@ def boxes_of(masks: Tensor) -> Tensor:
         sides.append((used.argmax(dim=2), GRID - 1 - used.flip(2).argmax(dim=2)))
     (x0, x1), (y0, y1) = sides
     return torch.stack([x0, y0, x1, y1], dim=2).float()
-
-
-def move_boxes(boxes: Tensor, jitter: str, random: torch.Generator) -> Tensor:
-    """grid.move_box for boxes (B, K, 4) on the device."""
-    shape, where = boxes.shape, {"device": boxes.device, "generator": random}
-    if jitter == "scaled":
-        sides = (boxes[..., 2:] - boxes[..., :2]).repeat(1, 1, 2)
-        reach = (JITTER_SHARE * sides).clamp(1, BOX_JITTER) * torch.rand(*shape[:2], 1, **where)
-        moves = reach * (2 * torch.rand(shape, **where) - 1)
-    else:
-        moves = torch.randint(0 if jitter == "outward" else -BOX_JITTER, BOX_JITTER + 1, shape, **where)
-    moved = (boxes + moves * torch.tensor([-1, -1, 1, 1], device=boxes.device)).clamp(0, GRID)
-    narrow = (moved[..., 2:] - moved[..., :2] < 1).repeat(1, 1, 2)
-    return torch.where(narrow, boxes, moved)

@@ -49,7 +49,8 @@ class TinyNetwork(torch.nn.Module):
         self.bn = torch.nn.BatchNorm2d(8)
         self.prompt_encoder, self.mask_decoder = torch.nn.Linear(4, 8), torch.nn.Conv2d(8, 1, 3, padding=1)
 
-    def decode(self, embedding, boxes, image_of_box):
-        x = self.bn(embedding)[image_of_box] + self.prompt_encoder(boxes / 256)[:, :, None, None]
+    def decode(self, embedding, boxes, image_of_box=None):
+        x = self.bn(embedding)
+        x = (x if image_of_box is None else x[image_of_box]) + self.prompt_encoder(boxes / 256)[:, :, None, None]
         logits = torch.nn.functional.interpolate(self.mask_decoder(x), size=(256, 256), mode="bilinear")
         return logits, logits.mean(dim=(2, 3)).sigmoid()

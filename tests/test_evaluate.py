@@ -17,7 +17,8 @@ from figures import figure2, figure3, figure3_row
 from files.case import Case
 from files.npz import write_case
 from files.writing import save_figure
-from metrics import METRICS
+from grid import boxes_from_labels, case_rng, loosen_boxes
+from metrics import METRICS, filled_box
 from phantoms import tiny_case
 
 evaluate = importlib.import_module("05_evaluate")  # `import 05_evaluate` is a syntax error
@@ -197,6 +198,17 @@ def test_references_take_the_boxes_of_the_file_if_it_has_them(tmp_path):
     save(tmp_path / "gts", "2D_US_a", gts=gts, boxes=np.array([[3, 3, 7, 7]]))  # not the exact box
     save(tmp_path / "segs", "2D_US_a", segs=gts)
     assert run(tmp_path)["filled box", "US"]["dsc_strict"] == pytest.approx(SQUARE_DSC)
+
+
+def test_references_get_boxes_as_loose_as_those_of_step_4(tmp_path):
+    gts, _ = squares()
+    save(tmp_path / "gts", "2D_US_a", gts=gts)
+    save(tmp_path / "segs", "2D_US_a", segs=gts)
+    boxes = loosen_boxes(boxes_from_labels(gts)[1], 0.5, case_rng("2D_US_a"), *gts.shape)
+    found, expected = run(tmp_path, "--looseness", "0.5"), filled_box(boxes, gts.shape)
+    overlap = 2 * np.count_nonzero(expected * gts) / (np.count_nonzero(expected) + np.count_nonzero(gts))
+    assert found["ours", "US"]["dsc_strict"] == 1 and found["filled box", "US"]["dsc_strict"] < 1
+    assert found["filled box", "US"]["dsc_strict"] == pytest.approx(overlap)
 
 
 def test_paper_columns_are_the_printed_ones_and_say_so(folders):

@@ -10,9 +10,11 @@ from grid import (
     boxes_from_labels,
     boxes_to_grid,
     boxes_to_original,
+    case_rng,
     crop_to_box,
     grid_size,
     logits_to_original,
+    loosen_boxes,
     mask_box,
     pad_to_square,
     resize_to_grid,
@@ -119,3 +121,28 @@ def test_a_box_by_hand_is_inclusive_and_one_pixel_is_a_box():
 def test_an_empty_map_has_no_box(shape):
     ids, boxes = boxes_from_labels(np.zeros(shape, np.uint8))
     assert ids.shape == (0,) and boxes.shape == (0, 2 * len(shape))
+
+
+# ---------------------------------------------------------------- boxes as people draw them
+
+
+@pytest.mark.parametrize("box", [[100.0, 80, 140, 180], [100.0, 80, 3, 140, 180, 9]])
+def test_each_side_is_loosened_by_half_to_one_and_a_half_times_the_share_and_z_stays(box):
+    boxes = np.tile(box, (4000, 1))
+    loose = loosen_boxes(boxes, 0.2, case_rng("a"), 400, 500)
+    outward = (loose - boxes) * np.repeat([-1, 1], len(box) // 2)
+    x, y = outward[:, [0, len(box) // 2]] / 40, outward[:, [1, 1 + len(box) // 2]] / 100
+    for moves in (x, y):
+        assert 0.1 <= moves.min() < 0.101 and 0.299 < moves.max() <= 0.3
+        assert moves.mean() == pytest.approx(0.2, abs=0.003)
+    assert len(box) == 4 or (loose[:, [2, 5]] == [3, 9]).all()
+    assert (loosen_boxes(boxes, 0, case_rng("a"), 400, 500) == boxes).all()
+
+
+def test_loose_boxes_stay_on_the_image_and_belong_to_the_case_by_its_name():
+    boxes = np.array([[0.0, 2, 90, 49], [10, 10, 20, 20]])
+    loose = loosen_boxes(boxes, 1.0, case_rng("a", 3), 50, 100)
+    assert (loose[0] == [0, 0, 99, 49]).all() and (loose >= 0).all()
+    assert (loose == loosen_boxes(boxes, 1.0, case_rng("a", 3), 50, 100)).all()
+    assert (loose[1] != loosen_boxes(boxes, 1.0, case_rng("b", 3), 50, 100)[1]).any()
+    assert (loose[1] != loosen_boxes(boxes, 1.0, case_rng("a", 4), 50, 100)[1]).any()

@@ -23,6 +23,7 @@ from files.checkpoints import lite_medsam_path
 from files.npz import load_npz, write_case
 from files.pictures import read_image
 from files.writing import save_image, save_npz
+from grid import boxes_from_labels, case_rng, loosen_boxes
 from metrics import dsc
 from model import BoxSegmenter, build_model
 from phantoms import tiny_case
@@ -180,6 +181,17 @@ def test_a_folder_without_boxes_is_done_with_boxes_from_masks(fake, tmp_path):
     assert "1 of 2 cases done" in text
 
 
+def test_loose_boxes_are_those_that_the_reference_of_step_5_gets(fake, tmp_path):
+    case = tiny_case()
+    save_npz(tmp_path / "imgs" / "US_a.npz", imgs=case.image, gts=case.labels)
+    run(tmp_path, "--boxes-from-masks", "--looseness", "0.3")
+    loose = load_npz(tmp_path / "segs" / "US_a.npz")["segs"]
+    boxes = loosen_boxes(boxes_from_labels(case.labels)[1], 0.3, case_rng("US_a"), *case.labels.shape)
+    save_npz(tmp_path / "other" / "imgs" / "US_a.npz", imgs=case.image, boxes=boxes)
+    run(tmp_path / "other")
+    assert np.array_equal(loose, load_npz(tmp_path / "other" / "segs" / "US_a.npz")["segs"])
+
+
 def test_boxes_from_masks_keep_labels_that_are_not_counted_from_one(fake, tmp_path):
     case = tiny_case()
     save_npz(tmp_path / "imgs" / "US_a.npz", imgs=case.image, gts=np.array([0, 7, 300], np.uint16)[case.labels])
@@ -299,6 +311,7 @@ def test_a_bad_setting_is_refused(fake, folder, setting, words):
         (["-i", "x", "--engine", "abacus"], "invalid choice: 'abacus'"),
         (["-i", "x", "--box", "1", "2", "3"], "expected 4 arguments"),
         ([], "name the input: -i FOLDER"),
+        (["-i", "x", "--looseness", "0.1"], "--looseness is 0 or more, and loosens the boxes of --boxes-from-masks"),
     ],
 )
 def test_wrong_options_are_named_by_the_parser(args, words, capsys):

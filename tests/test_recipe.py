@@ -8,11 +8,11 @@ from fake_model import TinyNetwork
 from data import CacheEntry, read_index, validation_item
 from files import InputError
 from files.checkpoints import read_checkpoint
-from grid import BOX_JITTER, JITTER_SHARE, boxes_from_labels, move_box
+from grid import BOX_JITTER, JITTER_SHARE, LOOSE_SHARE, boxes_from_labels
 from phantoms import tiny_cache
 from presets import PRESETS, override
 from recipe import __main__ as recipe
-from recipe.batches import MIN_AREA, ResidentSlices, boxes_of, draw_weights, move_boxes
+from recipe.batches import MIN_AREA, ResidentSlices, boxes_of, draw_weights
 from recipe.distill import SIZE, Teacher, one_cycle
 
 SCALED = override(PRESETS["fixed"], ["jitter=scaled"])
@@ -95,16 +95,16 @@ def test_boxes_on_the_device_are_the_boxes_of_the_readers():
     assert boxes_of(masks)[0].tolist() == boxes.tolist()
 
 
-@pytest.mark.parametrize("jitter", ["both", "outward", "scaled"])
-def test_boxes_move_on_the_device_as_in_the_data_set(jitter):
-    boxes = torch.tensor([50.0, 60, 120, 90]).expand(4000, 1, 4)
-    moves = (move_boxes(boxes, jitter, torch.Generator().manual_seed(0)) - boxes)[:, 0].numpy()
-    rng = np.random.default_rng(0)
-    expected = np.array([move_box(boxes[0, 0].numpy(), jitter, rng, 256, 256) for _ in range(4000)])
-    expected = expected - boxes[0, 0].numpy()
-    assert moves.min(axis=0) == pytest.approx(expected.min(axis=0), abs=0.15)
-    assert moves.max(axis=0) == pytest.approx(expected.max(axis=0), abs=0.15)
-    assert moves.std(axis=0) == pytest.approx(expected.std(axis=0), rel=0.1)
+def test_with_looseness_most_boxes_are_loose_and_the_others_move_as_before(cache):
+    slices, _ = resident(cache, augment=False, preset=override(SCALED, ["looseness=0.3"]), batch=200)
+    batch = slices.batch(0)
+    exact = boxes_of(batch["masks"] > 0)
+    outward = (batch["boxes"] - exact) * torch.tensor([-1, -1, 1, 1])
+    sides = (exact[..., 2:] - exact[..., :2]).repeat(1, 1, 2)
+    inside = ((batch["boxes"] > 0) & (batch["boxes"] < 255)).all(dim=2)  # not stopped by the border
+    assert (outward[inside] <= 0.45 * sides[inside] + 1e-3).all()
+    loose = (outward[inside] > (JITTER_SHARE * sides[inside]).clamp(1, BOX_JITTER)).any(dim=1).float().mean()
+    assert 0.6 * LOOSE_SHARE < loose < LOOSE_SHARE
 
 
 def test_shading_keeps_the_equalized_channel_of_gray_images_and_the_black_of_padding(cache):
@@ -164,6 +164,23 @@ def test_a_resumed_run_ends_in_the_same_bits_and_exports_its_best_weights(cache,
     assert "optimiser" not in exported and exported["model"]["mask_decoder.weight"].dtype == torch.float16
 
 
+def test_the_run_for_loose_boxes_trains_what_it_names_and_starts_from_the_run_before(
+    cache, tiny, tmp_path, monkeypatch
+):
+    started = []
+    starting = recipe.starting_network
+    monkeypatch.setattr(recipe, "starting_network", lambda *args: started.append(args[2]) or starting(*args))
+    run("loosen", cache, tmp_path, 3)
+    assert started == [tmp_path / "finetune" / "best.pt"]
+    before, after = (
+        starting("proposed", SCALED, None, 0)[0].state_dict(),
+        read_checkpoint(tmp_path / "loosen" / "last.pt"),
+    )
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after["model"][name])}
+    assert changed == {"prompt_encoder", "mask_decoder"}, "neither the backbone nor the means of a norm"
+    assert after["preset_fields"]["looseness"] == 0.3
+
+
 def test_one_cycle_rises_and_falls():
     rates = [one_cycle(step, 100, 1.0) for step in range(100)]
     assert rates.index(max(rates)) in (4, 5) and max(rates) == pytest.approx(1.0) and rates[-1] < 0.01
@@ -176,7 +193,7 @@ def test_a_finetuning_without_a_distillation_before_it_says_what_is_missing(cach
 
 
 @pytest.mark.long
-def test_smoke_makes_both_runs_with_the_real_networks():
+def test_smoke_makes_all_runs_with_the_real_networks():
     assert recipe.main(["--smoke"])
 
 

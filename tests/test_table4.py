@@ -16,6 +16,7 @@ from fake_model import BrightModel
 from files.checkpoints import save_checkpoint
 from files.npz import load_npz, write_training_case
 from files.writing import save_npz
+from grid import case_rng, loosen_boxes
 from phantoms import tiny_case
 from presets import PRESETS
 from segment import Segmenter, build
@@ -49,6 +50,16 @@ def test_in_3d_only_x_and_y_sides_move():
     moved = table4.moved_boxes(boxes, (12, 100, 128), 5, np.random.default_rng(2))
     assert np.array_equal(moved[:, [2, 5]], boxes[:, [2, 5]])
     assert (moved[:, [0, 1, 3, 4]] != boxes[:, [0, 1, 3, 4]]).any() and np.abs(moved - boxes).max() <= 2.5
+
+
+def test_loose_boxes_are_a_kind_for_each_share():
+    kinds = table4.box_kinds(5, [0.15, 0.3], 2)
+    assert list(kinds) == ["exact", "moved-5px-seed2", "loose-15pct-seed2", "loose-30pct-seed2"]
+    boxes = np.array([[20.0, 30, 60, 80]])
+    found = {kind: changed(boxes, (100, 128), "a") for kind, changed in kinds.items()}
+    assert (found["exact"] == boxes).all()
+    assert (found["loose-30pct-seed2"] == loosen_boxes(boxes, 0.3, case_rng("a", 2), 100, 128)).all()
+    assert found["loose-15pct-seed2"] == pytest.approx((boxes + found["loose-30pct-seed2"]) / 2)  # the same draw
 
 
 def test_the_paper_columns_give_the_averages_that_the_paper_prints():
