@@ -12,6 +12,7 @@ from grid import BOX_JITTER, JITTER_SHARE, LOOSE_SHARE, boxes_from_labels
 from phantoms import tiny_cache
 from presets import PRESETS, override
 from recipe import __main__ as recipe
+from recipe import average as averaging
 from recipe.batches import MIN_AREA, ResidentSlices, boxes_of, draw_weights
 from recipe.distill import SIZE, Teacher, one_cycle
 
@@ -227,3 +228,29 @@ def test_a_distillation_with_kept_answers_resumes_in_the_same_bits(cache, tiny, 
     stop_and_resume("distill", cache, tmp_path / "parts", 5, "--teacher-cache", str(tmp_path / "kept"))
     assert_same_bits(tmp_path, "distill")
     assert any((tmp_path / "kept").iterdir())
+
+
+# ---------------------------------------------------------------- averaged weights
+
+
+def test_an_average_lies_between_its_checkpoints_and_the_donor_counts_only_where_it_has_weights(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    ours, theirs, donor = (TinyNetwork().state_dict() for _ in range(3))
+    for name, state in (("a.pt", ours), ("b.pt", theirs), ("lite_medsam", donor)):
+        torch.save({"model": state, "preset": "fixed", "step": 7}, tmp_path / name)
+    monkeypatch.setattr(averaging, "build", lambda model: TinyNetwork())
+    monkeypatch.setattr(averaging, "lite_medsam_path", lambda: tmp_path / "lite_medsam")
+    a, b, out = tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "out.pt"
+    averaging.main([f"{a}=1", f"{b}=2", "lite_medsam=1", "-o", str(out)])
+    found = read_checkpoint(out)
+    assert found["preset"] == "fixed" and found["step"] == 7
+    name, shared = "image_encoder.weight", "mask_decoder.weight"
+    assert found["model"][name] == pytest.approx((ours[name] + 2 * theirs[name]) / 3, abs=1e-3)
+    assert found["model"][shared] == pytest.approx((ours[shared] + 2 * theirs[shared] + donor[shared]) / 4, abs=1e-3)
+    assert found["model"][name].dtype == torch.float16
+
+
+@pytest.mark.parametrize("shares, words", [(["a.pt"], "CHECKPOINT=SHARE"), (["a.pt=-1"], "above 0"), (["lite_medsam=1"], "image encoder of ours"), (["none.pt=1"], "no such checkpoint")])  # fmt: skip
+def test_shares_that_cannot_be_used_are_told(shares, words, tmp_path):
+    with pytest.raises(SystemExit, match=words):
+        averaging.main([*shares, "-o", str(tmp_path / "out.pt")])
