@@ -26,6 +26,7 @@ from presets import Preset
 from segment import build
 
 FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau, which the paper names; both numbers are the released code's (#26)
+BAND = 3  # pixels of the grid on both sides of a contour, see boundary_loss
 OBJECT_CHUNK = 16  # objects of a validation image that are decoded together
 CHECK_EVERY = 20  # steps after which losses on a GPU are read: reading makes the GPU wait
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "learning_rate")
@@ -60,6 +61,17 @@ def segmentation_loss(logits: Tensor, iou: Tensor, masks: Tensor) -> dict[str, T
         "mse": F.mse_loss(iou, mask_iou(logits.detach(), masks)),
     }
     return terms | {"loss": sum(terms.values())}
+
+
+def boundary_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """BCE of the pixels within BAND of the true contour, mean over each prompt's pixels, then over prompts. Not in Table 3 (D22).
+
+    Over the whole image a contour's pixels are few, and those of a small object fewer.
+    """
+    grown, shrunk = (F.max_pool2d(sign * masks, 2 * BAND + 1, stride=1, padding=BAND) for sign in (1, -1))
+    band = grown + shrunk  # max of -m is -min of m: 1 where the neighbourhood holds both object and background
+    error = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    return ((error * band).flatten(1).sum(dim=1) / band.flatten(1).sum(dim=1).clamp(min=1)).mean()
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -110,6 +122,7 @@ class Extras:
     only: tuple[str, ...] = ()  # modules that learn, by the beginning of their names; the rest is frozen; (): all learn
     encoder_share: float = 1.0  # the image encoder's learning rate as a share of the others'
     frozen_norms: bool = False  # batch norms keep the means that they have: for batches of few images
+    boundary: float = 0.0  # weight of boundary_loss in training; validation stays Table 3's
     bfloat16: bool = False  # compute in bfloat16 on a CPU too; a GPU always does
     compile: bool = False  # compile the networks: slower to start, faster on a GPU
 
@@ -160,7 +173,11 @@ class Training:
             for group in self.optimiser.param_groups:
                 group["lr"] = group["share"] * self.extras.rate(self.step)
         embedding, distance = self.embed(batch, self.encode, self.teach)
-        loss = self.mask_loss(self.decode, embedding, batch["boxes"], batch["masks"])[0] + distance
+        loss, logits = self.mask_loss(self.decode, embedding, batch["boxes"], batch["masks"])
+        loss = loss + distance
+        if self.extras.boundary:
+            masks = batch["masks"].to(self.device).flatten(0, 1).unsqueeze(1)
+            loss = loss + self.extras.boundary * boundary_loss(logits.float(), masks)
         self.pending_losses.append((self.step, loss.detach()))
         if self.device.type == "cpu":
             self.check_losses()

@@ -118,7 +118,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
         save_figure(args.out / "looseness.png", draw(means))
         weights = table4.weights_of(SYSTEMS, args.weights)
         digests = {system: hashlib.sha256(path.read_bytes()).hexdigest() for system, path in weights.items()}
-        save_json(args.out / "settings.json", vars(args) | {"preset": table4.PRESET, "sha256 of weights": digests})
+        settings = {"preset": table4.PRESET, "looseness": args.looseness, "seed": args.seed}
+        save_json(args.out / "settings.json", settings | {"sha256 of weights": digests})
     except (InputError, OSError) as error:
         sys.exit(f"looseness.py: {error}")
     for line in means:

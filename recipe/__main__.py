@@ -83,6 +83,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--only", nargs="+", metavar="MODULE", help="train nothing else, such as mask_decoder (default: the run's)"
     )
+    p.add_argument(
+        "--boundary", type=float, default=0.0, help="weight of the boundary loss, which is not in Table 3 (D22)"
+    )
     p.add_argument("--resume", action="store_true", help="go on from last.pt where there is one")
     p.add_argument("--steps", type=int, help="optimiser steps of each run (default: the run's)")
     p.add_argument("--validate-every", type=int, help="steps between validations (default: the run's)")
@@ -173,10 +176,16 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace) -> bool:
             teacher=teacher,
             compile=args.compile and not args.teacher_cache,
             only=tuple(args.only or extras.only),
+            boundary=args.boundary,
         ),
     )
     must_match = {"stage": stage.name, "steps": steps, "batch": batch_size, "objects": args.objects, "seed": args.seed}
-    must_match |= {"only": args.only, "augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
+    must_match |= {
+        "only": args.only,
+        "boundary": args.boundary,
+        "augmentation": args.teacher_cache is None,
+        "data": fingerprint(args.cache),
+    }
     if resume:
         run.resume(out / "last.pt", must_match)
     save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "steps": steps})

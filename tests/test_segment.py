@@ -181,7 +181,7 @@ def test_with_prior_and_ellipsoid_depth_by_hand():
     inside = (depth > 0).sum() * (200 / 256) ** 2
     assert inside == pytest.approx(np.pi * 100, rel=0.03)
     logits, one = np.full((1, 1), 9.0, np.float32), np.full((1, 1), 0.25, np.float32)
-    weight = 400 * 0.3**2  # LOGIT_LIMIT 3, PRIOR_WEIGHT 400, doubt 0.3
+    weight = 40 * 0.3**2  # LOGIT_LIMIT 3, PRIOR_WEIGHT 40, doubt 0.3
     assert with_prior(logits, 0.7, one)[0, 0] == pytest.approx((3 + weight * 0.25) / (3 + weight), rel=1e-5)
 
 

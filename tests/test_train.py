@@ -15,7 +15,7 @@ from model import build_model
 from phantoms import tiny_cache
 from presets import PRESETS
 from segment import build
-from training import dice_loss, distillation_loss, mask_iou, segmentation_loss
+from training import boundary_loss, dice_loss, distillation_loss, mask_iou, segmentation_loss
 
 train = importlib.import_module("02_train")
 
@@ -75,6 +75,20 @@ def test_losses_by_hand():
     teacher = torch.randn(2, 8, 4, 4)
     assert distillation_loss(teacher, teacher).item() == 0
     assert distillation_loss(teacher.mean().expand_as(teacher), teacher).item() == pytest.approx(1, abs=0.02)
+
+
+def test_the_boundary_loss_sees_the_contour_alone_and_small_objects_as_well_as_large_ones():
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[0, 0, 20:50, 20:50], masks[1, 0, 10:14, 10:14] = 1, 1
+    right = 20 * (2 * masks - 1)
+    assert boundary_loss(right, masks).item() < 1e-6
+    far = right.clone()
+    far[:, :, 60:, 60:] = 20  # wrong, but far from both contours
+    assert boundary_loss(far, masks).item() < 1e-6 and dice_loss(far, masks).item() > 0.01
+    assert boundary_loss(-right, masks).item() == pytest.approx(20, abs=1e-3)
+    one_wrong = torch.stack([right[0], -right[1]])
+    assert boundary_loss(one_wrong, masks).item() == pytest.approx(10, abs=1e-3), "each object counts the same"
+    assert boundary_loss(right[:1] * 0 - 20, masks[:1] * 0).item() == 0, "no contour, no loss"
 
 
 @pytest.fixture(scope="module")
