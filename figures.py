@@ -122,16 +122,20 @@ def loss_curve(log: list[dict]):
 
 
 def plot_dice(rows: list[dict[str, str]], ax):
-    """Mean Dice of each modality over the steps of both stages, one after the other.
+    """Mean Dice of each modality over the steps of all runs, one after the other, a line between them.
 
     rows: dice_by_modality.csv, with columns stage, step and one a modality.
     """
-    last = {stage: max(int(row["step"]) for row in rows if row["stage"] == stage) for stage in ("distill", "finetune")}
-    steps = [int(row["step"]) + (last["distill"] if row["stage"] == "finetune" else 0) for row in rows]
+    start, ends = {}, [0]
+    for stage in dict.fromkeys(row["stage"] for row in rows):
+        start[stage] = ends[-1]
+        ends.append(start[stage] + max(int(row["step"]) for row in rows if row["stage"] == stage))
+    steps = [start[row["stage"]] + int(row["step"]) for row in rows]
     for i, modality in enumerate(list(rows[0])[2:]):
         style = {"marker": "o", "markersize": 3, "linestyle": "--" if i > 9 else "-"}  # there are ten colours
         ax.plot(steps, [float(row[modality]) for row in rows], label=modality, **style)
-    ax.axvline(last["distill"], color="0.7", linewidth=1)
-    ax.set(xlabel="optimiser steps: distillation, then (right of the line) fine-tuning", ylabel="Dice, 256 grid")
+    for end in ends[1:-1]:
+        ax.axvline(end, color="0.7", linewidth=1)
+    ax.set(xlabel=f"optimiser steps, between the lines: {', '.join(start)}", ylabel="Dice, 256 grid")
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

@@ -58,7 +58,7 @@ COLORED = ("Dermoscopy", "Endoscopy", "Fundus", "Microscopy")  # modalities whos
 EVERY = 6  # of a training volume's slices, which are alike, every sixth is loaded
 
 
-def prepare(folders: Iterable[Path], work: Path) -> list[tuple[str, Path, str]]:
+def exact_cases(folders: Iterable[Path], work: Path) -> list[tuple[str, Path, str]]:
     """Exact boxes of all pictures. -> [(folder's name, where they are, case)]"""
     found, exact = [], {"exact": table4.box_kinds(5, [], 0)["exact"]}
     for folder in folders:
@@ -151,7 +151,7 @@ def differences(rows: list[dict]) -> list[dict]:
     return lines
 
 
-def text(rows: list[dict], lines: list[dict], steps: int) -> str:
+def runs_table(rows: list[dict], lines: list[dict], steps: int) -> str:
     """runs.md: means of every input, then the differences."""
     out = [
         "# Equal runs that differ in the input alone",
@@ -175,7 +175,7 @@ def text(rows: list[dict], lines: list[dict], steps: int) -> str:
                       f"{seeds} seeds, whose mean is taken case by case; all start from the checkpoint, which was trained on the three channels.", ""])  # fmt: skip
 
 
-def draw(lines: list[dict]) -> Figure:
+def difference_plot(lines: list[dict]) -> Figure:
     """The differences with their intervals, a panel a score; dots: the seeds' least and most."""
     figure = Figure(figsize=(8, 1.2 + 0.5 * len(lines) / 2), layout="constrained")
     for ax, (score, name) in zip(figure.subplots(1, 2, sharey=True), SHOWN.items(), strict=True):
@@ -205,15 +205,15 @@ def main(argv: list[str] | None = None) -> None:
         if args.train and (RAW not in args.inputs or len(args.inputs) < 2):
             raise InputError(f"--inputs: equal runs are compared with '{RAW}'; name it and another one")
         with tempfile.TemporaryDirectory() as work:
-            cases = prepare(args.cases, Path(work))
+            cases = exact_cases(args.cases, Path(work))
             if args.train:
                 rows = equal_runs(args, cases, Path(work))
                 lines = differences(rows)
                 columns = ("folder", "system", "seed", "case", "modality", *SHOWN)
                 save_text(args.out / "runs.csv", csv_text(rows, columns))
-                save_text(args.out / "runs.md", text(rows, lines, args.steps))
-                save_figure(args.out / "runs.png", draw(lines))
-                print(text(rows, lines, args.steps))
+                save_text(args.out / "runs.md", runs_table(rows, lines, args.steps))
+                save_figure(args.out / "runs.png", difference_plot(lines))
+                print(runs_table(rows, lines, args.steps))
                 return
             table = changed_inputs(cases, Path(work))
         save_text(args.out / "inputs.csv", csv_text(table, tuple(table[0])))

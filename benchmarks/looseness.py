@@ -61,7 +61,7 @@ def means_of(rows: list[dict]) -> list[dict]:
     return means
 
 
-def text(rows: list[dict], means: list[dict]) -> str:
+def looseness_table(rows: list[dict], means: list[dict]) -> str:
     """table.md: the means, the difference of both models with its interval, and every modality."""
     head = [f"{title} {name}" for title in SHOWN.values() for name in SCORES]
     lines = ["# Scores as boxes get looser", "", "| cases | boxes | " + " | ".join(head) + " | difference DSC | NSD |"]
@@ -89,7 +89,7 @@ def text(rows: list[dict], means: list[dict]) -> str:
     return "\n".join(lines + details)
 
 
-def draw(means: list[dict]) -> Figure:
+def looseness_plot(means: list[dict]) -> Figure:
     """DSC and NSD over the kinds of boxes, a column a folder."""
     folders, kinds = (list(dict.fromkeys(line[key] for line in means)) for key in ("folder", "boxes"))
     figure = Figure(figsize=(4.2 * len(folders), 6), layout="constrained")
@@ -114,8 +114,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
         means = means_of(rows)
         columns = ("folder", "boxes", "system", "case", "modality", "objects", *tables.score_names())
         save_text(args.out / "cases.csv", csv_text(rows, columns))
-        save_text(args.out / "table.md", text(rows, means))
-        save_figure(args.out / "looseness.png", draw(means))
+        save_text(args.out / "table.md", looseness_table(rows, means))
+        save_figure(args.out / "looseness.png", looseness_plot(means))
         weights = table4.weights_of(SYSTEMS, args.weights)
         digests = {system: hashlib.sha256(path.read_bytes()).hexdigest() for system, path in weights.items()}
         settings = {"preset": table4.PRESET, "looseness": args.looseness, "seed": args.seed}

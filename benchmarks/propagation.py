@@ -62,7 +62,7 @@ def volumes_of(folder: Path, at_most: int, synthetic: bool) -> list[Case]:
     return cases + [synthetic_case(modality) for modality in ("CT", "MR", "PET") if synthetic]
 
 
-def score(case: Case, labels: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def dsc_and_nsd(case: Case, labels: np.ndarray, found: np.ndarray) -> dict[str, float]:
     """DSC and NSD, strict, 0..1."""
     means = case_scores(found, labels, case.spacing_mm, "strict").means
     return {"DSC": means["dsc"], "NSD": means["nsd"]}
@@ -78,18 +78,18 @@ def measure(cases: list[Case], weights: Path, sweep: bool) -> list[dict]:
         boxes = boxes_from_labels(labels)[1]
         named = {"case": case.name, "data set": case.name.rsplit("_", 1)[0]}
         ellipsoid = REFERENCES["inscribed ellipse"](boxes, labels.shape)
-        rows.append(named | {"system": "inscribed ellipsoid"} | score(case, labels, ellipsoid))
+        rows.append(named | {"system": "inscribed ellipsoid"} | dsc_and_nsd(case, labels, ellipsoid))
         for title, (model, constants) in variants(sweep).items():
             for name, value in constants.items():
                 setattr(volumes, name, value)
             found = volumes.prompted(segmenters[model], case.image, boxes)
-            rows.append(named | {"system": title} | score(case, labels, found))
+            rows.append(named | {"system": title} | dsc_and_nsd(case, labels, found))
         for segmenter in segmenters.values():
             segmenter.kept.clear()
     return rows
 
 
-def table(rows: list[dict]) -> str:
+def propagation_table(rows: list[dict]) -> str:
     """A row a system: the mean of each data set, and of the data sets."""
     sets = list(dict.fromkeys(row["data set"] for row in rows))
     lines = ["| system | " + " | ".join(f"{name} DSC | NSD" for name in [*sets, "mean"]) + " |"]
@@ -114,10 +114,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
     try:
         rows = measure(volumes_of(args.cases, args.at_most, not args.no_sweep), args.weights, not args.no_sweep)
         save_text(args.out / "cases.csv", csv_text(rows, ("system", "data set", "case", "DSC", "NSD")))
-        save_text(args.out / "table.md", table(rows))
+        save_text(args.out / "table.md", propagation_table(rows))
     except (InputError, OSError) as error:
         sys.exit(f"propagation.py: {error}")
-    print(table(rows))
+    print(propagation_table(rows))
     return rows
 
 

@@ -1,11 +1,11 @@
 """Train our checkpoint: distill the encoder from LiteMedSAM, fine-tune, learn loose boxes, export. See recipe/__init__.py.
 
-    python -m recipe --cache cache --device cuda --compile                   the three runs
-    python -m recipe --cache cache --stage loosen --init CHECKPOINT          the last one: an hour on a CPU
+    python -m recipe --cache cache --device cuda --compile                   the four runs
+    python -m recipe --cache cache --stage loosen --init CHECKPOINT          the third: an hour on a CPU
     python -m recipe --cache cache --batch 8 --teacher-cache teacher         all on a CPU, in many hours
     python -m recipe --smoke                                                 2 steps of each, tiny cases, 1 min
 
-Writes OUT/distill, OUT/finetune and OUT/loosen, each with last.pt, best.pt, log.csv, dice_by_modality.csv and curve.png;
+Writes OUT/distill, OUT/finetune, OUT/loosen and OUT/contour, each with last.pt, best.pt, log.csv, dice_by_modality.csv and curve.png;
 then OUT/grays_anatomy_sam_l0.pt: the best weights as float16, without the rest; and OUT/curve.png, the Dice of all runs.
 The same command with --resume goes on where it stopped.
 """
@@ -35,12 +35,14 @@ from files.journal import fingerprint
 from files.writing import csv_text, save_figure, save_json, save_text
 from grid import case_rng, grid_size, loosen_boxes
 from presets import PRESETS, Preset, override
+from recipe.average import export_average
 from recipe.batches import ResidentSlices
 from recipe.distill import Teacher, one_cycle
 from segment import build
 from training import LOG_COLUMNS, Extras, Training, starting_network
 
-MODEL = "proposed"
+MODEL, EXPORTED = "proposed", "grays_anatomy_sam_l0.pt"
+TEACHER_CACHE = 12 * 10**9  # bytes that the folder of the teacher's embeddings may have
 EVERY = 6  # of the validation volumes every sixth slice is used: they are many, and alike
 
 
@@ -68,6 +70,7 @@ STAGES = {
         TrainingRun("distill", 1700, 1.5e-3, 850),
         TrainingRun("finetune", 3500, 4e-4, 1150),
         TrainingRun("loosen", 1000, 1e-4, 500, batch=4, looseness=0.3, extras=LOOSEN),
+        TrainingRun("contour", 300, 1e-4, 300, batch=4, looseness=0.3, extras=replace(LOOSEN, boundary=0.5)),
     )
 }
 
@@ -82,9 +85,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--init", type=Path, help="start from this checkpoint (default: best.pt of the run before)")
     p.add_argument(
         "--only", nargs="+", metavar="MODULE", help="train nothing else, such as mask_decoder (default: the run's)"
-    )
-    p.add_argument(
-        "--boundary", type=float, default=0.0, help="weight of the boundary loss, which is not in Table 3 (D22)"
     )
     p.add_argument("--resume", action="store_true", help="go on from last.pt where there is one")
     p.add_argument("--steps", type=int, help="optimiser steps of each run (default: the run's)")
@@ -101,7 +101,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--teacher-cache", type=Path, help="folder to keep the teacher's embeddings in; then nothing is augmented"
     )
-    p.add_argument("--teacher-cache-gb", type=float, default=12.0, help="size that this folder may have")
+    p.add_argument(
+        "--average", nargs="+", metavar="CHECKPOINT=SHARE", help="train nothing: average these, see average.py"
+    )
     p.add_argument("--minutes", type=float, help="stop a run after so long, saved; --resume goes on")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     p.add_argument("--workers", type=int, default=0, help="processes that load images")
@@ -143,51 +145,41 @@ def write_log(folder: Path, log: list[dict], stage: str) -> None:
     save_figure(folder / "curve.png", loss_curve(log))
 
 
-def run_stage(stage: TrainingRun, args: argparse.Namespace) -> bool:
-    """One run. -> whether it is finished, or was stopped by --minutes."""
-    # 1. Data, preset, starting weights
-    steps, validate_every = args.steps or stage.steps, args.validate_every or stage.validate_every
-    batch_size, extras = args.batch or stage.batch, stage.extras
-    settings = ["jitter=scaled", f"learning_rate={stage.learning_rate}", f"looseness={stage.looseness}"]
-    preset = override(PRESETS["fixed"], [*settings, *args.set])
-    out, (training, validation) = args.out / stage.name, read_split(args.cache)
-    validation = [entry for i, entry in enumerate(validation) if i % EVERY == 0 or not entry.name.startswith("3D_")]
-    names = list(STAGES)
-    before = None if stage.name == names[0] else args.out / names[names.index(stage.name) - 1] / "best.pt"
-    resume = args.resume and (out / "last.pt").is_file()
+def open_run(stage: TrainingRun, args: argparse.Namespace, preset: Preset, steps: int, must_match: dict) -> Training:
+    """The run at its first step, from --init or the run before it, or where it stopped."""
+    names, last = list(STAGES), args.out / stage.name / "last.pt"
+    resume = args.resume and last.is_file()
     if resume:
-        network, told = build(MODEL), f"all weights from {out / 'last.pt'}"
+        network, told = build(MODEL), f"all weights from {last}"
     else:
+        before = None if stage.name == names[0] else args.out / names[names.index(stage.name) - 1] / "best.pt"
         network, told = starting_network(MODEL, preset, args.init or before, args.seed)
-    print(f"recipe: {stage.name}, {told}, {len(training)} images, {len(validation)} for validation")
-
-    # 2. What Table 3 has not
+    print(f"recipe: {stage.name}, {told}")
     teacher = None
     if stage.name == "distill":
-        teacher = Teacher(torch.device(args.device), args.teacher_cache, int(args.teacher_cache_gb * 1e9))
-    rate = partial(one_cycle, steps=steps, peak=preset.learning_rate)
-    run = Training(
-        network,
-        preset,
-        args.device,
-        replace(
-            extras,
-            rate=rate,
-            teacher=teacher,
-            compile=args.compile and not args.teacher_cache,
-            only=tuple(args.only or extras.only),
-            boundary=args.boundary,
-        ),
-    )
-    must_match = {"stage": stage.name, "steps": steps, "batch": batch_size, "objects": args.objects, "seed": args.seed}
-    must_match |= {
-        "only": args.only,
-        "boundary": args.boundary,
-        "augmentation": args.teacher_cache is None,
-        "data": fingerprint(args.cache),
-    }
+        teacher = Teacher(torch.device(args.device), args.teacher_cache, TEACHER_CACHE)
+    changed = {"rate": partial(one_cycle, steps=steps, peak=preset.learning_rate), "teacher": teacher}
+    changed |= {"compile": args.compile and not args.teacher_cache, "only": tuple(args.only or stage.extras.only)}
+    run = Training(network, preset, args.device, replace(stage.extras, **changed))
     if resume:
-        run.resume(out / "last.pt", must_match)
+        run.resume(last, must_match)
+    return run
+
+
+def run_stage(stage: TrainingRun, args: argparse.Namespace) -> bool:
+    """One run. -> whether it is finished, or was stopped by --minutes."""
+    # 1. Data and preset
+    steps, validate_every = args.steps or stage.steps, args.validate_every or stage.validate_every
+    out, batch_size, (training, validation) = args.out / stage.name, args.batch or stage.batch, read_split(args.cache)
+    validation = [entry for i, entry in enumerate(validation) if i % EVERY == 0 or not entry.name.startswith("3D_")]
+    settings = ["jitter=scaled", f"learning_rate={stage.learning_rate}", f"looseness={stage.looseness}"]
+    preset = override(PRESETS["fixed"], [*settings, *args.set])
+
+    # 2. Starting weights, and what Table 3 has not
+    must_match = {"stage": stage.name, "steps": steps, "batch": batch_size, "objects": args.objects, "seed": args.seed}
+    must_match |= {"only": args.only, "augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
+    run = open_run(stage, args, preset, steps, must_match)
+    print(f"recipe: {len(training)} images, {len(validation)} for validation, steps {run.step} to {steps}")
     save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "steps": steps})
     torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
 
@@ -216,12 +208,12 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace) -> bool:
 def finish(out: Path) -> None:
     """The exported checkpoint, and the Dice of all runs in one figure."""
     done = [name for name in STAGES if (out / name / "best.pt").is_file()]
-    export_checkpoint(out / done[-1] / "best.pt", out / "grays_anatomy_sam_l0.pt")
+    export_checkpoint(out / done[-1] / "best.pt", out / EXPORTED)
     rows = []
     for stage in STAGES:
         path = out / stage / "dice_by_modality.csv"
         rows += list(csv.DictReader(path.read_text("utf-8").splitlines())) if path.is_file() else []
-    if {row["stage"] for row in rows} == set(STAGES):
+    if len({row["stage"] for row in rows}) > 1:
         figure = Figure(figsize=(7, 4))
         plot_dice(rows, figure.subplots())
         save_figure(out / "curve.png", figure)
@@ -237,6 +229,10 @@ def main(argv: list[str] | None = None) -> bool:
 
                 args.cache, args.out = tiny_cache(Path(scratch) / "cache"), Path(scratch) / "runs"
                 args.steps, args.batch, args.objects, args.device = 2, 2, 2, "cpu"
+            if args.average:
+                export_average(args.average, args.out / EXPORTED)
+                print(f"recipe: wrote {args.out / EXPORTED}")
+                return True
             for stage in STAGES.values() if args.stage == "all" else [STAGES[args.stage]]:
                 if not run_stage(stage, args):
                     print(f"recipe: {args.minutes} minutes are over; the same command with --resume goes on")

@@ -1,6 +1,6 @@
 """Average the weights of networks that started from one another: between two checkpoints lies a better one. (D21)
 
-    python -m recipe.average runs/loosen/best.pt=0.6 lite_medsam=0.4 -o grays_anatomy_sam_l0.pt
+    python -m recipe --average runs/loosen/best.pt=0.6 lite_medsam=0.4 --out average
 
 Fine-tuning gains where the data are and loses elsewhere; on the straight line back to where it started, much of the loss is
 undone before much of the gain is. Source: Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT), arXiv:2109.01903.
@@ -10,8 +10,6 @@ encoder: there the other shares count alone. Shares are divided by their sum.
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -59,24 +57,10 @@ def read_shares(texts: list[str]) -> dict[str, float]:
     return shares
 
 
-def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(prog="python -m recipe.average", description=__doc__.splitlines()[0])
-    p.add_argument(
-        "shares", nargs="+", metavar="CHECKPOINT=SHARE", help="lite_medsam=SHARE for where the decoder started"
-    )
-    p.add_argument("-o", "--out", type=Path, required=True, help="the averaged checkpoint, float16")
-    args = p.parse_args(argv)
-    try:
-        shares = read_shares(args.shares)
-        first = next(name for name in shares if name != "lite_medsam")  # preset, step and log are this one's
-        state = read_checkpoint(Path(first)) | {"model": average(shares)}
-        save_checkpoint(args.out, state)
-        export_checkpoint(args.out, args.out)
-    except (InputError, OSError) as error:
-        sys.exit(f"recipe.average: {error}")
-    print(f"recipe.average: wrote {args.out}")
-
-
-if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+@torch.inference_mode()
+def export_average(texts: list[str], out: Path) -> None:
+    """Write the average that `texts` ask for, see read_shares, as float16; preset, step and log are the first checkpoint's."""
+    shares = read_shares(texts)
+    first = next(name for name in shares if name != "lite_medsam")
+    save_checkpoint(out, read_checkpoint(Path(first)) | {"model": average(shares)})
+    export_checkpoint(out, out)

@@ -47,5 +47,5 @@ def test_every_folder_and_kind_of_boxes_has_its_row(means, tmp_path):
 def test_the_ellipse_gets_worse_as_boxes_get_looser_and_the_figure_shows_the_means(means):
     dsc = [line["DSC"] for line in means if (line["folder"], line["system"]) == ("val", "inscribed ellipse")]
     assert dsc[0] > dsc[2] > dsc[3]
-    line = looseness.draw(means).axes[0].lines[2]
+    line = looseness.looseness_plot(means).axes[0].lines[2]
     assert np.allclose(line.get_ydata(), 100 * np.array(dsc))

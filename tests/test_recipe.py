@@ -240,9 +240,9 @@ def test_an_average_lies_between_its_checkpoints_and_the_donor_counts_only_where
         torch.save({"model": state, "preset": "fixed", "step": 7}, tmp_path / name)
     monkeypatch.setattr(averaging, "build", lambda model: TinyNetwork())
     monkeypatch.setattr(averaging, "lite_medsam_path", lambda: tmp_path / "lite_medsam")
-    a, b, out = tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "out.pt"
-    averaging.main([f"{a}=1", f"{b}=2", "lite_medsam=1", "-o", str(out)])
-    found = read_checkpoint(out)
+    a, b = tmp_path / "a.pt", tmp_path / "b.pt"
+    assert recipe.main(["--average", f"{a}=1", f"{b}=2", "lite_medsam=1", "--out", str(tmp_path / "out")])
+    found = read_checkpoint(tmp_path / "out" / "grays_anatomy_sam_l0.pt")
     assert found["preset"] == "fixed" and found["step"] == 7
     name, shared = "image_encoder.weight", "mask_decoder.weight"
     assert found["model"][name] == pytest.approx((ours[name] + 2 * theirs[name]) / 3, abs=1e-3)
@@ -253,4 +253,4 @@ def test_an_average_lies_between_its_checkpoints_and_the_donor_counts_only_where
 @pytest.mark.parametrize("shares, words", [(["a.pt"], "CHECKPOINT=SHARE"), (["a.pt=-1"], "above 0"), (["lite_medsam=1"], "image encoder of ours"), (["none.pt=1"], "no such checkpoint")])  # fmt: skip
 def test_shares_that_cannot_be_used_are_told(shares, words, tmp_path):
     with pytest.raises(SystemExit, match=words):
-        averaging.main([*shares, "-o", str(tmp_path / "out.pt")])
+        recipe.main(["--average", *shares, "--out", str(tmp_path)])

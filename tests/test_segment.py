@@ -215,7 +215,10 @@ def test_fixed_falls_back_to_the_ellipsoid_when_the_network_is_unsure():
     depth = ellipsoid_depth(np.array([20.0, 30, 2, 60, 90, 10]), 6, 256, 256)
     everywhere = np.full((256, 256), 3.0, np.float32)
     assert (with_prior(everywhere, 1.0, depth) > 0).all(), "a sure network is not overruled"
-    assert dsc(with_prior(everywhere, 0.2, depth) > 0, depth > 0) > 0.97
+    assert dsc(with_prior(everywhere, 0.2, depth) > 0, depth > 0) > 0.85
+    assert dsc(with_prior(everywhere, 0.0, depth) > 0, depth > 0) > dsc(
+        with_prior(everywhere, 0.5, depth) > 0, depth > 0
+    )
 
 
 def test_ellipsoid_section_by_hand():
