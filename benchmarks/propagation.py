@@ -68,7 +68,7 @@ def dsc_and_nsd(case: Case, labels: np.ndarray, found: np.ndarray) -> dict[str, 
     return {"DSC": means["dsc"], "NSD": means["nsd"]}
 
 
-def measure(cases: list[Case], weights: Path, sweep: bool) -> list[dict]:
+def variants_on(cases: list[Case], weights: Path, sweep: bool) -> list[dict]:
     """A row for each case and variant, and the inscribed ellipsoid."""
     paths = {"baseline": MODELS["baseline"].weights(), "proposed": weights}
     segmenters = {m: table4.RememberingSegmenter(engines.load(m, p, table4.PRESET, "fast")) for m, p in paths.items()}
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     p.add_argument("-o", "--out", type=Path, default=Path("results/propagation"), help="folder for the tables")
     args = p.parse_args(argv)
     try:
-        rows = measure(volumes_of(args.cases, args.at_most, not args.no_sweep), args.weights, not args.no_sweep)
+        rows = variants_on(volumes_of(args.cases, args.at_most, not args.no_sweep), args.weights, not args.no_sweep)
         save_text(args.out / "cases.csv", csv_text(rows, ("system", "data set", "case", "DSC", "NSD")))
         save_text(args.out / "table.md", propagation_table(rows))
     except (InputError, OSError) as error:

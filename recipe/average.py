@@ -22,7 +22,7 @@ from segment import build
 SHARED = ("prompt_encoder.", "mask_decoder.")  # modules that both models have
 
 
-def weights_of(name: str) -> dict[str, Tensor]:
+def read_weights(name: str) -> dict[str, Tensor]:
     """Weights of a checkpoint of the proposed model, or of `lite_medsam` those that both models have."""
     network = build("baseline" if name == "lite_medsam" else "proposed")
     load_weights(lite_medsam_path() if name == "lite_medsam" else Path(name), network)
@@ -32,7 +32,7 @@ def weights_of(name: str) -> dict[str, Tensor]:
 
 def average(shares: dict[str, float]) -> dict[str, Tensor]:
     """{checkpoint: share} -> weights, float32: each the mean over the checkpoints that have it, weighted by their shares."""
-    states = {name: weights_of(name) for name in shares}
+    states = {name: read_weights(name) for name in shares}
     mean = {}
     for key, value in next(state for name, state in states.items() if name != "lite_medsam").items():
         found = [(shares[name], state[key]) for name, state in states.items() if key in state]
