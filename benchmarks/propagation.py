@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections import defaultdict
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from tqdm import tqdm
@@ -80,9 +81,8 @@ def variants_on(cases: list[Case], weights: Path, sweep: bool) -> list[dict]:
         ellipsoid = REFERENCES["inscribed ellipse"](boxes, labels.shape)
         rows.append(named | {"system": "inscribed ellipsoid"} | dsc_and_nsd(case, labels, ellipsoid))
         for title, (model, constants) in variants(sweep).items():
-            for name, value in constants.items():
-                setattr(volumes, name, value)
-            found = volumes.prompted(segmenters[model], case.image, boxes)
+            with patch.multiple(volumes, **constants):
+                found = volumes.prompted(segmenters[model], case.image, boxes)
             rows.append(named | {"system": title} | dsc_and_nsd(case, labels, found))
         for segmenter in segmenters.values():
             segmenter.kept.clear()
