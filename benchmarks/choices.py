@@ -37,6 +37,7 @@ from recipe.batches import ResidentSlices
 from recipe.distill import one_cycle
 from segment import Segmenter
 from training import Extras, Training, starting_network
+from volumes import segment_case
 
 INPUTS = {  # name -> changes of preset `fixed`
     "as trained": [],
@@ -58,14 +59,13 @@ COLORED = ("Dermoscopy", "Endoscopy", "Fundus", "Microscopy")  # modalities whos
 EVERY = 6  # of a training volume's slices, which are alike, every sixth is loaded
 
 
-def exact_cases(folders: Iterable[Path], work: Path) -> list[tuple[str, Path, str]]:
-    """Exact boxes of all pictures. -> [(folder's name, where they are, case)]"""
+def exact_cases(folders: Iterable[Path], work: Path, only_2d: bool = True) -> list[tuple[str, Path, str]]:
+    """Exact boxes of all pictures, or of all cases. -> [(folder's name, where they are, case)]"""
     found, exact = [], {"exact": table4.box_kinds(5, [], 0)["exact"]}
     for folder in folders:
         place = work / folder.name
-        names, _ = table4.prepare(
-            exact, table4.parse(["--cases", str(folder), "--2d-only", "--predictions", str(place)])
-        )
+        only = ["--2d-only"] if only_2d else []
+        names, _ = table4.prepare(exact, table4.parse(["--cases", str(folder), *only, "--predictions", str(place)]))
         found += [(folder.name, place / "exact", name) for name in names]
     return found
 
@@ -77,7 +77,7 @@ def scores_of(segmenter: Segmenter, cases: list, title: str, work: Path, gray_on
         case = read_npz(place / "imgs" / name)
         if gray_only and not is_gray(case.image):
             continue
-        save_npz(work / "segs" / name, segs=segmenter.segment_image(case.image, case.boxes))
+        save_npz(work / "segs" / name, segs=segment_case(segmenter, case))
         found, problems = tables.score_case(place / "gts" / name, {title: work / "segs"}, PROTOCOLS)
         if problems:
             raise InputError(problems[0])
