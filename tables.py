@@ -7,13 +7,14 @@ cases, the modalities. Metrics, protocols and conventions: see metrics.py. [P 3.
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from files import MODALITIES, PAPER_MODALITIES, InputError, modality_of
+from files import MODALITIES, InputError, modality_of
 from files.case import check_boxes, check_labels, spacing_zyx
 from files.npz import load_npz
 from grid import boxes_from_labels, case_rng, label_bounds, loosen_boxes
@@ -24,18 +25,28 @@ REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
 AVERAGE = "Average"
 DRAWS = 10_000  # of the bootstrap
 LEVEL = 0.95
-PAPER_SCORES = {  # columns of [P Table 4], per cent: PAPER_MODALITIES, then the average as printed
-    "paper's Baseline on its own split: DSC": (72.47, 76.40, 70.56, 94.80, 96.04, 94.23, 91.47, 92.68, 65.80, 83.83),
-    "paper's Baseline on its own split: NSD": (88.49, 93.02, 95.71, 98.41, 99.30, 98.09, 98.46, 98.90, 86.43, 95.20),
-    "paper's Proposed on its own split: DSC": (84.46, 80.92, 79.22, 94.91, 95.21, 94.60, 91.38, 89.93, 83.24, 88.20),
-    "paper's Proposed on its own split: NSD": (97.74, 95.86, 98.61, 98.38, 98.67, 98.12, 98.60, 98.60, 97.90, 98.05),
-}
-PAPER_INT8_SCORES = {  # the same of its quantized models
-    "paper's Quantized Baseline on its own split: DSC": (72.71, 77.12, 70.91, 95.10, 95.82, 94.41, 91.45, 92.93, 66.10, 84.06),
-    "paper's Quantized Baseline on its own split: NSD": (89.15, 93.22, 95.93, 98.93, 99.12, 98.09, 98.34, 98.30, 86.83, 95.32),
-    "paper's Quantized Proposed on its own split: DSC": (84.80, 82.69, 79.15, 95.01, 95.17, 94.62, 91.40, 90.15, 83.86, 88.54),
-    "paper's Quantized Proposed on its own split: NSD": (98.05, 97.22, 98.56, 98.42, 98.66, 98.14, 98.57, 98.73, 98.23, 98.28),
-}  # fmt: skip
+PAPER_TABLES = Path(__file__).with_name("results") / "paper"
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, each {column: text}. Or InputError."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); a clone of the repository holds it") from error
+
+
+def paper_scores(quantized: tuple[bool, ...] = (False,)) -> dict[str, dict[str, float]]:
+    """Columns of [P Table 4]: {title: {modality or Average: per cent}}. quantized: which models, float or int8."""
+    rows, columns = read_rows(PAPER_TABLES / "table4.csv"), {}
+    for system in ("Baseline", "Proposed"):
+        for metric in ("DSC", "NSD"):
+            for int8 in quantized:
+                name = f"Quantized {system}" if int8 else system
+                numbers = {row["target"]: float(row[f"{name} {metric}"]) for row in rows}
+                columns[f"paper's {name} on its own split: {metric}"] = numbers
+    return columns
 
 
 def score_names() -> tuple[str, ...]:
@@ -208,12 +219,12 @@ def markdown_table(summary: dict[tuple[str, str], dict], protocols: tuple[str, .
     keys = {f"{metric.upper()} {first}": f"{metric}_{first}" for metric in METRICS} | {"NSD challenge": "nsd_challenge"}
     keys = {title: key for title, key in keys.items() if key in summary[systems[-1], AVERAGE]} | {"s": "seconds"}
     fields = {f"{s}: {t}": (s, k) for s in systems for t, k in keys.items() if k != "seconds" or s not in REFERENCES}
-    lines = [["modality", "cases", *fields, *(PAPER_SCORES if paper else ())]]
-    printed = {name: column for name, *column in zip([*PAPER_MODALITIES, AVERAGE], *PAPER_SCORES.values(), strict=True)}
+    printed = paper_scores() if paper else {}
+    lines = [["modality", "cases", *fields, *printed]]
     for modality in modalities_of(summary):
         line_of = {system: summary.get((system, modality), {}) for system in systems}
         values = [line_of[s].get(key, math.nan) * (1 if key == "seconds" else 100) for s, key in fields.values()]
-        values += printed.get(modality, [math.nan] * 4) if paper else []
+        values += [column.get(modality, math.nan) for column in printed.values()]
         lines.append([modality, str(line_of[systems[-1]]["cases"]), *map(cell, values)])
     names = " and ".join(metric.upper() for metric in METRICS)
     notes = [f"{names} in per cent, s in seconds: means over the cases that have one. Average: over the modalities."]
@@ -227,14 +238,12 @@ def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
     score: one of `score_names`. The paper's columns are those of the same metric, DSC or NSD, on its own split.
     """
     systems, ending = systems_of(summary), f": {score.split('_')[0].upper()}"
-    both = [pair for pairs in zip(PAPER_SCORES.items(), PAPER_INT8_SCORES.items(), strict=True) for pair in pairs]
-    printed = {title: column for title, column in both if title.endswith(ending)}  # float, int8, float, int8
+    printed = {title: column for title, column in paper_scores((False, True)).items() if title.endswith(ending)}
     lines = [["modality", "cases", "objects", *systems, *(title.removesuffix(ending) for title in printed)]]
-    places = [*PAPER_MODALITIES, AVERAGE]
     for modality in modalities_of(summary):
         counts = summary[systems[-1], modality]
         values = [100 * summary[system, modality][score] for system in systems]
-        values += [column[places.index(modality)] if modality in places else math.nan for column in printed.values()]
+        values += [column.get(modality, math.nan) for column in printed.values()]
         lines.append([modality, str(counts["cases"]), str(counts["objects"]), *map(cell, values)])
     return pipe_table(lines)
 
