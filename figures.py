@@ -1,9 +1,11 @@
-"""Figures 2 and 3 of the paper, overlays, training curves: data and axes in, axes out; no file, no model, no score.
+"""Figures 1 to 3 of the paper, overlays, training curves: data and axes in, axes out; no file, no model, no score.
 
-Figure 1 is the network: see model.py. 05_evaluate.py draws Figures 2 and 3 of the cases that it scores.
+Figure 1 is drawn in notebooks/02_train.ipynb. 05_evaluate.py draws Figures 2 and 3 of the cases that it scores.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -57,6 +59,57 @@ def flat_view(image: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None) -
     z = busiest_slice(labels)
     crossing = None if boxes is None else boxes[(boxes[:, 2] <= z) & (z <= boxes[:, 5])][:, [0, 1, 3, 4]]
     return image[z], labels[z], crossing
+
+
+def figure1(rows: list[dict], ax, marked: dict[str, str] | None = None, skips: Sequence[tuple[str, str]] = ()):
+    """[P Fig. 1] The network as boxes: the image encoder from top to bottom, prompt encoder and mask decoder beside it.
+
+    rows: of fast/counts.trace_parts, the image encoder's first; each is a box with its output's shape (C x H x W), its
+    parameters and its multiply-adds. marked: {name of a row: a line of text}; those boxes get a thick frame and the text.
+    skips: pairs of the image encoder's rows; the output of the first goes to the second as well.
+    """
+    colours = {"image_encoder": PALETTE[0], "prompt_encoder": PALETTE[5], "mask_decoder": PALETTE[1]}
+    inputs = {"image_encoder": "image\n3 x 256 x 256", "prompt_encoder": "box\n4 numbers, x y x y"}
+    left = [row for row in rows if row["side"] == "image_encoder"]
+    right = [row for row in rows if row["side"] != "image_encoder"]
+    height = len(left)
+    places = {row["name"]: (0, height - 1 - i) for i, row in enumerate(left)}  # column, row from below
+    places |= {row["name"]: (1, len(right) - 1 - i) for i, row in enumerate(right)}
+    ends: dict[int, float] = {}  # where the last box of each column ends
+    for column, side in enumerate(inputs):
+        top = 1 + max((y for x, y in places.values() if x == column), default=-1)
+        ax.text(column, top, inputs[side], ha="center", va="center", fontsize=10)
+        ends[column] = top - 0.27
+    for row in rows:
+        x, y = places[row["name"]]
+        count, work = row["parameters"], row["multiply_adds"] / 1e9
+        size = f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
+        text = f"{row['name']}\n{' x '.join(map(str, row['output']))}\n{size} parameters, {work:.2f} G"
+        note = (marked or {}).get(row["name"])
+        frame = {"edgecolor": PALETTE[2] / 255, "linewidth": 3} if note else {"edgecolor": "0.4", "linewidth": 0.8}
+        tint = 1 - 0.35 * (1 - colours[row["side"]] / 255)  # pale, so that the text stays readable
+        ax.add_patch(_rectangle(x - 0.46, y - 0.37, 0.92, 0.74, facecolor=tint, **frame))
+        ax.text(x, y, f"{text}\n{note}" if note else text, ha="center", va="center", fontsize=9, linespacing=1.15)
+        ax.annotate("", (x, y + 0.38), (x, ends[x]), arrowprops={"arrowstyle": "->"})
+        ends[x] = y - 0.38
+    decoder = [row["name"] for row in right if row["side"] == "mask_decoder"]
+    if left and decoder:  # the embedding goes over to the decoder
+        (x, y), (to_x, to_y) = places[left[-1]["name"]], places[decoder[0]]
+        ax.annotate("", (to_x - 0.47, to_y), (x + 0.47, y), arrowprops={"arrowstyle": "->"})
+    for i, (start, end) in enumerate(skips):
+        y, to_y, x = places[start][1], places[end][1] + 0.15 - 0.25 * i, -0.54 - 0.06 * i
+        ax.plot([-0.46, x, x], [y, y, to_y], color="black", linewidth=1)
+        ax.annotate("", (-0.46, to_y), (x, to_y), arrowprops={"arrowstyle": "->", "shrinkA": 0})
+    ax.set(xlim=(-0.54 - 0.06 * len(skips), 1.5), ylim=(-0.5, height + 0.5))
+    ax.axis("off")
+    return ax
+
+
+def _rectangle(*place: float, **style):
+    """A matplotlib rectangle; matplotlib is imported only where something is drawn."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(place[:2], *place[2:], **style)
 
 
 def figure2(image: np.ndarray, axes):

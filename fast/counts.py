@@ -9,6 +9,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from grid import GRID
 from model import BoxSegmenter
 
+CPU_ATTENTION = {  # the decoder's, which PyTorch's counter does not know on a CPU: q k^T, and its product with v
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[-2]
+}
 BOX = (50.0, 60.0, 180.0, 200.0)  # the box that is counted and timed: x0 y0 x1 y1 on the grid
 
 
@@ -36,17 +40,61 @@ def count_macs(network: BoxSegmenter) -> dict[tuple[str, str], int]:
 
     part: "encoder" or "decoder".   kind: "convolution", "linear", or "product" of two activations, as in attention.
     """
-    # the decoder's attention on a CPU, which PyTorch's counter does not know: q k^T, and its product with v
-    attention = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[-2]
-    }
-    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         network(torch.zeros(1, 3, GRID, GRID), torch.tensor([BOX]))
     kinds, counts = {"convolution": "convolution", "addmm": "linear"}, defaultdict(int)
     for part, module in (("encoder", "image_encoder"), ("decoder", "mask_decoder")):
         for operation, flops in counter.get_flop_counts()[f"{type(network).__name__}.{module}"].items():
             counts[part, kinds.get(str(operation).split(".")[-1], "product")] += flops // 2  # two flops: * and +
     return dict(counts)
+
+
+PARTS = {  # boxes of Figure 1: title -> module of the proposed network, in the order in which data flow
+    "stem": "image_encoder.backbone.stages.0",
+    "stage 1, FusedMBConv": "image_encoder.backbone.stages.1",
+    "stage 2, FusedMBConv": "image_encoder.backbone.stages.2",
+    "stage 3, MBConv": "image_encoder.backbone.stages.3",
+    "stage 4, EfficientViT": "image_encoder.backbone.stages.4",
+    "neck": "image_encoder.neck",
+    "norm": "image_encoder.norm",
+    "prompt encoder": "prompt_encoder",
+    "two-way transformer": "mask_decoder.transformer",
+    "upscaling": "mask_decoder.output_upscaling",
+    "whole mask decoder": "mask_decoder",
+}
+SKIPS = (("stage 2, FusedMBConv", "neck"), ("stage 3, MBConv", "neck"))  # the neck takes three maps
+
+
+def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[dict]:
+    """What Figure 1 shows, seen by hooks during one call with one 256x256 image and one box, in the order of `parts`.
+
+    parts: {title: a module's name}. Each row: name, side (the network's module that it is in), parameters, output (shape of the first tensor that comes out,
+    without its batch axis) and multiply_adds; both count the modules inside too. A part inside another counts in both.
+    """
+    found, handles = {}, []
+
+    def note(title: str) -> Callable:
+        def hook(_, __, output) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            found[title]["output"] = tuple(first.shape[1:])
+
+        return hook
+
+    for title, name in parts.items():
+        module = network.get_submodule(name)
+        count = sum(p.numel() for p in module.parameters())
+        found[title] = {"name": title, "side": name.split(".")[0], "parameters": count}
+        handles.append(module.register_forward_hook(note(title)))
+    try:
+        with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            network(torch.zeros(1, 3, GRID, GRID), torch.tensor([BOX]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    flops = counter.get_flop_counts()
+    for title, name in parts.items():  # two flops: * and +
+        found[title]["multiply_adds"] = sum(flops.get(f"{type(network).__name__}.{name}", {}).values()) // 2
+    return list(found.values())
 
 
 def int8_reach(network: BoxSegmenter) -> dict:

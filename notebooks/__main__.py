@@ -1,0 +1,74 @@
+"""Run notebooks and their solutions from top to bottom, and write their outputs into them: python -m notebooks
+
+python -m notebooks                  all of them, one after the other
+python -m notebooks 03 05 --small    these two, with the switch SMALL on; nothing is written
+"""
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from files.writing import save_text
+
+FOLDER = Path(__file__).parent
+SWITCH = re.compile(r"^SMALL = False", re.MULTILINE)
+LARGEST = 1_500_000  # bytes of a notebook with its outputs, so that it reads well where it is hosted
+SLOWEST = 600  # seconds a cell may take
+
+
+def list_notebooks(wanted: list[str]) -> list[Path]:
+    paths = sorted(FOLDER.glob("[0-9]*.ipynb")) + sorted((FOLDER / "solutions").glob("[0-9]*.ipynb"))
+    return [path for path in paths if not wanted or any(path.name.startswith(word) for word in wanted)]
+
+
+def execute(path: Path, small: bool) -> tuple[str, float]:
+    """Run one notebook. -> its text with outputs, seconds. The kernel starts in the notebook's folder, as Jupyter does."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells if small else ():
+        cell.source = SWITCH.sub("SMALL = True", cell.source)
+    start = time.perf_counter()
+    NotebookClient(
+        notebook, timeout=SLOWEST, kernel_name="python3", resources={"metadata": {"path": path.parent}}
+    ).execute()
+    seconds = time.perf_counter() - start
+    # what changes from run to run, or holds this computer's versions, is left out
+    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    for i, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{i}", {}
+    return nbformat.writes(notebook) + "\n", seconds
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="python -m notebooks", description=__doc__.splitlines()[0])
+    p.add_argument("names", nargs="*", help="how the file names begin, 03 for example; default: all")
+    p.add_argument("--check", action="store_true", help="run only, write nothing")
+    p.add_argument("--small", action="store_true", help="with SMALL = True, a quick try; writes nothing")
+    args = p.parse_args(argv)
+    paths, total = list_notebooks(args.names), 0.0
+    if not paths:
+        sys.exit(f"notebooks: no file in {FOLDER} begins with {' or '.join(args.names)}; see --help")
+    for path in paths:
+        name = path.relative_to(FOLDER)
+        try:
+            text, seconds = execute(path, args.small)
+        except CellExecutionError as error:
+            sys.exit(f"notebooks: {name} stopped.\n{error}")
+        if len(text) > LARGEST:
+            sys.exit(
+                f"notebooks: {name} would have {len(text):,} bytes, {LARGEST:,} are allowed; make its pictures smaller"
+            )
+        if not (args.check or args.small):
+            save_text(path, text)
+        total += seconds
+        print(f"{seconds:6.1f} s  {len(text) / 1e3:7.0f} kB  {name}", flush=True)
+    print(f"{total:6.1f} s  in all")
+
+
+if __name__ == "__main__":
+    main()
