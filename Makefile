@@ -1,4 +1,4 @@
-# make demo: set up, run steps 01 to 05 on demo data.   make test: set up and test.   Windows, or no make: docs/commands.md.
+# make demo: set up, run steps 01 to 05 on demo data.   make test: set up and test.   make notebooks: run them all.   Windows, or no make: docs/commands.md.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
@@ -15,7 +15,7 @@ COMMA := ,
 NAME = $(if $(WEIGHTS),proposed,demo training only$(COMMA) $(STEPS) steps)
 NAME_INT8 = $(if $(WEIGHTS),proposed int8,the same$(COMMA) int8)
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint notebooks clean
 
 demo: .venv/run
 	$(BIN)/python 00_check.py
@@ -52,6 +52,9 @@ lint: .venv/dev
 .venv/dev: .venv/run requirements-dev.txt
 	$(BIN)/python -m pip install -q -r requirements-dev.txt
 	touch $@
+
+notebooks: .venv/dev
+	$(BIN)/python -m notebooks
 
 clean:
 	rm -rf .venv $(DEMO)

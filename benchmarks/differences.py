@@ -60,7 +60,7 @@ def measured(cases: list, weights: Path, work: Path) -> list[dict]:
     return rows + scores_of(whole, flat + deep, WHOLE, work)
 
 
-def table(rows: list[dict]) -> str:
+def cost_table(rows: list[dict]) -> str:
     """table.md: a row for each difference, pictures and volumes apart, points above `fixed` with their interval."""
     numbers = {title: number for group in (PICTURES, VOLUMES, INT8) for title, (number, _) in group.items()}
     lines = [["cases", "number", "difference", "entry", "DSC", "NSD"]]
@@ -95,10 +95,10 @@ def main(argv: list[str] | None = None) -> None:
         save_text(
             args.out / "cases.csv", csv_text(rows, ("system", "case", "modality", "objects", *tables.score_names()))
         )
-        save_text(args.out / "table.md", table(rows))
+        save_text(args.out / "table.md", cost_table(rows))
     except (InputError, OSError) as error:
         sys.exit(f"differences.py: {error}")
-    print(table(rows))
+    print(cost_table(rows))
 
 
 if __name__ == "__main__":

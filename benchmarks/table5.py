@@ -103,7 +103,7 @@ def append_row(path: Path, row: dict) -> None:
         file.write(line if file.tell() else header + line)
 
 
-def read_rows(path: Path) -> list[dict]:
+def read_times(path: Path) -> list[dict]:
     """The rows of times.csv, numbers as numbers; [] if it is not there. A last line that was cut off is removed."""
     if not path.is_file():
         return []
@@ -125,7 +125,7 @@ def in_child(job: dict) -> dict:
 def measure_all(args: Namespace) -> None:
     """Every measurement that times.csv does not hold yet; repeats are the outer loop, so that systems take turns."""
     path, skipped = args.out / "times.csv", set()
-    done = {(row["case"], row["system"], row["repeat"]) for row in read_rows(path)}
+    done = {(row["case"], row["system"], row["repeat"]) for row in read_times(path)}
     systems = dict.fromkeys(BY_NAME, [BASELINE, RELEASED, *(PROPOSED + engine for engine in args.engines)])
     systems |= {"peak": ["float32", "int8"], "nsd": ["ours", "surface-distance"]}
     systems["encoder"] = list(dict.fromkeys([PLAIN, *args.engines]))
@@ -303,7 +303,7 @@ def stages_figure(rows: list[dict]) -> Figure:
 
 
 def run(args: Namespace) -> list[dict]:
-    path, rows = args.out / "settings.json", read_rows(args.out / "times.csv")
+    path, rows = args.out / "settings.json", read_times(args.out / "times.csv")
     settings = json.loads(path.read_text(encoding="utf-8")) if rows else {}
     if not args.figure:
         now = current_settings(args)
@@ -311,7 +311,7 @@ def run(args: Namespace) -> list[dict]:
             raise InputError(f"{args.out}: its times were measured with other settings; name another --out folder")
         save_json(path, settings := settings | now)  # a note that was written beside them stays
         measure_all(args)
-        rows = read_rows(args.out / "times.csv")
+        rows = read_times(args.out / "times.csv")
     else:
         stages = stage_rows(Times(rows), settings.get("multiply-adds", {}))
         if not stages:

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from torch import nn
 
 import figures
 from enhance import three_channels
+from fast.counts import PARTS, SKIPS, trace_parts
 from figures import YELLOW, busiest_slice, figure2, figure3, figure3_row, flat_view, loss_curve, overlay, plot_dice
+from model import build_model
 from presets import PRESETS
 
 
@@ -94,3 +97,39 @@ def test_curves_draw_the_numbers_that_were_passed():
 def test_matplotlib_is_not_loaded_by_importing_the_module():
     for node in ast.parse(Path(figures.__file__).read_text(encoding="utf-8")).body:
         assert not (isinstance(node, ast.Import | ast.ImportFrom) and "matplotlib" in ast.unparse(node))
+
+
+def test_figure_1_is_the_network_itself():
+    network = build_model(PatchEncoder).eval()
+    parts = {"patches": "image_encoder.conv", "prompt encoder": "prompt_encoder", "whole mask decoder": "mask_decoder"}
+    rows = trace_parts(network, parts)
+    first = rows[0]
+    assert first["output"] == (256, 64, 64) and first["side"] == "image_encoder"
+    assert first["parameters"] == 3 * 16 * 256 + 256 and first["multiply_adds"] == 3 * 16 * 256 * 64 * 64
+    assert rows[1]["output"] == (2, 256) and rows[2]["output"] == (1, 256, 256)
+    assert not network.image_encoder.conv._forward_hooks, "hooks are taken off again"
+    ax = Figure().subplots()
+    figures.figure1(rows, ax, marked={"patches": "edited"})
+    texts = [text.get_text() for text in ax.texts]
+    assert any(t.startswith("patches\n256 x 64 x 64\n") and t.endswith("edited") for t in texts)
+    assert sum("parameters" in t for t in texts) == len(ax.patches) == 3, "a box a row"
+
+
+def test_the_parts_of_figure_1_are_all_of_the_encoder():
+    rows = trace_parts(build_model().eval())
+    encoder = [row for row in rows if row["side"] == "image_encoder"]
+    assert sum(row["parameters"] for row in encoder) == sum(p.numel() for p in build_model().image_encoder.parameters())
+    ax = Figure().subplots()
+    figures.figure1(rows, ax, skips=SKIPS)
+    assert len(ax.patches) == len(rows) == len(PARTS)
+
+
+class PatchEncoder(nn.Module):
+    """The smallest encoder: one convolution. (B, 3, 256, 256) -> (B, 256, 64, 64)"""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 256, 4, stride=4)
+
+    def forward(self, image):
+        return self.conv(image)

@@ -13,12 +13,11 @@ from files import InputError
 from presets import CHOICES, PRESETS, Preset, override, table
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("fast", "recipe", "views", "phantoms", "benchmarks")  # what no taught module imports
+ROOMS = ("fast", "recipe", "views", "phantoms", "benchmarks", "notebooks")  # what no taught module imports
 SOURCES = {  # module -> file
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
-    if path.relative_to(ROOT).parts[0] not in ("tests", "notebooks")
-    and not path.relative_to(ROOT).parts[0].startswith(".")
+    if path.relative_to(ROOT).parts[0] != "tests" and not path.relative_to(ROOT).parts[0].startswith(".")
 }
 # Each module may import those of earlier levels, and its own level without a circle. A file that is not named here:
 # a root module belongs to the level of `segment`, a script comes last, a room's file has its room's level.

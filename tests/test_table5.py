@@ -17,7 +17,7 @@ import table5
 import table5_work
 import torch
 from fake_model import BrightModel
-from table5 import BASELINE, OURS, RELEASED, Times, append_row, parts_text, read_rows, times_text
+from table5 import BASELINE, OURS, RELEASED, Times, append_row, parts_text, read_times, times_text
 from table5_work import (
     BY_NAME,
     ORGANS,
@@ -344,7 +344,7 @@ def test_a_run_goes_on_where_it_was_stopped_even_within_a_line(place):
     assert asked[:2] == [("encoder", "openvino", 1), ("encoder", "torch", 2)] and len(asked) == 9
     asked.clear()
     assert run("--engines", "fast") == rows and asked == []
-    assert read_rows(path) == rows
+    assert read_times(path) == rows
 
 
 def test_released_volumes_are_timed_in_part_and_ours_whole(place):
