@@ -1,6 +1,7 @@
 """The notebooks keep the form that README promises. CI runs them: `python -m notebooks --check`."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -82,3 +83,18 @@ def test_no_output_holds_a_place_on_a_computer(name):
         for output in cell.outputs:
             text = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
             assert not re.search(r"(/home/|/work/|/tmp/|/root/|C:\\)", text), text
+
+
+def test_the_page_of_figures_and_tables_names_what_there_is():
+    text = (FOLDER.parent / "docs" / "figures_and_tables.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ((?:Figure|Table) \d) \|[^|]*\|([^|]*)\|([^|]*)\|$", text, re.MULTILINE)
+    assert [name for name, _, _ in rows] == [f"Figure {i}" for i in range(1, 4)] + [f"Table {i}" for i in range(1, 7)]
+    for name, functions, books in rows:
+        for dotted in re.findall(r"`([\w.]+)`", functions):
+            module, _, function = dotted.rpartition(".")
+            assert callable(getattr(importlib.import_module(module), function)), dotted
+        drawn = re.search(r"`[\w.]*?(\w+)`", functions)[1]
+        for book in re.findall(r"\[(\w+)\]", books):
+            assert any(f"{drawn}(" in cell.source for cell in code_of(NOTEBOOKS[f"{book}.ipynb"])), (name, book)
+    kept = {path.name for path in (FOLDER.parent / "results").iterdir() if path.is_dir()} - {"paper"}
+    assert kept <= set(re.findall(r"^\| `(\w+)` \| `python", text, re.MULTILINE)), "each with the command that made it"
