@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from IPython.display import Image, Markdown
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from figures import PALETTE, YELLOW
@@ -120,6 +121,13 @@ def draw_bars(ax, groups: Sequence[str], bars: dict[str, Sequence[float]], ylabe
 # ---------------------------------------------------------------- 02, training
 
 
+def frame_of(figure: Figure) -> np.ndarray:
+    """A figure as an RGB picture (h, w, 3) uint8: a frame for `animate`."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 # ---------------------------------------------------------------- 03, quantization
 
 
@@ -127,6 +135,37 @@ def draw_bars(ax, groups: Sequence[str], bars: dict[str, Sequence[float]], ylabe
 
 
 # ---------------------------------------------------------------- 05, evaluation
+
+
+def draw_dots(ax, names: Sequence[str], dots: dict[str, Sequence[float]], xlabel: str, intervals: dict[str, Sequence] | None = None, **settings):  # fmt: skip
+    """A line of dots for each name, the first at the top. dots: {label: a value a name}; intervals: {label: (low, high) a name}."""
+    for i, (label, values) in enumerate(dots.items()):
+        y = np.arange(len(names)) + (i - (len(dots) - 1) / 2) * (0.25 if intervals else 0)
+        for place, (low, high) in zip(y, (intervals or {}).get(label, ()), strict=False):
+            ax.plot([low, high], [place, place], color=COLOURS[i % len(COLOURS)], linewidth=1.5)
+        ax.plot(values, y, MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], markersize=6, label=label)
+    ax.set_yticks(range(len(names)), names, fontsize=9)
+    ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5), **settings)
+    ax.grid(axis="y", linewidth=0.4, alpha=0.6)
+    ax.spines[["top", "right"]].set_visible(False)
+    if len(dots) > 1:
+        ax.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+    return ax
+
+
+def draw_elements(ax, gt: np.ndarray, places: Sequence[np.ndarray], near: Sequence[np.ndarray]):
+    """Contour elements of truth and prediction over the truth: dots are within the tolerance, triangles are not.
+
+    places: (n, 2) y, x of each contour's elements, pixels; near: (n,) bool of each. Truth first.
+    """
+    ax.imshow(gt, cmap="gray", vmin=0, vmax=2.5, interpolation="nearest")
+    for i, (points, inside, name) in enumerate(zip(places, near, ("truth", "prediction"), strict=True)):
+        for chosen, marker, word in ((inside, "o", "near"), (~inside, "^", "far")):
+            y, x = points[chosen].T
+            ax.plot(x, y, marker, color=COLOURS[4 * i], markersize=6, markeredgecolor="white", label=f"{name}, {word}: {len(x)}")  # fmt: skip
+    ax.set(xlabel="x (pixels)", ylabel="y (pixels)")
+    ax.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return ax
 
 
 # ---------------------------------------------------------------- 06, paper and code
