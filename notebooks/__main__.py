@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import nbformat
+from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
 
 from files.writing import save_text
 
@@ -46,15 +48,35 @@ def execute(path: Path, small: bool) -> tuple[str, float]:
     return nbformat.writes(notebook) + "\n", seconds
 
 
+# nbconvert's page for JupyterLab's look leaves out the texts for readers who cannot see a picture; this puts them in
+TEMPLATE = """{% extends "lab/index.html.j2" %}
+{% block data_png scoped %}<div class="jp-RenderedImage jp-OutputArea-output">
+<img src="data:image/png;base64,{{ output.data["image/png"] }}" alt="{{ output.metadata["image/png"]["alt"] | escape_html }}">
+</div>{% endblock %}"""
+
+
+def write_page(path: Path, folder: Path) -> Path:
+    """A notebook with its stored outputs as one HTML file. The links between notebooks lead from page to page."""
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"page.html.j2": TEMPLATE})], template_file="page.html.j2")
+    text, _ = exporter.from_filename(str(path))
+    target = folder / path.relative_to(FOLDER).with_suffix(".html")
+    save_text(target, text.replace('.ipynb"', '.html"'))
+    return target
+
+
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m notebooks", description=__doc__.splitlines()[0])
     p.add_argument("names", nargs="*", help="how the file names begin, 03 for example; default: all")
     p.add_argument("--check", action="store_true", help="run only, write nothing")
     p.add_argument("--small", action="store_true", help="with SMALL = True, a quick try; writes nothing")
+    p.add_argument("--html", type=Path, metavar="FOLDER", help="write web pages there; runs nothing")
     args = p.parse_args(argv)
     paths, total = list_notebooks(args.names), 0.0
     if not paths:
         sys.exit(f"notebooks: no file in {FOLDER} begins with {' or '.join(args.names)}; see --help")
+    if args.html:
+        print(*(write_page(path, args.html) for path in paths), sep="\n")
+        return
     for path in paths:
         name = path.relative_to(FOLDER)
         try:

@@ -15,7 +15,7 @@ from IPython.display import Image, Markdown
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from figures import PALETTE, YELLOW
+from figures import PALETTE, YELLOW, overlay
 
 WIDTH = 5.4  # inches of a figure
 DPI = 110
@@ -132,6 +132,29 @@ def frame_of(figure: Figure) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- 04, inference
+
+
+def draw_overlay(ax, image: np.ndarray, labels: np.ndarray, title: str = "", boxes: np.ndarray | None = None):
+    """Masks and yellow boxes over an image, as in Figure 3. labels: (H, W), 0 is background; boxes: (N, 4), pixels."""
+    ax.imshow(overlay(image, labels, boxes))
+    ax.set_title(title, fontsize=10)
+    ax.axis("off")
+    return ax
+
+
+def draw_stacks(ax, names: Sequence[str], parts: dict[str, Sequence[float]], title: str = "", unit: str = "s"):
+    """A bar for each name, cut into parts, its sum at the end. parts: {label: a value a name}."""
+    ends = np.zeros(len(names))
+    for i, (label, values) in enumerate(parts.items()):
+        ax.barh(names, values, left=ends, color=COLOURS[i % len(COLOURS)], label=label, hatch=("", "//", "..", "xx")[i % 4], edgecolor="white")  # fmt: skip
+        ends = ends + values
+    for name, end in zip(names, ends, strict=True):
+        ax.text(end, name, f" {end:.2g} {unit}", va="center", fontsize=9)
+    ax.set_title(title, fontsize=10, loc="left")
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.2 * max(ends))
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
 
 
 # ---------------------------------------------------------------- 05, evaluation
