@@ -185,7 +185,12 @@ def plot_dice(rows: list[dict[str, str]], ax):
         ends.append(start[stage] + max(int(row["step"]) for row in rows if row["stage"] == stage))
     steps = [start[row["stage"]] + int(row["step"]) for row in rows]
     for i, modality in enumerate(list(rows[0])[2:]):
-        style = {"marker": "o", "markersize": 3, "linestyle": "--" if i > 9 else "-"}  # there are ten colours
+        style = {
+            "marker": "osD"[i // 6],
+            "markersize": 3,
+            "linestyle": ("-", "--", ":")[i // 6],
+        }  # there are six colours
+        style["color"] = tuple(PALETTE[i % 6] / 255)
         ax.plot(steps, [float(row[modality]) for row in rows], label=modality, **style)
     for end in ends[1:-1]:
         ax.axvline(end, color="0.7", linewidth=1)
