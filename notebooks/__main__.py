@@ -5,23 +5,38 @@ python -m notebooks 03 05 --small    these two, with the switch SMALL on; nothin
 """
 
 import argparse
+import base64
+import io
 import re
 import sys
 import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
+from PIL import Image
 
-from files.writing import save_text
+from files.writing import save_image, save_text
 
 FOLDER = Path(__file__).parent
 SWITCH = re.compile(r"^SMALL = False", re.MULTILINE)
 LARGEST = 1_500_000  # bytes of a notebook with its outputs, so that it reads well where it is hosted
 SLOWEST = 600  # seconds a cell may take
+
+BEST = {  # the picture that README shows of each notebook: how its text begins
+    "01_preprocess": "Six views",
+    "02_train": "Figure 1 as boxes",
+    "03_quantize": "Speed-ups",
+    "04_infer": "Figure 3",
+    "05_evaluate": "DSC and NSD of box",
+    "06_paper_vs_code": "Change of DSC and NSD with",
+    "07_fork": "",
+}
+THUMBNAIL = 360  # pixels of its longer side
 
 
 def list_notebooks(wanted: list[str]) -> list[Path]:
@@ -46,6 +61,15 @@ def execute(path: Path, small: bool) -> tuple[str, float]:
     for i, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{i}", {}
     return nbformat.writes(notebook) + "\n", seconds
+
+
+def write_picture(path: Path, text: str) -> None:
+    """README's picture of a notebook, small, into assets/notebooks."""
+    outputs = [out for cell in nbformat.reads(text, as_version=4).cells for out in cell.get("outputs", [])]
+    pictures = [out.data["image/png"] for out in outputs if out.get("metadata", {}).get("image/png", {}).get("alt", "").startswith(BEST[path.stem])]  # fmt: skip
+    picture = Image.open(io.BytesIO(base64.b64decode(pictures[0]))).convert("RGB")
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    save_image(FOLDER.parent / "assets" / "notebooks" / f"{path.stem[:2]}.png", np.asarray(picture))
 
 
 # nbconvert's page for JupyterLab's look leaves out the texts for readers who cannot see a picture; this puts them in
@@ -89,6 +113,8 @@ def main(argv: list[str] | None = None) -> None:
             )
         if not (args.check or args.small):
             save_text(path, text)
+            if path.parent == FOLDER:
+                write_picture(path, text)
         total += seconds
         print(f"{seconds:6.1f} s  {len(text) / 1e3:7.0f} kB  {name}", flush=True)
     print(f"{total:6.1f} s  in all")
