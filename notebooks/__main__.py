@@ -34,7 +34,7 @@ BEST = {  # the picture that README shows of each notebook: how its text begins
     "04_infer": "Figure 3",
     "05_evaluate": "DSC and NSD of box",
     "06_paper_vs_code": "Change of DSC and NSD with",
-    "07_fork": "",
+    "07_fork": "DSC of four",
 }
 THUMBNAIL = 360  # pixels of its longer side
 
@@ -65,8 +65,9 @@ def execute(path: Path, small: bool) -> tuple[str, float]:
 
 def write_picture(path: Path, text: str) -> None:
     """README's picture of a notebook, small, into assets/notebooks."""
-    outputs = [out for cell in nbformat.reads(text, as_version=4).cells for out in cell.get("outputs", [])]
-    pictures = [out.data["image/png"] for out in outputs if out.get("metadata", {}).get("image/png", {}).get("alt", "").startswith(BEST[path.stem])]  # fmt: skip
+    cells = nbformat.reads(text, as_version=4).cells
+    shown = [out for cell in cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    pictures = [out.data["image/png"] for out in shown if out.metadata["image/png"]["alt"].startswith(BEST[path.stem])]
     picture = Image.open(io.BytesIO(base64.b64decode(pictures[0]))).convert("RGB")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     save_image(FOLDER.parent / "assets" / "notebooks" / f"{path.stem[:2]}.png", np.asarray(picture))
@@ -106,7 +107,8 @@ def main(argv: list[str] | None = None) -> None:
         try:
             text, seconds = execute(path, args.small)
         except CellExecutionError as error:
-            sys.exit(f"notebooks: {name} stopped.\n{error}")
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without the colours of a terminal
+            sys.exit(f"notebooks: {name} stopped.\n{plain}")
         if len(text) > LARGEST:
             sys.exit(
                 f"notebooks: {name} would have {len(text):,} bytes, {LARGEST:,} are allowed; make its pictures smaller"

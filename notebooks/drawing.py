@@ -68,24 +68,19 @@ class Drawing:
         self.canvas.toolbar_visible = self.canvas.header_visible = False
         self.canvas.footer_visible = self.canvas.resizable = False
         self.ax = self.figure.add_axes((0, 0, 1, 1 - TITLE / height))
-        self.picture = self.ax.imshow(
-            np.zeros((1, 1, 3)), extent=(-0.5, columns - 0.5, rows - 0.5, -0.5), interpolation="nearest"
-        )
+        borders = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+        self.picture = self.ax.imshow(np.zeros((1, 1, 3)), extent=borders, interpolation="nearest")
         self.ax.set(xlim=(-0.5 - margin, columns - 0.5 + margin), ylim=(rows - 0.5 + margin, -0.5 - margin))
         self.ax.set_axis_off()
+        self.ax.apply_aspect()
         self.show_masks(boxes)
-        self.alt = f"An image with {len(boxes)} yellow boxes and the mask found in each. Predicted IoU: "
-        self.alt += ", ".join(f"{name} {iou:.2f}" for name, iou in zip(names, self.found.iou, strict=True)) + "."
-        self.labels = [
-            self.write_beside(box, f"{name} {iou:.2f}")
-            for box, name, iou in zip(boxes, names, self.found.iou, strict=True)
-        ]
+        texts = [f"{name} {iou:.2f}" for name, iou in zip(names, self.found.iou, strict=True)]
+        self.alt = f"An image with {len(boxes)} yellow boxes and their masks. Predicted IoU: {', '.join(texts)}."
+        self.labels = [self.label(box, text) for box, text in zip(boxes, texts, strict=True)]
         self.canvas.mpl_connect("button_release_event", self.follow)  # before the selector's own
         # kept here: a selector that nothing refers to is thrown away, and the mouse would do nothing
-        self.selector = RectangleSelector(
-            self.ax, self.on_drag, button=1, minspanx=-1, minspany=-1,
-            props={"edgecolor": BOX, "fill": False, "linewidth": 1.5},
-        )  # fmt: skip
+        line = {"edgecolor": BOX, "fill": False, "linewidth": 1.5}
+        self.selector = RectangleSelector(self.ax, self.on_drag, button=1, minspanx=-1, minspany=-1, props=line)
         self.canvas.mpl_connect("button_press_event", self.on_press)
         self.canvas.mpl_connect("figure_leave_event", self.end_drag)
 
@@ -99,12 +94,18 @@ class Drawing:
         factor = min(1.0, self.ax.bbox.width / picture.shape[1])  # made small once here, not at each move of the mouse
         self.picture.set_data(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
 
-    def write_beside(self, box: np.ndarray, text: str):
-        """A label beside a box, on the side where there is more room."""
-        left = box[0] + box[2] > self.image.shape[1]
-        place, side = (box[0] - 0.5, "right") if left else (box[2] + 0.5, "left")
-        colours = {"facecolor": BOX, "edgecolor": "none", "pad": 1.5}
-        return self.ax.text(place, box[1] - 0.5, text, ha=side, va="top", fontsize=9, bbox=colours)
+    def label(self, box: np.ndarray, text: str):
+        """A text above a box, or below one in the lower half, away from the middle of the image, moved until all of it is inside."""
+        left, high = box[0] + box[2] < self.image.shape[1], 2 * box[1] < self.image.shape[0]
+        label = self.ax.text(
+            box[2] + 0.5 if left else box[0] - 0.5, box[1] - 1 if high else box[3] + 1, text, fontsize=9,
+            ha="right" if left else "left", va="bottom" if high else "top",
+            bbox={"facecolor": BOX, "edgecolor": "none", "pad": 1.5},
+        )  # fmt: skip
+        drawn, room, place = label.get_window_extent().padded(3), self.ax.bbox, label.get_position()
+        shift = np.maximum(room.min - drawn.min, 0) - np.maximum(drawn.max - room.max, 0)
+        label.set_position(self.ax.transData.inverted().transform(self.ax.transData.transform(place) + shift))
+        return label
 
     def set_title(self, text: str) -> None:
         """The line above the image."""

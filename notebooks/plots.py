@@ -33,8 +33,13 @@ def new_figure(rows: int = 1, columns: int = 1, height: float = 3.2, width: floa
     return figure, figure.subplots(rows, columns)
 
 
-def show(figure: Figure, alt: str) -> Image:
-    """The figure as a PNG for the notebook. alt: what it shows and what there is to see, in a sentence or two."""
+def show(figure: Figure, alt: str, colours: int | None = None) -> Image:
+    """The figure as a PNG for the notebook. alt: what it shows and what there is to see, in a sentence or two.
+
+    colours: so many at most, which halves the file of a photograph.
+    """
+    if colours:
+        return animate([frame_of(figure)], alt, colours=colours)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=DPI)
     return Image(data=picture.getvalue(), format="png", alt=alt)
@@ -45,11 +50,19 @@ def show_table(text: str) -> Markdown:
     return Markdown(text)
 
 
-def animate(frames: Sequence[np.ndarray], alt: str, milliseconds: int = 300) -> Image:
-    """RGB or gray frames, uint8 of one size, as an animated PNG, which every browser plays without an end."""
+def animate(frames: Sequence[np.ndarray], alt: str, milliseconds: int = 300, colours: int | None = None) -> Image:
+    """RGB or gray frames, uint8 of one size, as an animated PNG, which every browser plays without an end.
+
+    colours: so many at most in all frames together, which makes the file smaller.
+    """
     from PIL import Image as Pictures  # Pillow comes with matplotlib
 
     first, *rest = (Pictures.fromarray(frame) for frame in frames)
+    if colours:
+        together, plain = Pictures.fromarray(np.concatenate(frames)), Pictures.Dither.NONE
+        # this method keeps rare colours, such as a box's
+        palette = together.quantize(colours, Pictures.Quantize.MAXCOVERAGE, kmeans=3)
+        first, *rest = (frame.quantize(palette=palette, dither=plain) for frame in (first, *rest))
     picture = io.BytesIO()
     first.save(picture, format="png", save_all=True, append_images=rest, duration=milliseconds, loop=0)
     return Image(data=picture.getvalue(), format="png", alt=alt)
