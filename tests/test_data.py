@@ -381,3 +381,22 @@ def test_a_split_that_is_there_stays_and_new_slices_follow_their_patient():
     assert again[: len(first)] == first
     side = {entry.patient: entry.split for entry in first}
     assert all(entry.split == side.get(entry.patient, entry.split) for entry in again)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_patient_with_images_of_two_modalities_is_on_one_side(seed):
+    def scans(modality, patients):
+        return [
+            CacheEntry(f"{modality}_STS_STS-{p:03d}-{z}", modality, "", f"{modality}_STS_STS-{p:03d}", "", 9, 9, "", 1)
+            for p in patients
+            for z in range(4)
+        ]  # fmt: skip
+
+    split = split_entries(scans("CT", range(20)) + scans("MR", range(5, 25)) + scans("PET", [7, 8]), 0.2, seed)
+    sides = {}
+    for entry in split:
+        sides.setdefault(entry.patient.split("_", 1)[1], set()).add(entry.split)
+    assert all(len(side) == 1 for side in sides.values()), "a person is on both sides"
+    held = Counter(entry.modality for entry in split if entry.split == "val")
+    assert 8 <= held["CT"] <= 24 and 8 <= held["MR"] <= 40
+    assert {entry.split for entry in split if entry.modality == "PET"} >= {"train"}
