@@ -6,7 +6,7 @@
     python 03_quantize.py --smoke                                       a tiny synthetic case, nothing is kept
 
 Dynamic int8 (quantize.py), the paper's way, writes NAME.dynamic.pt; step 4 runs it with --engine torch-int8. The file is
-smaller, but the network is about as fast as before. Only linear layers become int8. They do a few per cent of the
+smaller, but the network is no faster than before, or slower. Only linear layers become int8. They do a few per cent of the
 multiply-adds: the decoder's, while the proposed encoder, which does most of the work, has none. And at every call each
 of them first has to measure and round its activations, which takes time.
 Static int8 (fast/static_int8.py) reaches the encoder's convolutions, which is faster, but needs training images and
