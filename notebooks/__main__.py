@@ -34,7 +34,7 @@ BEST = {  # the picture that README shows of each notebook: how its text begins
     "04_infer": "Figure 3",
     "05_evaluate": "DSC and NSD of box",
     "06_paper_vs_code": "Change of DSC and NSD with",
-    "07_fork": "DSC of four",
+    "07_fork": "NSD of five",
 }
 THUMBNAIL = 360  # pixels of its longer side
 
