@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from enhance import grid_input, is_gray
-from files import MAX_LABEL, VOLUME_MODALITIES, InputError, modality_of, patient_of, submodality_of
+from files import MAX_LABEL, VOLUME_MODALITIES, InputError, modality_of, patient_of, person_of, submodality_of
 from files.case import Case
 from files.journal import CachedCase, check_version, start_cache
 from files.pickles import read_runs
@@ -225,38 +225,28 @@ def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int 
 
     An entry that has a split keeps it (with --val all have one), and a new image follows its patient. Then whole patients are
     drawn until the share is reached, at least one. Who holds more than half of a modality stays in training, and so does an
-    only patient. A patient of two modalities is on one side with both; names tell it where they have the data set
-    (CT_STS_STS-031, PET_STS_STS-031). The draw depends on the entries and the seed, not on their order.
+    only patient. A patient of two modalities is on one side with both. The order of the entries does not matter.
     """
-
-    def person(patient: str) -> str:  # without the modality, where a data set is named too
-        return patient.split("_", 1)[1] if patient.count("_") > 1 else patient
-
     groups: dict[str, dict[str, list[CacheEntry]]] = defaultdict(lambda: defaultdict(list))
     for entry in entries:
         groups[entry.modality][entry.patient].append(entry)
-    chosen, sides = {}, {person(entry.patient): entry.split for entry in entries if entry.split}
-    needed = {  # in training, by one modality at least
-        person(key)
-        for patients in groups.values()
-        for key, group in patients.items()
-        if 2 * len(group) > sum(map(len, patients.values()))
-    }
+    chosen, sides = {}, {person_of(entry.patient): entry.split for entry in entries if entry.split}
+    sizes = {modality: sum(map(len, patients.values())) for modality, patients in groups.items()}
+    needed = {person_of(p) for m, patients in groups.items() for p in patients if 2 * len(patients[p]) > sizes[m]}
     for modality, patients in sorted(groups.items()):
-        total = sum(map(len, patients.values()))
-        own = {key: next((e.split for e in group if e.split), "") for key, group in patients.items()}
-        splits = {key: split or sides.get(person(key), "") for key, split in own.items()}
+        splits = {key: sides.get(person_of(key), "") for key in patients}
+        splits |= {key: e.split for key, group in patients.items() for e in group if e.split}
         held = sum(len(patients[key]) for key, split in splits.items() if split == "val")
-        free = sorted(key for key, split in splits.items() if not split and person(key) not in needed)
+        free = sorted(key for key, split in splits.items() if not split and person_of(key) not in needed)
         rng = np.random.default_rng((seed, zlib.crc32(modality.encode())))
         for i in rng.permutation(len(free)):
-            if held >= max(1, round(val_share * total)):
+            if held >= max(1, round(val_share * sizes[modality])):
                 break
-            if held + len(patients[free[i]]) < total:
+            if held + len(patients[free[i]]) < sizes[modality]:
                 splits[free[i]] = "val"
                 held += len(patients[free[i]])
         chosen |= {(modality, key): split or "train" for key, split in splits.items()}
-        sides |= {person(key): split or "train" for key, split in splits.items()}
+        sides |= {person_of(key): split or "train" for key, split in splits.items()}
     return [entry if entry.split else replace(entry, split=chosen[entry.modality, entry.patient]) for entry in entries]
 
 

@@ -110,3 +110,12 @@ def patient_of(name: str) -> str:
     parts = words[-1].split("-")
     last = next((i for i, part in enumerate(parts) if re.search(r"\d", part)), len(parts) - 1)
     return "_".join([*words[:-1], "-".join(parts[: last + 1])])
+
+
+def person_of(patient: str) -> str:
+    """A patient's key without the modality, where it names a data set too: one person may be scanned in two ways.
+
+    >>> [person_of(key) for key in ("CT_STS_STS-031", "PET_STS_STS-031", "US_0525")]
+    ['STS_STS-031', 'STS_STS-031', 'US_0525']
+    """
+    return patient.split("_", 1)[1] if patient.count("_") > 1 else patient
