@@ -234,6 +234,6 @@ def table6() -> str:
     lines.append(["where both have it", "-", common[0], "-", common[1]])
     return _with_notes(
         lines,
-        "DSC / NSD in per cent, int8. Lost: Table 4's minus these. Average: as printed, of different targets in either table.",
-        "Here: pictures only, so volumes are not in it; val (data sets of the training) against val_unseen.",
+        "DSC / NSD in per cent, int8. Paper's lost: Table 4 minus these. Average: as printed, of different targets in either table.",
+        "Here: slices and pictures, no volumes; lost: pictures of val (data sets of the training) minus val_unseen; negative: gained.",
     )
