@@ -2,6 +2,8 @@
 
     python 01_preprocess.py -i data/train --val data/val                 folders of challenge cases (.npz with imgs, gts)
     python 01_preprocess.py --images scans --masks outlines --modality US_MyHospital      PNG, JPG, TIFF or BMP pairs
+    python 01_preprocess.py --recipe btcv -i FOLDER                      a public data set, see files/recipes.py
+    python 01_preprocess.py -i data/train --shard 3/16                   a sixteenth of the work, see docs/cache.md
     python 01_preprocess.py --smoke                                      tiny synthetic cases, 5 s
 
 Writes cache/imgs, cache/masks and cache/index.csv (see data.py), and the validation cases at their original size as
@@ -16,62 +18,36 @@ import os
 import sys
 import tempfile
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import cv2
-import numpy as np
 from tqdm import tqdm
 
-from data import (
-    CacheEntry,
-    cache_case,
-    image_path,
-    is_readable,
-    mask_path,
-    read_index,
-    slice_names,
-    split_entries,
-    write_index,
-)
-from files import InputError, bare_name, modality_of
-from files.case import Case
-from files.formats import list_cases, name_of, read_case
+from data import CacheEntry, cache_case, is_readable, read_index, slice_names, split_entries, write_index
+from files import InputError, modality_of
+from files.formats import list_cases, name_of
+from files.index import CachedCase, start_cache
 from files.journal import (
-    JOURNAL,
-    CachedCase,
+    done_by_all,
     in_parallel,
     journal_line,
+    journal_name,
+    mark_shard,
     merged_entries,
+    missing_shards,
     names_of_others,
-    read_journal,
+    read_journals,
+    remove_leftovers,
     split_warnings,
-    start_cache,
     summary,
 )
-from files.npz import load_npz, write_case, write_training_case
-from files.pictures import list_pairs, read_pair
+from files.npz import write_training_case
+from files.pictures import list_pairs
+from files.recipes import RECIPES, list_recipe
+from files.sources import Options, Source, parse_shard, read_source, shard_of, write_validation_case
 from files.writing import save_json
-from grid import promptable_labels
-
-
-@dataclass(frozen=True)
-class Source:
-    """One file to read, or an image and its mask."""
-
-    name: str
-    path: Path
-    mask: Path | None
-    is_val: bool
-
-    def stamp(self) -> str:
-        """Tells the file from another or a changed one of the same name."""
-        paths = [self.path.resolve()] + ([self.mask.resolve()] if self.mask else [])
-        return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths)
-
-    def read(self) -> Case:
-        return read_pair(self.path, self.mask, self.name) if self.mask else read_case(self.path)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -79,6 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("-i", "--input", type=Path, help="folder of challenge cases, .npz with imgs and gts")
+    p.add_argument("--recipe", choices=RECIPES, help="--input is a public data set as it was downloaded, this one")
     p.add_argument("--images", type=Path, help="folder of pictures, in place of --input")
     p.add_argument("--masks", type=Path, help="folder of mask pictures with the names of --images; values are labels")
     p.add_argument("--modality", help="with --images: modality, or Modality_Dataset, that the cases' names begin with")
@@ -86,33 +63,44 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--val", type=Path, help="folder of challenge cases to validate on, in place of drawing some")
     p.add_argument("--val-share", type=float, default=0.01, help="share of each modality to draw for validation")
     p.add_argument("--seed", type=int, default=0, help="seed of the draw, 0 or more")
+    p.add_argument("--window", default="", help="intensities of more than 8 bits: soft, lung, brain, bone, percentile, or WIDTH/LEVEL")  # fmt: skip
+    p.add_argument("--instances", action="store_true", help="each connected part of a label becomes an object of its own")  # fmt: skip
+    p.add_argument("--smallest", type=int, default=0, help="leave out objects of fewer pixels, in 3D voxels, than this")
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
+    p.add_argument("--shard", help="K/N: do the K-th of N parts of the work; the last run to end writes the index")
     p.add_argument("--exclude", type=Path, help="text file of case or slice names to leave out, one a line")
     p.add_argument("--smoke", action="store_true", help="tiny synthetic cases in place of --input")
     args = p.parse_args(argv)
     pairs = (args.images, args.masks, args.modality)
     if not args.smoke and (any(pairs) == bool(args.input) or any(pairs) != all(pairs)):
         p.error("name the input: -i FOLDER, or --images FOLDER --masks FOLDER --modality NAME, or --smoke")
+    if args.recipe and not args.input:
+        p.error("--recipe needs -i FOLDER, where the data set was unpacked")
     if args.modality and (modality_of(args.modality) == "Other" or Path(args.modality).name != args.modality):
         p.error(f"--modality {args.modality}: begins with no known modality, such as CT, MR, US, X-Ray, Fundus, OCT")
-    if not 0 < args.val_share <= 0.5 or args.seed < 0 or args.jobs < 1:
-        p.error("--val-share must lie above 0 and up to 0.5, --seed be 0 or more, --jobs 1 or more")
+    if not 0 < args.val_share <= 0.5 or min(args.seed, args.smallest) < 0 or args.jobs < 1:
+        p.error("--val-share must lie above 0 and up to 0.5, --seed and --smallest be 0 or more, --jobs 1 or more")
     return args
 
 
-def tell(problem: Exception | str) -> None:
+def tell(problem: Exception | str, what: str = "left out: ") -> None:
     """One sentence to stderr that doesn't break the progress bar."""
-    tqdm.write(f"01_preprocess.py: left out: {problem}", file=sys.stderr)
+    tqdm.write(f"01_preprocess.py: {what}{problem}", file=sys.stderr)
 
 
 def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Source], int, int]:
     """Every file to read, sorted by name. -> (sources, number excluded, number left out as bad)"""
-    found, problems = [], []
-    for folder in filter(None, (args.val, args.input)):
-        found += [Source(name_of(path), path, None, is_val=folder is args.val) for path in list_cases(folder)]
+    options, found, problems = Options(args.window, (), args.instances, args.smallest), [], []
+    for folder in filter(None, (args.val, args.input if not args.recipe else None)):
+        found += [Source(name_of(path), path, None, folder is args.val, options) for path in list_cases(folder)]
+    if args.recipe:
+        more, problems = list_recipe(args.recipe, args.input, options)
+        found += more
+        if not RECIPES[args.recipe].verified:
+            tell(f"recipe {args.recipe} was written without its files at hand: look at some cached masks", "")
     if args.images:
         pairs, problems = list_pairs(args.images, args.masks)
-        found += [Source(f"{args.modality}_{image.stem}", image, mask, is_val=False) for image, mask in pairs]
+        found += [Source(f"{args.modality}_{image.stem}", image, mask, False, options) for image, mask in pairs]
     sources = {}
     for source in found:  # validation comes first: a case in both is for validation
         first = sources.setdefault(source.name, source)
@@ -134,85 +122,99 @@ def cache_source(folder: Path, job: tuple[Source, CachedCase | None, set[str]]) 
         same = before is not None and before.stamp == stamp
         if same and all(is_readable(folder, entry) for entry in before.entries):
             return before, ""
-        case = source.read()
-        if case.labels is None:
-            raise InputError(f"{source.path}: has no key 'gts'; step 1 needs the masks, give training files")
+        case, small = read_source(source)
         if clash := [name for name, z in slice_names(case) if name in taken and case.labels[z].any()]:
             raise InputError(f"{source.path}: its image {clash[0]} would replace another case's; rename one of the two")
     except (InputError, OSError) as error:
         return None, str(error)
-    return cache_case(folder, case, source.path.name, stamp, keep_good=same), ""  # a full disk stops the run
+    done = cache_case(folder, case, source.path.name, stamp, keep_good=same)  # a full disk stops the run
+    return replace(done, small=small), ""
 
 
-def write_validation_case(folder: Path, source: Source) -> int:
-    """In a worker: one case as a challenge input, at original size. -> objects left out of it, no box can prompt them"""
-    case = source.read()
-    truth, left_out = promptable_labels(case.labels)
-    name = f"{'3DBox' if case.is_3d else '2DBox'}_{bare_name(case.name)}"
-    try:
-        stored = [load_npz(folder / kind / f"{name}.npz")[kind] for kind in ("imgs", "gts")]
-        whole = np.array_equal(stored[0], case.image) and np.array_equal(stored[1], truth)
-    except (InputError, KeyError):
-        whole = False
-    if truth.any() and not whole:
-        write_case(folder, replace(case, name=name, labels=truth))
-    return left_out
+def cache_sources(
+    sources: list[Source],
+    listed: set[str],
+    known: dict[str, CachedCase],
+    journal: Path,
+    turn: int,
+    args: argparse.Namespace,
+) -> list[str]:
+    """Cache the files of this run; bad ones are told. -> names of the cases that are done
 
-
-def cache_sources(sources: list[Source], known: dict[str, CachedCase], args: argparse.Namespace) -> list[CachedCase]:
-    """Cache every file; bad ones are told. Each is noted in the journal once its images are written."""
-    finished, taken = [], names_of_others((source.name for source in sources), known)
-    jobs = [(source, known.get(source.name), taken.get(source.name, set())) for source in sources]
-    with (args.out / JOURNAL).open("a", encoding="utf-8") as journal:
-        for done, problem in in_parallel(partial(cache_source, args.out), jobs, args.jobs, "files"):
+    listed: cases of all shards.   known: the journals so far.   Each case is noted in `journal` once its images are written.
+    """
+    finished, taken = [], names_of_others(listed, known)
+    jobs = ((source, known.get(source.name), taken.get(source.name, set())) for source in sources)
+    with journal.open("a", encoding="utf-8") as lines:
+        work = partial(cache_source, args.out)
+        for done, problem in in_parallel(work, jobs, len(sources), args.jobs, "files"):
             if done is None:
                 tell(problem)
                 continue
-            finished.append(done)
+            finished.append(done.name)
             if done != known.get(done.name):
-                journal.write(journal_line(done))
-                journal.flush()
+                lines.write(journal_line(done, turn))
+                lines.flush()
     return finished
-
-
-def cached_case(record: dict) -> CachedCase:
-    """A line of the journal as what it stands for."""
-    return CachedCase(**record | {"entries": [CacheEntry(**entry) for entry in record["entries"]]})
 
 
 def run(args: argparse.Namespace) -> list[CacheEntry]:
     # 1. What to read, and where to
     if args.out.resolve() in [path.resolve() for path in (args.input, args.images, args.masks, args.val) if path]:
         raise InputError(f"{args.out}: input and output are the same folder; name another one with --out")
+    shard = parse_shard(args.shard) if args.shard else None
     excluded = {line.strip() for line in args.exclude.read_text("utf-8").splitlines()} if args.exclude else set()
-    sources, left_out, bad = list_sources(args, excluded)
+    listed, left_out, bad = list_sources(args, excluded)
+    sources = [source for source in listed if shard_of(source.name, shard[1]) == shard[0]] if shard else listed
     start_cache(args.out)
-    splits = {source.name: "val" if source.is_val else "train" if args.val else "" for source in sources}
+    remove_leftovers(args.out, {source.name for source in sources} if shard else None)
 
-    # 2. Images and masks on the grid, the index with the split
-    known = read_journal(args.out, cached_case)
-    finished = cache_sources(sources, known, args)
+    # 2. Images and masks on the grid, a line in the journal for each case
+    known, turn = read_journals(args.out)
+    mark_shard(args.out, shard, None)
+    done = cache_sources(
+        sources, {source.name for source in listed}, known, args.out / journal_name(shard), turn + 1, args
+    )
+    mark_shard(args.out, shard, {"files": len(sources), "done": len(done)})
+    total, failed = len(sources) + bad, bad + len(sources) - len(done)
+    entries = []
+    if waiting := missing_shards(args.out, shard):
+        print(
+            f"01_preprocess.py: shard {args.shard}: {len(done):,} files; no index yet, shards {waiting} have not ended"
+        )
+    else:
+        entries = complete(args, listed, done_by_all(args.out, listed) if shard else done, excluded, left_out)
+    if failed:
+        sys.exit(f"01_preprocess.py: {total - failed} of {total} files done, {failed} left out as told above.")
+    return entries
+
+
+def complete(
+    args: argparse.Namespace, listed: list[Source], done: list[str], excluded: set[str], left_out: int
+) -> list[CacheEntry]:
+    """What follows when all cases are cached: index, split, validation cases, one line that sums up. -> the entries"""
+    known, _ = read_journals(args.out)
+    # 3. The index with the split
+    splits = {source.name: "val" if source.is_val else "train" if args.val else "" for source in listed}
     before = read_index(args.out) if (args.out / "index.csv").exists() else []
-    entries = merged_entries(before, finished, known, splits, excluded)
+    entries = merged_entries(before, done, known, splits, excluded)
     if not entries:
         raise InputError(f"{args.out}: no file gave an image with an object, so there is nothing to train on")
     entries = sorted(split_entries(entries, args.val_share, args.seed), key=lambda entry: entry.name)
     write_index(args.out, entries)
 
-    # 3. Validation cases at original size
+    # 4. Validation cases at original size
     held_out = {entry.name for entry in entries if entry.split == "val"}
-    names = {case.name for case in finished if any(entry.name in held_out for entry in case.entries)}
-    jobs = [source for source in sources if source.name in names]
-    thin = sum(in_parallel(partial(write_validation_case, args.out / "cases"), jobs, args.jobs, "validation cases"))
+    names = {name for name in done if any(entry.name in held_out for entry in known[name].entries)}
+    jobs = [source for source in listed if source.name in names]
+    write = partial(write_validation_case, args.out / "cases")
+    thin = sum(in_parallel(write, jobs, len(jobs), args.jobs, "validation cases"))
 
-    # 4. What was run, beside what it wrote
+    # 5. What was run, beside what it wrote
     save_json(args.out / "arguments.json", vars(args))
     sys.stderr.writelines(f"01_preprocess.py: {warning}\n" for warning in split_warnings(entries))
-    size = sum(path(args.out, entry.name).stat().st_size for entry in entries for path in (image_path, mask_path))
-    print(f"01_preprocess.py: {summary(args.out, finished, entries, size, thin, left_out)}")
-    total, bad = len(sources) + bad, bad + len(sources) - len(finished)
-    if bad:
-        sys.exit(f"01_preprocess.py: {total - bad} of {total} files done, {bad} left out as told above.")
+    size = sum(case.bytes for case in known.values())
+    print(f"01_preprocess.py: {summary(args.out, [known[name] for name in done], entries, size, thin, left_out)}")
     return entries
 
 
@@ -229,13 +231,13 @@ def smoke(args: argparse.Namespace) -> list[CacheEntry]:
 
 
 def main(argv: list[str] | None = None) -> list[CacheEntry]:
-    """Returns the rows of index.csv."""
+    """Returns the rows of index.csv; none while shards are to come."""
     args = parse(argv)
     try:
         args.out = args.out or (None if args.smoke else Path("cache"))
         entries = smoke(args) if args.smoke else run(args)
-        next_step = "--smoke" if args.smoke else f"--cache {args.out}"
-        print(f"01_preprocess.py: finished. Next: python 02_train.py {next_step}")
+        next_step = "python 02_train.py " + ("--smoke" if args.smoke else f"--cache {args.out}")
+        print(f"01_preprocess.py: finished. Next: {next_step if entries else 'the other shards'}")
         return entries
     except InputError as error:
         sys.exit(f"01_preprocess.py: {error}")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from data import SliceDataset, read_split, steps_of_epoch, validation_item
 from figures import loss_curve
 from files import InputError
-from files.journal import fingerprint
+from files.index import fingerprint
 from files.writing import csv_text, save_figure, save_json, save_text
 from presets import PRESETS, Preset, override
 from segment import MODELS, build

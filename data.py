@@ -2,21 +2,20 @@
 
     cache/imgs/NAME.png    (256, 256) or (256, 256, 3) uint8: the 256 grid, zero padded, before enhancement
     cache/masks/NAME.pkl   run-length code of the (256, 256) uint16 label map
-    cache/index.csv        one row an image: a `CacheEntry`
+    cache/index.csv        one row an image: a `CacheEntry`, see files/index.py
     cache/version.json     format of all this; another one is refused
 
 A volume becomes one image for each slice that holds an object, NAME-zzz. Read top to bottom: run-length masks -> one
-case into the cache -> the index -> the split -> what an epoch draws -> what one item of a batch is.
+case into the cache -> the split -> what an epoch draws -> what one item of a batch is.
 No PyTorch. Frame: the 256 grid; boxes x0 y0 x1 y1, pixels, inclusive.
 """
 
 from __future__ import annotations
 
-import csv
 import pickle
 import zlib
 from collections import defaultdict
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +23,22 @@ import numpy as np
 from enhance import grid_input, is_gray
 from files import MAX_LABEL, VOLUME_MODALITIES, InputError, modality_of, patient_of, person_of, submodality_of
 from files.case import Case
-from files.journal import CachedCase, check_version, start_cache
+from files.index import SPLITS, CachedCase, CacheEntry, read_index, write_index  # noqa: F401  write_index is part of the cache
 from files.pickles import read_runs
 from files.pictures import read_image
-from files.writing import csv_text, save_bytes, save_image, save_text
-from grid import GRID, boxes_from_labels, grid_size, move_box, pad_to_square, resize_labels_to_grid, resize_to_grid
+from files.writing import save_bytes, save_image
+from grid import (
+    GRID,
+    boxes_from_labels,
+    grid_size,
+    label_ids,
+    move_box,
+    pad_to_square,
+    resize_labels_to_grid,
+    resize_to_grid,
+)
 from presets import Preset
 
-SPLITS = ("train", "val")
 GROUP_SIZE = 1000  # images an epoch draws from each group [P 3.2]
 
 
@@ -83,9 +90,9 @@ def decode_runs(runs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return flat.reshape(shape)
 
 
-def save_mask(path: Path, mask: np.ndarray) -> None:
-    """Write the run-length code of a label map as a pickle, the paper's PKL. [P 2.1]"""
-    save_bytes(path, pickle.dumps(encode_runs(mask), protocol=4))  # 4: the same bytes on every Python since 3.4
+def save_mask(path: Path, mask: np.ndarray) -> int:
+    """Write the run-length code of a label map as a pickle, the paper's PKL. -> bytes written [P 2.1]"""
+    return save_bytes(path, pickle.dumps(encode_runs(mask), protocol=4))  # 4: the same bytes on every Python since 3.4
 
 
 def load_mask(path: Path, shape: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
@@ -98,21 +105,6 @@ def load_mask(path: Path, shape: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- one case into the cache
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """One cached image: a row of index.csv."""
-
-    name: str  # of its files, without ending
-    modality: str
-    submodality: str  # the sampler's group
-    patient: str
-    source: str  # file that it was made from
-    height: int  # of the original image, pixels
-    width: int
-    split: str  # "train" or "val"
-    objects: int  # on the grid
 
 
 def image_path(folder: Path, name: str) -> Path:
@@ -132,35 +124,50 @@ def slice_names(case: Case) -> list[tuple[str, object]]:
     return [(f"{case.name}-{z:03d}", z) for z in range(len(case.image))]
 
 
+def intensity_columns(case: Case) -> tuple[float | None, float | None, str]:
+    """The index's low, high and window of a case; None, None and "" for an image that came with 8 bits."""
+    found = getattr(case, "source_range", None)
+    low, high = (None, None) if found is None else map(float, found)
+    if isinstance(case.window, tuple):
+        level, width = case.window
+        return low, high, f"{width:g}/{level:g}"
+    return low, high, "" if case.window is None else str(case.window)
+
+
 def cache_case(folder: Path, case: Case, source: str, stamp: str = "", keep_good: bool = False) -> CachedCase:
     """Write the images and masks of one case. keep_good: files of this case that exist and can be read stay as they are.
 
-    source : name of its file, for the index.   stamp : path, size and time of the file, by which the journal notices a change.
+    source : name of its file, for the index.   stamp : size and time of the file, by which the journal notices a change.
     """
     if case.labels is None:
         raise InputError(f"{source}: has no key 'gts'; step 1 needs the masks, give training files")
-    entries, empty, lost = [], 0, 0
+    assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16  # 0..255, and 0..65535 = MAX_LABEL
+    low, high, window = intensity_columns(case)
+    names = modality_of(case.name), submodality_of(case.name), patient_of(case.name)
+    entries, objects, empty, lost, written = [], set(), 0, 0, 0
     for name, z in slice_names(case):
-        labels = case.labels[z]
-        before = np.unique(labels[labels > 0]).size
-        if before == 0:
+        ids = label_ids(case.labels[z]).tolist()
+        objects.update(ids)
+        if not ids:
             empty += 1
             continue
-        small = resize_labels_to_grid(labels)
-        after = np.unique(small[small > 0]).size
-        lost += before - after
+        small = resize_labels_to_grid(case.labels[z])
+        after = len(label_ids(small))
+        lost += len(ids) - after
         if after == 0:
             continue
-        height, width = labels.shape
-        names = modality_of(case.name), submodality_of(case.name), patient_of(case.name)
-        entry = CacheEntry(name, *names, source, height, width, "", after)
-        if not (keep_good and is_readable(folder, entry)):
+        height, width = case.labels[z].shape
+        entry = CacheEntry(name, *names, source, height, width, "", after, low, high, window)
+        if keep_good and is_readable(folder, entry):
+            written += sum(path(folder, name).stat().st_size for path in (image_path, mask_path))
+        else:
             image = case.image[z]
-            image = image[..., 0] if image.ndim == 3 and is_gray(image) else image
-            save_image(image_path(folder, name), pad_to_square(resize_to_grid(image), GRID))
-            save_mask(mask_path(folder, name), pad_to_square(small, GRID))
+            image = resize_to_grid(image[..., 0] if image.ndim == 3 and is_gray(image) else image)
+            assert image.dtype == np.uint8 and small.dtype == np.uint16
+            written += save_image(image_path(folder, name), pad_to_square(image, GRID))
+            written += save_mask(mask_path(folder, name), pad_to_square(small, GRID))
         entries.append(entry)
-    return CachedCase(case.name, stamp, entries, np.unique(case.labels[case.labels > 0]).size, empty, lost)
+    return CachedCase(case.name, stamp, entries, len(objects), empty, lost, bytes=written)
 
 
 def load_entry(folder: Path, entry: CacheEntry) -> tuple[np.ndarray, np.ndarray]:
@@ -181,34 +188,7 @@ def is_readable(folder: Path, entry: CacheEntry) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- the index
-
-
-def write_index(folder: Path, entries: list[CacheEntry]) -> None:
-    """Write index.csv and version.json, rows sorted by name."""
-    rows = [asdict(entry) for entry in sorted(entries, key=lambda entry: entry.name)]
-    start_cache(folder)
-    save_text(folder / "index.csv", csv_text(rows, tuple(field.name for field in fields(CacheEntry))))
-
-
-def read_index(folder: Path) -> list[CacheEntry]:
-    """The entries of a cache. InputError if there is none, or one of another version or with other columns."""
-    check_version(folder)
-    path, columns = folder / "index.csv", [field.name for field in fields(CacheEntry)]
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-        if header != columns:
-            raise ValueError(f"its columns are {', '.join(header)}")
-        entries = [CacheEntry(*row[:5], int(row[5]), int(row[6]), row[7], int(row[8])) for row in rows]
-        for entry in entries:
-            if entry.split not in SPLITS or Path(entry.name).name != entry.name:
-                raise ValueError(f"a row has the name {entry.name!r} and the split {entry.split!r}")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read; run first: python 01_preprocess.py -o {folder}") from error
-    except (ValueError, IndexError, csv.Error) as error:
-        raise InputError(f"{path}: not an index of this cache ({error}); run 01_preprocess.py again") from error
-    return entries
+# ---------------------------------------------------------------- the split
 
 
 def read_split(folder: Path) -> tuple[list[CacheEntry], list[CacheEntry]]:

@@ -197,6 +197,14 @@ def move_box(
 # ---------------------------------------------------------------- boxes of label maps
 
 
+def label_ids(labels: np.ndarray) -> np.ndarray:
+    """The labels of a map but 0, ascending. Looks at where runs end: np.unique would sort every pixel."""
+    flat = labels.ravel()
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    found = np.unique(np.append(flat[ends], flat[-1:]))
+    return found[found != 0]
+
+
 def label_bounds(labels: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """First and last index along every axis of each label but 0: {label: (low (ndim,), high (ndim,))}, high inclusive.
 

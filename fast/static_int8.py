@@ -20,11 +20,12 @@ from collections import defaultdict
 from itertools import chain, islice
 from pathlib import Path
 
-from data import CacheEntry, check_version, epoch_entries, read_index, validation_item
+from data import CacheEntry, epoch_entries, read_index, validation_item
 from fast.counts import count_macs
 from fast.engines import code_info, folded_graph
 from fast.openvino_engine import INSTALL, import_openvino, save_static
 from files import InputError
+from files.index import check_version
 from segment import Segmenter
 
 # operations with multiply-adds in OpenVINO's graphs; the first input is the activation

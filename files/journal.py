@@ -1,127 +1,220 @@
-"""Lets step 1 run in parallel, be stopped, resumed, and run again for more files: journal, name clashes, merged index.
+"""Lets step 1 run in parallel, be stopped, resumed, shared among machines, and run again for more files.
 
 cache/done.jsonl has a line for each finished file. A line is written when the file's images are on the disk. A run
 that comes later reads the journal, and does again only what is not in it, or what has changed since.
-An entry here is a data.CacheEntry; only its fields are used.
+A shard, one of N runs that share the work, has a journal of its own, done-03-of-16.jsonl, so that no two machines write
+one file; its shard-03-of-16.json says that it has come to its end. All journals together say what the cache holds.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import multiprocessing
+import os
 import re
-from collections import Counter, defaultdict
+import sys
+import threading
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from files import InputError
+from files.index import CachedCase, CacheEntry
 from files.writing import save_json
 
 JOURNAL = "done.jsonl"
-CACHE_VERSION = 1
+CHUNK = 4  # jobs that a worker gets at once
+AHEAD = 4  # chunks a worker that are handed out before the first one's results are taken
 
 
-@dataclass(frozen=True)
-class CachedCase:
-    """What became of one case: a line of the journal."""
-
-    name: str
-    stamp: str  # path, size and time of its file: tells a changed one
-    entries: list  # its data.CacheEntry, split still ""
-    objects: int  # labels of the case
-    empty: int  # slices without an object, left out
-    lost: int  # objects of a slice that are too small for the grid
+# ---------------------------------------------------------------- in parallel
 
 
-def in_parallel(function, jobs: list, processes: int, what: str) -> Iterator:
-    """Results in the order of the jobs, with a progress bar."""
-    if processes == 1 or len(jobs) < 2:
-        yield from tqdm(map(function, jobs), total=len(jobs), desc=what, disable=None)
+def in_parallel(function: Callable, jobs: Iterable, total: int, processes: int, what: str) -> Iterator:
+    """Results in the order of the jobs, with a progress bar. Jobs are drawn as they are needed: a million do not pile up."""
+    if processes == 1 or total < 2:
+        yield from tqdm(map(function, jobs), total=total, desc=what, disable=None)
         return
-    with ProcessPoolExecutor(min(processes, len(jobs))) as pool:
+    processes, jobs, waiting = min(processes, total), iter(jobs), deque()
+    with (
+        ProcessPoolExecutor(processes, initializer=end_with_parent) as pool,
+        tqdm(total=total, desc=what, disable=None) as bar,
+    ):
         try:
-            yield from tqdm(pool.map(function, jobs, chunksize=4), total=len(jobs), desc=what, disable=None)
+            while True:
+                while len(waiting) < AHEAD * processes and (chunk := list(islice(jobs, CHUNK))):
+                    waiting.append(pool.submit(all_of, function, chunk))
+                if not waiting:
+                    return
+                for result in waiting.popleft().result():
+                    bar.update()
+                    yield result
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def start_cache(folder: Path) -> None:
-    """Mark a folder as a cache of this version. InputError if it holds one of another version."""
-    if (folder / "version.json").exists() or (folder / "index.csv").exists():
-        check_version(folder)
-    save_json(folder / "version.json", {"cache": CACHE_VERSION})
+def all_of(function: Callable, jobs: list) -> list:
+    """In a worker: the results of a few jobs."""
+    return [function(job) for job in jobs]
 
 
-def check_version(folder: Path) -> None:
-    """InputError unless the folder is a cache of this version."""
-    try:
-        found = json.loads((folder / "version.json").read_text(encoding="utf-8"))["cache"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder}: no cache here (no good version.json); run first: python 01_preprocess.py -o {folder}"
-        ) from error
-    if found != CACHE_VERSION:
-        raise InputError(
-            f"{folder}: a cache of version {found}, but this code reads version {CACHE_VERSION}; "
-            "delete it and run 01_preprocess.py again"
-        )
+def end_with_parent() -> None:
+    """In a new worker: see to it that it ends when the main process is killed. It would wait for work for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of the index, which a resumed training compares: its data must be the same."""
-    return hashlib.sha256((folder / "index.csv").read_bytes()).hexdigest()
+def remove_leftovers(folder: Path, names: set[str] | None = None) -> int:
+    """Remove the temporary files that a killed run left in a cache. -> how many
 
-
-def read_journal(folder: Path, build: Callable[[dict], object]) -> dict:
-    """What earlier runs finished, by name. A line cut short by an interruption counts as not done.
-
-    build: a line's record -> its CachedCase. If it raises ValueError, KeyError or TypeError, the line is skipped.
+    names : cases of this shard, if others may be writing now; their temporary files stay. None: all go.
     """
-    path, done = folder / JOURNAL, {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
-        try:
-            case = build(json.loads(line))
-        except (ValueError, KeyError, TypeError):
+    found = 0
+    for place in (folder, *(folder / sub for sub in ("imgs", "masks", "cases/imgs", "cases/gts"))):
+        if not place.is_dir():
             continue
-        done[case.name] = case
-    return done
+        with os.scandir(place) as files:  # a million names: no list of them, and no look at each file
+            stale = [Path(file.path) for file in files if file.name.endswith(".tmp")]
+        for path in stale:
+            owner = re.sub(r"\.\w+(\.[0-9a-f]{8})?\.tmp$", "", path.name)
+            if names is None or {owner, case_of_slice(owner)} & names:
+                path.unlink(missing_ok=True)
+                found += 1
+    return found
 
 
-def journal_line(cached) -> str:
+# ---------------------------------------------------------------- the journals
+
+
+def journal_name(shard: tuple[int, int] | None) -> str:
+    """done.jsonl, or the journal of a shard (3, 16)."""
+    return f"done-{shard_name(shard)}.jsonl" if shard else JOURNAL
+
+
+def shard_name(shard: tuple[int, int]) -> str:
+    """(3, 16) -> "03-of-16": names sort as numbers do."""
+    digits = max(2, len(str(shard[1])))
+    return f"{shard[0]:0{digits}}-of-{shard[1]:0{digits}}"
+
+
+def mark_shard(folder: Path, shard: tuple[int, int] | None, finished: dict | None) -> None:
+    """Note that a shard has come to its end, and with what; None: that it has begun. A run without shards needs no mark."""
+    if shard and finished:
+        save_json(folder / f"shard-{shard_name(shard)}.json", finished)
+    elif shard:
+        (folder / f"shard-{shard_name(shard)}.json").unlink(missing_ok=True)
+
+
+def missing_shards(folder: Path, shard: tuple[int, int] | None) -> list[int]:
+    """The numbers of the shards, of as many as this one is of, that have not come to their end."""
+    parts = range(1, shard[1] + 1) if shard else ()
+    return [k for k in parts if not (folder / f"shard-{shard_name((k, shard[1]))}.json").exists()]
+
+
+def done_by_all(folder: Path, listed: list) -> list[str]:
+    """The cases that all shards together have done. InputError if some were read with other options than the others.
+
+    listed: the files.sources.Source of all shards.
+    """
+    known, _ = read_journals(folder)
+    found = [source for source in listed if source.name in known]
+    other = [source for source in found if not known[source.name].stamp.endswith(f"| {source.options}")]
+    if other:
+        raise InputError(
+            f"{folder}: {len(other)} cases such as {other[0].name} were cached with other options than this shard's; "
+            "run all shards with the same ones, or once without --shard"
+        )
+    return [source.name for source in found]
+
+
+def read_journals(folder: Path) -> tuple[dict[str, CachedCase], int]:
+    """What all runs finished, by name, and the highest turn. A line cut short by an interruption counts as not done.
+
+    A run's turn is 1 more than the highest that it finds. Of two lines for one case that of the later turn counts, and
+    in one journal the later line: no clock is needed, which machines would have to agree on.
+    """
+    done, turns = {}, {}
+    for path in sorted(folder.glob("done*.jsonl")):
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                    turn = int(record.pop("turn"))
+                    case = CachedCase(**record | {"entries": [CacheEntry(**entry) for entry in record["entries"]]})
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    continue
+                if turn >= turns.get(case.name, 0):
+                    done[case.name], turns[case.name] = shared_text(case), turn
+    return done, max(turns.values(), default=0)
+
+
+def shared_text(case: CachedCase) -> CachedCase:
+    """The same case; texts that many entries have are stored once. A third of the memory of a large run."""
+    entries = [
+        replace(e, modality=sys.intern(e.modality), submodality=sys.intern(e.submodality), patient=sys.intern(e.patient),
+                source=sys.intern(e.source), window=sys.intern(e.window), split="")
+        for e in case.entries
+    ]  # fmt: skip
+    return replace(case, entries=entries)
+
+
+def journal_line(cached: CachedCase, turn: int) -> str:
     """A case as a line of the journal. It begins with a line end, because the line before it may be cut short."""
-    return f"\n{json.dumps(asdict(cached))}"
+    return f"\n{json.dumps({'turn': turn} | asdict(cached))}"
 
 
-def names_of_others(names: Iterable[str], known: dict) -> dict[str, set[str]]:
+def case_of_slice(name: str) -> str:
+    """The volume that an image would be a slice of, by its name: "CT_a-003" -> "CT_a"; other names as they are."""
+    return re.sub(r"-\d{3,}$", "", name)
+
+
+def names_of_others(names: set[str], known: dict[str, CachedCase]) -> dict[str, set[str]]:
     """{case: names in the cache that it must not use, because another case owns them}.
 
-    names : cases of this run.   known : the journal; a name that it gives to a case stays that case's.
+    names : cases of this run, of all shards.   known : the journals; a name that they give to a case stays that case's.
     A volume CT_a and a picture CT_a-003 collide: the volume's slice 3 is cached as CT_a-003 too.
     """
-    owner = {entry.name: case for case, cached in known.items() for entry in cached.entries}
-    names, taken = set(names), defaultdict(set)
-    for name in {*names, *owner}:
-        could_write = {name, re.sub(r"-\d{3,}$", "", name)}  # a picture of this name, or a volume's slice
-        for case in (could_write & names) - {owner.get(name, name)}:
-            taken[case].add(name)
+
+    def slice_of(name: str, volume: str) -> bool:
+        return volume in known and any(entry.name == name for entry in known[volume].entries)
+
+    taken = defaultdict(set)
+    cached = (entry.name for case in known.values() for entry in case.entries)
+    for name in (name for some in (names, cached) for name in some):
+        volume = case_of_slice(name)
+        if volume != name:  # only such names can be claimed twice
+            owner = volume if slice_of(name, volume) and not slice_of(name, name) else name
+            for case in ({name, volume} & names) - {owner}:
+                taken[case].add(name)
     return taken
 
 
-def merged_entries(before: list, finished: list, known: dict, splits: dict[str, str], excluded: set[str]) -> list:
-    """The entries of an index after a run: the old ones, with those of files that were done again replaced.
+def merged_entries(
+    before: list[CacheEntry], done: list[str], known: dict[str, CachedCase], splits: dict[str, str], excluded: set[str]
+) -> list[CacheEntry]:
+    """The entries of an index after a run: those of the index before, as the journals have them now, and the new ones.
 
-    before: entries of the index.   finished: cases of this run.   known: the journal before the run.
+    before: entries of the index.   done: cases of this run (with shards, of all of them).   known: the journals.
     splits: the split given to each case's entries, "" if data.split_entries is to draw it; an entry that has a split keeps it.
     """
-    kept_splits = {entry.name: entry.split for entry in before}
-    replaced = {entry.name for case in finished if case.name in known for entry in known[case.name].entries}
-    entries = {entry.name: entry for entry in before if entry.name not in replaced}
-    for case in finished:
-        entries |= {e.name: replace(e, split=kept_splits.get(e.name, splits[case.name])) for e in case.entries}
+    entries, kept_splits = {}, {}
+    for old in before:
+        owners = [known[case] for case in {old.name, case_of_slice(old.name)} if case in known]
+        new = next((entry for case in owners for entry in case.entries if entry.name == old.name), None)
+        if new or not owners:  # else the journal has its case without this slice: the file has changed
+            entries[old.name] = replace(new, split=old.split) if new else old
+            kept_splits[old.name] = old.split
+    for case in done:
+        entries |= {e.name: replace(e, split=kept_splits.get(e.name, splits[case])) for e in known[case].entries}
     gone = excluded | {entry.name for name in excluded & set(known) for entry in known[name].entries}
     return [entry for name, entry in entries.items() if name not in gone]
 
@@ -144,12 +237,15 @@ def split_warnings(entries: list, limit: int = 5) -> list[str]:
     return told + [f"so {'is 1 patient' if more == 1 else f'are {more} patients'} more"] * (more > 0)
 
 
-def summary(folder: Path, finished: list, entries: list, size: int, thin: int, excluded: int) -> str:
+def summary(
+    folder: Path, finished: list[CachedCase], entries: list[CacheEntry], size: int, thin: int, excluded: int
+) -> str:
     """One line: what a run of step 1 read, what the cache holds (`size` bytes), what was left out and why."""
     count = Counter(entry.split for entry in entries)
     reasons = {
         "images or slices without an object": sum(case.empty for case in finished),
         "objects of a slice too small for the grid": sum(case.lost for case in finished),
+        "objects below --smallest": sum(case.small for case in finished),
         "objects too thin for a box in validation cases": thin,
         "files excluded": excluded,
     }

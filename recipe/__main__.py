@@ -31,7 +31,7 @@ from data import CacheEntry, SliceDataset, read_split, validation_item
 from figures import loss_curve, plot_dice
 from files import InputError
 from files.checkpoints import export_checkpoint
-from files.journal import fingerprint
+from files.index import fingerprint
 from files.writing import csv_text, save_figure, save_json, save_text
 from grid import case_rng, grid_size, loosen_boxes
 from presets import PRESETS, Preset, override

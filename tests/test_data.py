@@ -1,6 +1,5 @@
 """data.py, files/pickles.py, files/journal.py: run-length masks are exact, a pickle cannot run code, no patient is cut apart."""
 
-import importlib
 import os
 import pickle
 from collections import Counter
@@ -28,11 +27,10 @@ from data import (
 )
 from files import InputError
 from files.case import Case
-from files.journal import fingerprint, journal_line, read_journal
+from files.index import fingerprint
+from files.journal import journal_line, read_journals
 from grid import grid_size
 from phantoms import tiny_case
-
-preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
 
 GOLDEN = Path(__file__).parent / "golden"
 RELEASED = GOLDEN / "released_rle_mask.pkl"
@@ -293,11 +291,15 @@ def test_index_and_journal_come_back_and_the_fingerprint_follows_the_index(tmp_p
     write_index(tmp_path, entries[1:])
     assert fingerprint(tmp_path) != first
 
-    cached = CachedCase("a", "stamp", entries, 2, 1, 0)
-    text = journal_line(cached)
+    entries = [replace(entry, split="") for entry in entries]
+    cached, later = (CachedCase("a", stamp, entries, 2, 1, 0, 3, 4) for stamp in ("stamp", "later"))
+    text = journal_line(cached, 1)
     (tmp_path / "done.jsonl").write_text(text[:90] + text + text[:60], encoding="utf-8")
-    assert read_journal(tmp_path, preprocess.cached_case) == {"a": cached}
-    assert read_journal(tmp_path / "none", preprocess.cached_case) == {}
+    assert read_journals(tmp_path) == ({"a": cached}, 1)
+    (tmp_path / "done-01-of-02.jsonl").write_text(journal_line(later, 2), encoding="utf-8")
+    (tmp_path / "done-02-of-02.jsonl").write_text(journal_line(cached, 1), encoding="utf-8")
+    assert read_journals(tmp_path) == ({"a": later}, 2)  # of all journals the line of the last turn counts
+    assert read_journals(tmp_path / "none") == ({}, 0)
 
 
 def test_a_wrong_index_and_another_version_are_told(tmp_path):
@@ -316,7 +318,7 @@ def test_a_wrong_index_and_another_version_are_told(tmp_path):
         read_index(tmp_path)
     (tmp_path / "version.json").write_text('{"cache": 7}')
     for call in (lambda: read_index(tmp_path), lambda: write_index(tmp_path, entries)):
-        with pytest.raises(InputError, match="a cache of version 7, but this code reads version 1; delete it"):
+        with pytest.raises(InputError, match="a cache of version 7, but this code reads version 2; delete it"):
             call()
     (tmp_path / "version.json").write_text("[")
     with pytest.raises(InputError, match="no good version.json"):

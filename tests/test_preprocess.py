@@ -16,7 +16,7 @@ import pytest
 
 from data import load_entry, read_index
 from files import InputError, writing
-from files.journal import fingerprint
+from files.index import fingerprint
 from files.npz import load_npz, read_npz
 from files.pictures import list_pairs, read_mask
 from files.writing import save_image, save_npz
@@ -388,7 +388,7 @@ def test_a_cache_of_another_version_is_refused_and_left_alone(folder):
     (folder / "cache" / "version.json").write_text('{"cache": 0}')
     before = files_of(folder / "cache")
     text = sentence("-i", folder / "train", "-o", folder / "cache")
-    assert "a cache of version 0, but this code reads version 1; delete it" in text
+    assert "a cache of version 0, but this code reads version 2; delete it" in text
     assert files_of(folder / "cache") == before
 
 
@@ -399,7 +399,7 @@ def test_a_full_disk_stops_the_run_in_a_sentence_and_the_next_one_goes_on(folder
         written.append(path)
         if len(written) > 15:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        real(path, content)
+        return real(path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(writing, "save_bytes", full)
