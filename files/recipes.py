@@ -46,7 +46,7 @@ RECIPES = {
         "https://www.kaggle.com/gangadhar/nuclei-segmentation-in-microscope-cell-images",
     ),
     "btcv": Recipe(
-        "btcv", r"(.*/)?(?:(img|imagesTr)/)?img(?P<case>\d+)\.nii\.gz",
+        "btcv", r"((?:[^/]+/)*?)(?:(img|imagesTr)/)?img(?P<case>\d+)\.nii\.gz",
         (r"\1label/label\3.nii.gz", r"\1labelsTr/label\3.nii.gz", r"\1label\3.nii.gz"),
         "img/img0001.nii.gz with label/label0001.nii.gz, or both in one folder",
         "https://www.synapse.org/#!Synapse:syn3193805", Options(window="400/40"),

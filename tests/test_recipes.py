@@ -1,0 +1,163 @@
+"""files/recipes.py: each public data set is found in a folder of its layout, and another layout is told in a sentence."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+from data import load_entry
+from files import SUBMODALITIES, InputError, modality_of, submodality_of
+from files.recipes import RECIPES, list_recipe
+from files.sources import Options
+from files.writing import save_image, save_npz
+from phantoms import tiny_case
+
+preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
+
+LAYOUTS = {  # files of the download -> name of the case, image, labels
+    "nuclei": (
+        ["BBBC006/a 1.jpg", "stage_1_train/0ab.jpg", "annotations/BBBC006.json", "annotations/stage1_train.json"],
+        [("nuclei_BBBC006_a 1", "BBBC006/a 1.jpg", "annotations/BBBC006.json"),
+         ("nuclei_stage_1_train_0ab", "stage_1_train/0ab.jpg", "annotations/stage1_train.json")],
+    ),
+    "btcv": (
+        ["RawData/Training/img/img0001.nii.gz", "RawData/Training/label/label0001.nii.gz", "imagesTr/img0002.nii.gz",
+         "labelsTr/label0002.nii.gz", "img0003.nii.gz", "label0003.nii.gz"],
+        [("btcv_0001", "RawData/Training/img/img0001.nii.gz", "RawData/Training/label/label0001.nii.gz"),
+         ("btcv_0002", "imagesTr/img0002.nii.gz", "labelsTr/label0002.nii.gz"),
+         ("btcv_0003", "img0003.nii.gz", "label0003.nii.gz")],
+    ),
+    "microus": (
+        ["Set/train/micro_ultrasound_scans/microUS_train_01.nii.gz",
+         "Set/train/expert_annotations/expert_annotation_train_01.nii.gz",
+         "Set/train/non_expert_annotations/nonexpert_annotation_train_01.nii.gz",
+         "Set/test/micro_ultrasound_scans/microUS_test_01.nii.gz"],
+        [("microUS_train_01", "Set/train/micro_ultrasound_scans/microUS_train_01.nii.gz",
+          "Set/train/expert_annotations/expert_annotation_train_01.nii.gz")],
+    ),
+    "flare22": (
+        ["FLARE22Train/images/FLARE22_Tr_0001_0000.nii.gz", "FLARE22Train/labels/FLARE22_Tr_0001.nii.gz"],
+        [("CT_FLARE22_Tr_0001", "FLARE22Train/images/FLARE22_Tr_0001_0000.nii.gz",
+          "FLARE22Train/labels/FLARE22_Tr_0001.nii.gz")],
+    ),
+    "hipxray": (
+        ["images/1.nii.gz", "labels/1.nii.gz", "images/2.jpg", "masks/2.png"],
+        [("hipxray_1", "images/1.nii.gz", "labels/1.nii.gz"), ("hipxray_2", "images/2.jpg", "masks/2.png")],
+    ),
+    "toothseg": (
+        ["Teeth Segmentation JSON/d2/img/1.jpg", "Teeth Segmentation JSON/d2/ann/1.jpg.json",
+         "Teeth Segmentation JSON/d2/masks_machine/1.png", "Teeth Segmentation JSON/meta.json"],
+        [("teeth_1", "Teeth Segmentation JSON/d2/img/1.jpg", "Teeth Segmentation JSON/d2/ann/1.jpg.json")],
+    ),
+    "challenge": (
+        ["CT/AMOS/CT_AMOS_amos_0001.npz", "XRay/CXR/2D_X-Ray_b_7.npz", "Dermoscopy/ISIC/isic_3.npz", "readme.txt"],
+        [("2D_X-Ray_b_7", "XRay/CXR/2D_X-Ray_b_7.npz", None), ("CT_AMOS_amos_0001", "CT/AMOS/CT_AMOS_amos_0001.npz", None),
+         ("Dermoscopy_ISIC_isic_3", "Dermoscopy/ISIC/isic_3.npz", None)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_images_and_labels_are_found_in_the_data_set_s_layout(name, tmp_path):
+    files, wanted = LAYOUTS[name]
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    sources, problems = list_recipe(name, tmp_path)
+    found = [(s.name, s.path, s.labels) for s in sources]
+    assert found == [(case, tmp_path / image, labels and tmp_path / labels) for case, image, labels in wanted]
+    assert not problems and all(modality_of(source.name) != "Other" for source in sources)
+    assert all(source.options.window == ("400/40" if name in ("btcv", "flare22") else "") for source in sources)
+    assert sources[0].options.dropped == ((12,) if name == "flare22" else ())
+    mine, _ = list_recipe(name, tmp_path, Options("1500/-600", (), True, 9))
+    assert mine[0].options == Options("1500/-600", sources[0].options.dropped, True, 9)
+
+
+def test_the_challenge_s_34_groups_are_known_by_name():
+    assert len(SUBMODALITIES) == 34
+    assert all(submodality_of(f"{group}_case_0001") == group for group in SUBMODALITIES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_another_layout_is_told_in_a_sentence_with_what_was_found(name, tmp_path):
+    with pytest.raises(InputError, match="no such folder; download"):
+        list_recipe(name, tmp_path / "none")
+    with pytest.raises(InputError, match=f"recipe {name} looks for .* but the folder is empty"):
+        list_recipe(name, tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file.mha").touch()
+    with pytest.raises(InputError, match=r"but found 1 files such as other/file\.mha; name the folder") as caught:
+        list_recipe(name, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_without_labels_are_told(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"img000{number}.nii.gz").touch()
+    with pytest.raises(InputError, match="found 2 images and labels of none"):
+        list_recipe("btcv", tmp_path)
+    (tmp_path / "label0001.nii.gz").touch()
+    sources, (problem,) = list_recipe("btcv", tmp_path)
+    assert len(sources) == 1 and "img0002.nii.gz: has no labels at" in str(problem)
+
+
+def run(*args):
+    return preprocess.main([*map(str, args), "--jobs", "1"])
+
+
+def test_the_challenge_s_folders_become_a_cache(tmp_path, capsys):
+    for place, dims, seed in (
+        ("CT/AMOS/CT_AMOS_amos_0001", 3, 0),
+        ("US/BUS/US_BUS_7", 2, 1),
+        ("US/BUS/US_BUS_8", 2, 2),
+    ):
+        case = tiny_case(seed, dims)
+        save_npz(tmp_path / "data" / f"{place}.npz", imgs=case.image, gts=case.labels)
+    entries = run("--recipe", "challenge", "-i", tmp_path / "data", "-o", tmp_path / "cache")
+    assert {e.submodality for e in entries} == {"CT_AMOS", "US"} and len(entries) == 7
+    assert "without its files at hand" not in capsys.readouterr().err
+
+
+def test_picture_pairs_of_a_recipe_become_a_cache_and_an_unverified_one_is_told(tmp_path, capsys):
+    for seed in (1, 2, 3):
+        case = tiny_case(seed)
+        save_image(tmp_path / "data" / "images" / f"{seed}.png", case.image)
+        save_image(tmp_path / "data" / "masks" / f"{seed}.png", np.minimum(case.labels, 1))
+    save_image(tmp_path / "data" / "images" / "4.png", case.image)
+    with pytest.raises(SystemExit, match="3 of 4 files done, 1 left out"):
+        run("--recipe", "hipxray", "-i", tmp_path / "data", "-o", tmp_path / "cache", "--instances")
+    told = capsys.readouterr().err
+    assert (
+        "01_preprocess.py: recipe hipxray was written without its files at hand" in told
+        and "4.png: has no labels" in told
+    )
+    lines = [json.loads(line) for line in (tmp_path / "cache" / "done.jsonl").read_text().splitlines() if line]
+    assert [line["name"] for line in lines] == ["hipxray_1", "hipxray_2", "hipxray_3"]
+    assert all(
+        line["entries"][0]["modality"] == "X-Ray" and line["objects"] == 2 for line in lines
+    )  # two parts of one label
+
+
+def test_dropped_labels_are_background(tmp_path):
+    case = tiny_case(0, 3)
+    folder = tmp_path / "data"
+    for seed in (1, 2):
+        save_npz(folder / f"CT_a_{seed}.npz", imgs=case.image, gts=np.array([0, 12, 3], np.uint16)[case.labels])
+    recipe = RECIPES["challenge"]
+    try:
+        RECIPES["challenge"] = recipe.__class__(**vars(recipe) | {"options": Options(dropped=(12,))})
+        entries = run("--recipe", "challenge", "-i", folder, "-o", tmp_path / "cache")
+    finally:
+        RECIPES["challenge"] = recipe
+    assert entries and {n for e in entries for n in np.unique(load_entry(tmp_path / "cache", e)[1]).tolist()} == {0, 3}
+
+
+def test_a_recipe_needs_a_folder_and_a_known_name(capsys):
+    for args, words in ((["--recipe", "btcv"], "name the input"), (["--recipe", "none", "-i", "a"], "invalid choice")):
+        with pytest.raises(SystemExit):
+            preprocess.main(args)
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        preprocess.main(["--recipe", "btcv", "--images", "a", "--masks", "b", "--modality", "US"])
+    assert "--recipe needs -i" in capsys.readouterr().err
