@@ -131,21 +131,15 @@ def cache_source(folder: Path, job: tuple[Source, CachedCase | None, set[str]]) 
     return replace(done, small=small), ""
 
 
-def cache_sources(
-    sources: list[Source],
-    listed: set[str],
-    known: dict[str, CachedCase],
-    journal: Path,
-    turn: int,
-    args: argparse.Namespace,
-) -> list[str]:
+def cache_sources(sources: list[Source], listed: set[str], args: argparse.Namespace) -> list[str]:
     """Cache the files of this run; bad ones are told. -> names of the cases that are done
 
-    listed: cases of all shards.   known: the journals so far.   Each case is noted in `journal` once its images are written.
+    listed: cases of all shards.   Each case is noted in this run's journal once its images are written.
     """
+    known, turn = read_journals(args.out)
     finished, taken = [], names_of_others(listed, known)
     jobs = ((source, known.get(source.name), taken.get(source.name, set())) for source in sources)
-    with journal.open("a", encoding="utf-8") as lines:
+    with (args.out / journal_name(args.shard)).open("a", encoding="utf-8") as journal:
         work = partial(cache_source, args.out)
         for done, problem in in_parallel(work, jobs, len(sources), args.jobs, "files"):
             if done is None:
@@ -153,8 +147,8 @@ def cache_sources(
                 continue
             finished.append(done.name)
             if done != known.get(done.name):
-                lines.write(journal_line(done, turn))
-                lines.flush()
+                journal.write(journal_line(done, turn + 1))
+                journal.flush()
     return finished
 
 
@@ -162,7 +156,7 @@ def run(args: argparse.Namespace) -> list[CacheEntry]:
     # 1. What to read, and where to
     if args.out.resolve() in [path.resolve() for path in (args.input, args.images, args.masks, args.val) if path]:
         raise InputError(f"{args.out}: input and output are the same folder; name another one with --out")
-    shard = parse_shard(args.shard) if args.shard else None
+    shard = args.shard = parse_shard(args.shard) if args.shard else None
     excluded = {line.strip() for line in args.exclude.read_text("utf-8").splitlines()} if args.exclude else set()
     listed, left_out, bad = list_sources(args, excluded)
     sources = [source for source in listed if shard_of(source.name, shard[1]) == shard[0]] if shard else listed
@@ -170,18 +164,13 @@ def run(args: argparse.Namespace) -> list[CacheEntry]:
     remove_leftovers(args.out, {source.name for source in sources} if shard else None)
 
     # 2. Images and masks on the grid, a line in the journal for each case
-    known, turn = read_journals(args.out)
     mark_shard(args.out, shard, None)
-    done = cache_sources(
-        sources, {source.name for source in listed}, known, args.out / journal_name(shard), turn + 1, args
-    )
+    done = cache_sources(sources, {source.name for source in listed}, args)
     mark_shard(args.out, shard, {"files": len(sources), "done": len(done)})
     total, failed = len(sources) + bad, bad + len(sources) - len(done)
     entries = []
     if waiting := missing_shards(args.out, shard):
-        print(
-            f"01_preprocess.py: shard {args.shard}: {len(done):,} files; no index yet, shards {waiting} have not ended"
-        )
+        print(f"01_preprocess.py: {len(done):,} files of this shard; no index yet, shards {waiting} have not ended")
     else:
         entries = complete(args, listed, done_by_all(args.out, listed) if shard else done, excluded, left_out)
     if failed:

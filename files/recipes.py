@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from files import InputError, modality_of
@@ -79,27 +79,30 @@ RECIPES = {
 def list_recipe(name: str, folder: Path, options: Options | None = None) -> tuple[list[Source], list[InputError]]:
     """The cases of a data set -> (sources sorted by name, one InputError for each image without labels).
 
-    options : a window that is given there replaces the recipe's; instances and smallest are taken as they are.
+    options : a window that is given there replaces the recipe's; instances and smallest come beside what the recipe does.
     InputError, one sentence, if the folder does not look like the data set.
     """
     recipe, options = RECIPES[name], options or Options()
-    options = replace(options, window=options.window or recipe.options.window, dropped=recipe.options.dropped)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; download {name} from {recipe.get} and name its folder")
-    wanted, sources, problems = re.compile(recipe.images, re.IGNORECASE), [], []
-    for relative in files_below(folder):
-        if not (found := wanted.fullmatch(relative)):
+    options = Options(
+        options.window or recipe.options.window,
+        recipe.options.dropped,
+        options.instances or recipe.options.instances,
+        options.smallest,
+    )
+    files, sources, problems = files_below(folder), [], []
+    there, wanted = set(files), re.compile(recipe.images, re.IGNORECASE)
+    for file in files:
+        if not (found := wanted.fullmatch(file)):
             continue
-        places = [folder / found.expand(place) for place in recipe.labels]
-        labels = next((place for place in places if place.is_file()), None)
-        if places and labels is None:
-            problems.append(
-                InputError(f"{folder / relative}: has no labels at {places[0]}; add them, or remove this image")
-            )
+        places = [found.expand(place) for place in recipe.labels]
+        labels = next((folder / place for place in places if place in there), None)
+        if places and not labels:
+            where = folder / places[0]
+            problems.append(InputError(f"{folder / file}: has no labels at {where}; add them, or remove this image"))
         else:
-            sources.append(
-                Source(case_name(recipe, found["case"], relative), folder / relative, labels, options=options)
-            )
+            sources.append(Source(case_name(recipe, found["case"], file), folder / file, labels, options=options))
     if not sources:
         raise InputError(
             f"{folder}: recipe {name} looks for {recipe.looks_like}, but {what_lies_in(folder, len(problems))}"
@@ -112,7 +115,7 @@ def files_below(folder: Path) -> list[str]:
     found = []
     for place, _, names in os.walk(folder):
         below = Path(place).relative_to(folder)
-        found += [(below / name).as_posix() for name in names]
+        found += [(below / name).as_posix() for name in names if not name.startswith(".")]  # ._NAME: a Mac's notes
     return sorted(found)
 
 
@@ -121,7 +124,7 @@ def case_name(recipe: Recipe, found: str, relative: str) -> str:
 
     A challenge file whose name begins with no modality gets its folders' names before its own.
     """
-    name = name_of(Path(found.replace("/", "_")))
+    name = found.replace("/", "_")
     if recipe.prefix:
         return f"{recipe.prefix}_{name}"
     return name if modality_of(name) != "Other" else name_of(Path(relative.replace("/", "_")))
