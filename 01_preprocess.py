@@ -37,7 +37,7 @@ from data import (
 )
 from files import InputError, bare_name, modality_of
 from files.case import Case
-from files.formats import list_cases, name_of, read_case
+from files.formats import list_cases, name_of, read_case, read_pair
 from files.journal import (
     JOURNAL,
     CachedCase,
@@ -51,7 +51,7 @@ from files.journal import (
     summary,
 )
 from files.npz import load_npz, write_case, write_training_case
-from files.pictures import list_pairs, read_pair
+from files.partners import list_pairs
 from files.writing import save_json
 from grid import promptable_labels
 
@@ -112,7 +112,7 @@ def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Sou
         found += [Source(name_of(path), path, None, is_val=folder is args.val) for path in list_cases(folder)]
     if args.images:
         pairs, problems = list_pairs(args.images, args.masks)
-        found += [Source(f"{args.modality}_{image.stem}", image, mask, is_val=False) for image, mask in pairs]
+        found += [Source(f"{args.modality}_{name_of(image)}", image, mask, is_val=False) for image, mask in pairs]
     sources = {}
     for source in found:  # validation comes first: a case in both is for validation
         first = sources.setdefault(source.name, source)
