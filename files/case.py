@@ -31,6 +31,11 @@ class Case:
     window: tuple[float, float] | None = None  # width and level that the intensities were cut to; width 0: percentiles
     source_range: tuple[float, float] | None = None  # lowest and highest intensity of the file; None if it had 8 bits
 
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """The shape of its label map, (H, W) or (D, H, W)."""
+        return self.image.shape if self.is_3d else self.image.shape[:2]
+
 
 def spacing_zyx(spacing_xyz: np.ndarray) -> tuple[float, float, float]:
     """Spacing as files store it, (x, y, z) mm, in array-axis order (z, y, x). ValueError unless three positive numbers."""

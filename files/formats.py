@@ -57,7 +57,7 @@ def read_case(path: Path, boxes_from_masks: bool = False, window: Window | None 
     case = replace(
         _image_of(path, window), name=name_of(path)
     )  # results and the journal find a case by its file's name
-    if case.labels is None and (labels or boxes_from_masks):
+    if case.labels is None and (labels or boxes_from_masks) and READERS.get(ending_of(path)) != READERS[".npz"]:
         from files.partners import label_files  # only here: most cases of step 4 come with boxes
 
         if beside := label_files(path):
@@ -65,8 +65,7 @@ def read_case(path: Path, boxes_from_masks: bool = False, window: Window | None 
     if boxes_from_masks:
         return replace(case, boxes=exact_boxes(case, path))
     if case.boxes is None and (named := boxes_beside(path).get(path.name)):
-        boxes = check_boxes(named.boxes, case.image.shape if case.is_3d else case.image.shape[:2], path)
-        case = replace(case, boxes=boxes, label_names=named.names)
+        case = replace(case, boxes=check_boxes(named.boxes, case.grid_shape, path), label_names=named.names)
     return case
 
 
@@ -80,8 +79,7 @@ def read_pair(image: Path, labels: Path, name: str, window: Window | None = None
 
 def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
     """The case of an image file with the labels that lie beside it: one label map, or one mask picture for each object."""
-    first, ending, names = beside[0], ending_of(beside[0]), None
-    shape = case.image.shape if case.is_3d else case.image.shape[:2]
+    first, ending, names, shape = beside[0], ending_of(beside[0]), None, case.grid_shape
     if first.suffix == ".json":
         from files import coco, supervisely  # only here: few data sets have them
 

@@ -10,14 +10,15 @@ import numpy as np
 
 from files import InputError
 from files.case import Case
-from files.intensity import Window, to_grey_levels
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
 
 
-def read_picture(path: Path, window: Window | None = None) -> Case:
+def read_picture(path: Path, window: tuple[float, float] | None = None) -> Case:
     """A picture as a case without boxes; the pages of a TIFF as the slices of a volume. InputError if it can't be read."""
+    from files.intensity import to_grey_levels  # only here and below: the cache has 8 bits
+
     pages = _pages(path)
     if len(pages) == 1:
         pixels = pages[0]
@@ -39,7 +40,11 @@ def read_image(path: Path | str) -> np.ndarray:
     pages = _pages(path)
     if len(pages) > 1:
         raise InputError(f"{path}: holds several pages; save the one to use as an image of its own")
-    return pages[0] if pages[0].dtype == np.uint8 else to_grey_levels(pages[0], path).levels
+    if pages[0].dtype == np.uint8:
+        return pages[0]
+    from files.intensity import to_grey_levels
+
+    return to_grey_levels(pages[0], path).levels
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -102,7 +107,7 @@ def _pages(path: Path) -> list[np.ndarray]:
     # 16 bits that hold 8 stay as they are
     small = all(page.dtype == np.uint16 and page.max() <= 255 for page in pages)
     pages = [page.astype(np.uint8) if small else page for page in pages]
-    return [cv2.cvtColor(page, cv2.COLOR_BGR2RGB) if page.ndim == 3 else page for page in pages]  # OpenCV reads BGR
+    return [np.ascontiguousarray(page[..., ::-1]) if page.ndim == 3 else page for page in pages]  # OpenCV reads BGR
 
 
 def _palette_indices(path: Path) -> np.ndarray | None:

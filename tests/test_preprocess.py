@@ -259,7 +259,7 @@ def test_bad_pictures_are_told_in_a_sentence_and_the_others_are_done(tmp_path, c
     gray, labels = tiny_case().image, tiny_case().labels
     cases = {
         "cut": ("not an image that OpenCV can read", gray, None),
-        "color": ("is a colour picture, not a mask", gray, np.random.default_rng(0).integers(0, 255, (64, 80, 3))),
+        "color": (" colours, not a mask", gray, np.random.default_rng(0).integers(0, 255, (64, 80, 3))),
         "empty": ("the mask holds no object", gray, labels * 0),
         "high": ("labels range from 0 to 70000, allowed are 0 to 65535", gray, labels.astype(np.int32) * 35_000),
         "size": ("label map has shape (64, 79) but the image has (64, 80)", gray, labels[:, :-1]),
