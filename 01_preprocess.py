@@ -44,7 +44,7 @@ from files.journal import (
     summary,
 )
 from files.npz import write_training_case
-from files.pictures import list_pairs
+from files.partners import list_pairs
 from files.recipes import RECIPES, list_recipe
 from files.sources import Options, Source, parse_shard, read_source, shard_of, write_validation_case
 from files.writing import save_json
@@ -63,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--val", type=Path, help="folder of challenge cases to validate on, in place of drawing some")
     p.add_argument("--val-share", type=float, default=0.01, help="share of each modality to draw for validation")
     p.add_argument("--seed", type=int, default=0, help="seed of the draw, 0 or more")
-    p.add_argument("--window", default="", help="intensities of more than 8 bits: soft, lung, brain, bone, percentile, or WIDTH/LEVEL")  # fmt: skip
+    p.add_argument("--window", default="", help="cut intensities to soft, lung, brain, bone or WIDTH/LEVEL, or by percentile")  # fmt: skip
     p.add_argument("--instances", action="store_true", help="each connected part of a label becomes an object of its own")  # fmt: skip
     p.add_argument("--smallest", type=int, default=0, help="leave out objects of fewer pixels, in 3D voxels, than this")
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
@@ -90,7 +90,7 @@ def tell(problem: Exception | str, what: str = "left out: ") -> None:
 
 def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Source], int, int]:
     """Every file to read, sorted by name. -> (sources, number excluded, number left out as bad)"""
-    options, found, problems = Options(args.window, (), args.instances, args.smallest), [], []
+    options, found, problems = Options(args.window, (), args.instances, args.smallest).checked(), [], []
     for folder in filter(None, (args.val, args.input if not args.recipe else None)):
         found += [Source(name_of(path), path, None, folder is args.val, options) for path in list_cases(folder)]
     if args.recipe:
@@ -100,7 +100,7 @@ def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Sou
             tell(f"recipe {args.recipe} was written without its files at hand: look at some cached masks", "")
     if args.images:
         pairs, problems = list_pairs(args.images, args.masks)
-        found += [Source(f"{args.modality}_{image.stem}", image, mask, False, options) for image, mask in pairs]
+        found += [Source(f"{args.modality}_{name_of(image)}", image, mask, False, options) for image, mask in pairs]
     sources = {}
     for source in found:  # validation comes first: a case in both is for validation
         first = sources.setdefault(source.name, source)

@@ -1,12 +1,13 @@
-"""Step 4 of 5, infer. Reads images and boxes, writes label maps, overlays and running times.
+"""Step 4 of 5, infer. Reads images and boxes, writes label maps, overlays, a table of objects and running times.
 
-    python 04_infer.py -i demo/imgs -o demo/segs                        a folder of challenge cases (.npz)
-    python 04_infer.py -i scan.png -o out --box 30 40 120 150           one picture
-    python 04_infer.py --smoke                                          two tiny synthetic cases, 10 s
+    python 04_infer.py -i assets/examples -o out            a folder of pictures with boxes.csv
+    python 04_infer.py -i demo/imgs -o segs                 a folder of challenge cases (.npz)
+    python 04_infer.py -i assets/examples/heart.png -o out --box 30 40 120 150
+    python 04_infer.py --smoke                              two tiny synthetic cases, 10 s
 
-For a folder it writes NAME.npz (`segs`, the input's shape, box i painted as i + 1), efficiency.csv, and with
---overlay overlays/NAME.png; for one image NAME_mask.png (255 inside), NAME_overlay.png and NAME.npz.
-The command line is the challenge's: python 04_infer.py -i INPUTS -o OUTPUTS.
+Writes of each case what files/results.py says: NAME.npz (`segs`, the input's shape, box i painted as i + 1), and where the input
+was no .npz, NAME.nii.gz or NAME_mask.png; objects.csv, a row an object; efficiency.csv; of one image NAME_overlay.png, of a folder
+with --overlay overlays/NAME.png. Formats: docs/formats.md. The command line is the challenge's: 04_infer.py -i INPUTS -o OUTPUTS.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +25,27 @@ from tqdm import tqdm
 
 import fast
 import segment
-from figures import flat_view, overlay
-from files import InputError, modality_of
+from figures import PALETTE, flat_view, overlay
+from files import InputError
 from files.case import Case, check_boxes
-from files.formats import PICTURE_ENDINGS, ending_of, list_cases, name_of, read_case
-from files.writing import csv_text, save_image, save_json, save_npz, save_text
+from files.formats import ending_of, list_cases, name_of, read_case
+from files.intensity import parse_window
+from files.results import (
+    COLUMNS,
+    OBJECT_COLUMNS,
+    RESULT_ENDINGS,
+    STAGES,
+    Done,
+    efficiency_row,
+    object_rows,
+    objects_told,
+    save_label_map,
+)
+from files.writing import csv_text, save_image, save_json, save_text
 from grid import boxes_from_labels, case_rng, loosen_boxes
 from presets import PRESETS
 from segment import MODELS, Segmenter
-from volumes import segment_case
-
-STAGES = ("enhance", "encode", "decode", "upsample")
-COLUMNS = ("case", "modality", "shape", "objects", "read_s", *(f"{stage}_s" for stage in STAGES), "write_s", "total_s")
+from volumes import segment_objects
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -42,12 +53,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument(
-        "-i", "--input", type=Path, help="folder of cases (.npz), one case, or one picture together with --box"
+        "-i", "--input", type=Path, help="a folder of cases, a file, or the folder of a DICOM series (docs/formats.md)"
     )
     p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="folder for the results, made if missing")
     p.add_argument(
-        "--box", type=float, nargs=4, action="append", metavar=("X0", "Y0", "X1", "Y1"),
-        help="box prompt for one image, pixels, x to the right, y down; repeat it for more objects",
+        "--box", type=float, nargs="+", action="append", metavar="N",
+        help="box prompt for one image: X0 Y0 X1 Y1, pixels, x to the right, y down; in a volume X0 Y0 Z0 X1 Y1 Z1; repeat it "
+        "for more objects",
     )  # fmt: skip
     p.add_argument(
         "--model", choices=MODELS, default=segment.default_model(),
@@ -68,83 +80,94 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--engine-cache", type=Path, metavar="DIR", help="where OpenVINO keeps graphs (default: user's cache)"
     )
     p.add_argument(
-        "--boxes-from-masks", action="store_true", help="take each box exactly from 'gts', and keep its labels"
+        "--boxes-from-masks",
+        action="store_true",
+        help="take each box exactly from the labels, 'gts' or a mask file beside the image, and keep their numbers",
     )
     p.add_argument(
         "--looseness", type=float, default=0.0, metavar="SHARE",
         help="with --boxes-from-masks: move each side outward by 0.5 to 1.5 times this share of the object, as people do",
+    )  # fmt: skip
+    p.add_argument(
+        "--window", metavar="NAME|W/L",
+        help="intensities to show, for more than 8 bits: soft, lung, brain, bone, percentile, or width/level such as 400/40 "
+        "(default: the file's own; else soft for CT and percentile for the rest)",
     )  # fmt: skip
     p.add_argument("--overlay", action="store_true", help="also write a picture of each case with masks and boxes")
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
     args = p.parse_args(argv)
     if args.input is None and not args.smoke:
         p.error("name the input: -i FOLDER, or -i IMAGE --box X0 Y0 X1 Y1, or --smoke")
+    try:
+        args.window = args.window and parse_window(args.window)
+    except ValueError as error:
+        p.error(f"--window: {error}")
+    if {len(box) for box in args.box or ()} not in (set(), {4}, {6}):
+        p.error("--box takes 4 numbers, X0 Y0 X1 Y1, or in a volume 6, X0 Y0 Z0 X1 Y1 Z1; all of one kind")
     if args.looseness < 0 or (args.looseness and not args.boxes_from_masks):
         p.error("--looseness is 0 or more, and loosens the boxes of --boxes-from-masks")
     return args
 
 
-def infer_case(segmenter: Segmenter, case: Case, read_s: float, args: argparse.Namespace) -> dict:
-    """Segment one case and write its files. Returns its row of efficiency.csv, times in seconds."""
+def read_boxed(path: Path, args: argparse.Namespace) -> Case:
+    """A case with its boxes: of the command line, of its file, of boxes.csv, or of its masks. InputError if there are none."""
+    case = read_case(path, args.boxes_from_masks, args.window, labels=False)
+    if args.box:
+        case = replace(case, boxes=check_boxes(np.array(args.box), case.grid_shape, path), label_names=None)
+    if case.boxes is None:
+        raise InputError(
+            f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, put a boxes.csv beside it, "
+            "or take them from masks with --boxes-from-masks"
+        )
+    if args.looseness:
+        boxes = loosen_boxes(case.boxes, args.looseness, case_rng(case.name), *case.labels.shape[-2:])
+        case = replace(case, boxes=boxes)
+    return case
+
+
+def infer_case(segmenter: Segmenter, case: Case, path: Path, read_s: float, args: argparse.Namespace) -> Done:
+    """Segment one case and write its files. Times are in seconds."""
     start, before = time.perf_counter(), dict(segmenter.seconds)
-    labels = segment_case(segmenter, case)
+    slices = partial(tqdm, desc=case.name, unit="slice", leave=False, disable=None)
+    labels, iou, own = segment_objects(segmenter, case, slices)
+    numbers = np.arange(1, len(iou) + 1)
     if args.boxes_from_masks:  # box i is the i-th label that occurs, which need not be label i + 1
-        labels = np.append(0, boxes_from_labels(case.labels)[0]).astype(np.uint16)[labels]
+        numbers = boxes_from_labels(case.labels)[0]
+        labels = np.append(0, numbers).astype(np.uint16)[labels]
     segmented = time.perf_counter()
-    # 8 bits where they hold every label, as the challenge's own files; 16 above 255 objects (D9)
-    save_npz(args.output / f"{case.name}.npz", segs=labels.astype(np.uint8) if labels.max() <= 255 else labels)
+    names = save_label_map(args.output, case, labels, path, PALETTE)
     written = time.perf_counter()
-    if args.overlay:  # not part of the running time: the challenge writes none
-        save_image(args.output / "overlays" / f"{case.name}.png", overlay(*flat_view(case.image, labels, case.boxes)))
-    stages = {f"{stage}_s": segmenter.seconds[stage] - before.get(stage, 0.0) for stage in STAGES}
-    return {
-        "case": f"{case.name}.npz",
-        "modality": modality_of(case.name),
-        "shape": "x".join(map(str, case.image.shape)),
-        "objects": len(case.boxes),
-        "read_s": read_s,
-        **stages,
-        "write_s": written - segmented,
-        "total_s": read_s + written - start,
-    }
+    if args.overlay or path == args.input:  # not part of the running time: the challenge writes none
+        name = f"{case.name}_overlay.png" if path == args.input else f"overlays/{case.name}.png"
+        save_image(args.output / name, overlay(*flat_view(case.image, labels, case.boxes), numbers=True))
+        names.append(name)
+    spent = {stage: segmenter.seconds[stage] - before.get(stage, 0.0) for stage in STAGES}
+    row = efficiency_row(case, spent, read_s, written - segmented, read_s + written - start)
+    return Done(row, object_rows(case, labels, numbers, iou, own, segmented - start), names)
 
 
-def infer_cases(segmenter: Segmenter, files: list[Path], args: argparse.Namespace) -> tuple[list[dict], int]:
-    """Every file. A bad one is told and left out; the others are done. -> (rows of efficiency.csv, number left out)"""
-    rows, left_out = [], 0
+def infer_cases(files: list[Path], args: argparse.Namespace) -> tuple[list[Done], Segmenter | None]:
+    """Every file. A bad one is told and left out; the others are done. The model is loaded for the first good one."""
+    done, segmenter = [], None
     for path in tqdm(files, desc="cases", disable=None):
         start = time.perf_counter()
         try:
-            case = read_case(path, args.boxes_from_masks)
-            if case.boxes is None:
-                raise InputError(f"{path}: has no key 'boxes'; add box prompts, or use --boxes-from-masks")
-            if args.looseness:
-                boxes = loosen_boxes(case.boxes, args.looseness, case_rng(case.name), *case.labels.shape[-2:])
-                case = replace(case, boxes=boxes)
-            rows.append(infer_case(segmenter, case, time.perf_counter() - start, args))
+            case = read_boxed(path, args)
         except InputError as error:
-            # an earlier run's result would be taken for this one's by step 5
-            (args.output / f"{name_of(path)}.npz").unlink(missing_ok=True)
-            left_out += 1
+            if path == args.input:
+                raise
+            for ending in RESULT_ENDINGS:  # an earlier run's result would be taken for this one's
+                (args.output / f"{name_of(path)}{ending}").unlink(missing_ok=True)
             tqdm.write(f"04_infer.py: left out: {error}", file=sys.stderr)
-    if rows:
-        save_text(args.output / "efficiency.csv", csv_text(rows, COLUMNS, number=".4f"))
-    return rows, left_out
-
-
-def infer_picture(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
-    """One picture with --box: its mask and overlay as PNG, its label map as npz."""
-    case = read_case(args.input)
-    boxes = check_boxes(np.array(args.box), case.image.shape[:2], args.input)
-    labels = segment_case(segmenter, replace(case, boxes=boxes))
-    save_npz(args.output / f"{case.name}.npz", segs=labels)
-    save_image(args.output / f"{case.name}_mask.png", np.where(labels > 0, 255, 0).astype(np.uint8))
-    save_image(args.output / f"{case.name}_overlay.png", overlay(case.image, labels, boxes))
-    shares = ", ".join(f"object {i + 1}: {np.count_nonzero(labels == i + 1)} pixels" for i in range(len(boxes)))
-    print(
-        f"04_infer.py: {shares}; wrote {args.output / case.name}_mask.png, {case.name}_overlay.png and {case.name}.npz"
-    )
-    return [{"case": case.name, "objects": len(boxes), **{f"{k}_s": v for k, v in segmenter.seconds.items()}}]
+            continue
+        read_s = time.perf_counter() - start
+        if segmenter is None:
+            segmenter = load_segmenter(args)
+            tqdm.write(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
+        done.append(infer_case(segmenter, case, path, read_s, args))
+        if told := objects_told(done[-1].objects):
+            tqdm.write(f"04_infer.py: {told}", file=sys.stderr)
+    return done, segmenter
 
 
 def load_segmenter(args: argparse.Namespace) -> Segmenter:
@@ -157,45 +180,46 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
     return engines.load(*named, cache=args.engine_cache)
 
 
-def check_input(args: argparse.Namespace) -> bool:
-    """Whether the input is one picture with --box. InputError if input and flags do not go together."""
-    if args.input.is_dir() or (not args.input.exists() and not args.box):
-        if args.box:
-            raise InputError(f"{args.input}: --box is for one picture; the cases of a folder carry their own boxes")
-        if args.output.resolve() == args.input.resolve():
-            raise InputError(
-                f"{args.output}: input and output are the same folder; the results would replace the cases"
-            )
-        return False
-    picture = ending_of(args.input) in PICTURE_ENDINGS
-    if picture and not args.box:
-        raise InputError(f"{args.input}: not a folder; for one picture give a box: --box X0 Y0 X1 Y1 (pixels)")
-    return bool(args.box)
+def files_to_do(args: argparse.Namespace) -> list[Path]:
+    """The cases to segment. InputError if input and flags do not go together."""
+    alone = ending_of(args.input) and not args.input.is_dir()
+    files = [args.input] if alone else list_cases(args.input, with_boxes=not args.boxes_from_masks)
+    if args.box and len(files) > 1:
+        raise InputError(f"{args.input}: --box is for one image; the cases of a folder carry their own boxes")
+    if args.output.resolve() in (args.input.resolve(), files[0].parent.resolve()):
+        raise InputError(
+            f"{args.output}: input and output are the same folder; the results would replace files of yours, name another"
+        )
+    return files
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    # 1. The model with its weights, and the preset
-    picture = check_input(args)
-    segmenter = load_segmenter(args)
-    print(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
+    # 1. What to segment. What is wrong with it is told before the model is loaded
+    files = files_to_do(args)
 
-    # 2. One picture, or cases
-    if picture:
-        rows, left_out = infer_picture(segmenter, args), 0
-    else:
-        files = [args.input] if args.input.is_file() else list_cases(args.input)
-        rows, left_out = infer_cases(segmenter, files, args)
+    # 2. Case by case
+    done, segmenter = infer_cases(files, args)
+    rows, objects = [one.row for one in done], [item for one in done for item in one.objects]
 
-    # 3. What was run, beside what it wrote
-    if rows:
+    # 3. How long it took, what was found, what was run
+    if done:
+        save_text(args.output / "efficiency.csv", csv_text(rows, COLUMNS, number=".4f"))
+        save_text(args.output / "objects.csv", csv_text(objects, OBJECT_COLUMNS))
         save_json(args.output / "arguments.json", vars(args) | {"preset_fields": vars(segmenter.preset)})
-    if left_out:
-        sys.exit(f"04_infer.py: {len(rows)} of {len(rows) + left_out} cases done, {left_out} left out as told above.")
-    if not picture:
-        objects, seconds = sum(row["objects"] for row in rows), sum(row["total_s"] for row in rows)
-        kept = f"wrote {args.output}. Next: python 05_evaluate.py -s {args.output} -g GROUND_TRUTH"
-        told = "results removed again. Next: python 05_evaluate.py --smoke" if args.smoke else kept
-        print(f"04_infer.py: {len(rows)} cases, {objects} objects in {seconds:.1f} s, {told}")
+    if len(done) < len(files):
+        sys.exit(
+            f"04_infer.py: {len(done)} of {len(files)} cases done, {len(files) - len(done)} left out as told above."
+        )
+    if files == [args.input]:
+        found = ", ".join(
+            f"object {o['label']}: {o['pixels']} pixels, predicted IoU {o['predicted_iou']}" for o in objects
+        )
+        print(f"04_infer.py: {found}; wrote {', '.join(done[0].files)} and objects.csv to {args.output}")
+        return rows
+    seconds = sum(row["total_s"] for row in rows)
+    kept = f"wrote {args.output}. Next: python 05_evaluate.py -s {args.output} -g GROUND_TRUTH"
+    told = "results removed again. Next: python 05_evaluate.py --smoke" if args.smoke else kept
+    print(f"04_infer.py: {len(rows)} cases, {len(objects)} objects in {seconds:.1f} s, {told}")
     return rows
 
 

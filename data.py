@@ -126,12 +126,11 @@ def slice_names(case: Case) -> list[tuple[str, object]]:
 
 def intensity_columns(case: Case) -> tuple[float | None, float | None, str]:
     """The index's low, high and window of a case; None, None and "" for an image that came with 8 bits."""
-    found = getattr(case, "source_range", None)
-    low, high = (None, None) if found is None else map(float, found)
-    if isinstance(case.window, tuple):
-        level, width = case.window
-        return low, high, f"{width:g}/{level:g}"
-    return low, high, "" if case.window is None else str(case.window)
+    low, high = (None, None) if case.source_range is None else map(float, case.source_range)
+    if case.window is None:
+        return low, high, ""
+    width, level = case.window
+    return low, high, f"{width:g}/{level:g}" if width else "percentile"
 
 
 def cache_case(folder: Path, case: Case, source: str, stamp: str = "", keep_good: bool = False) -> CachedCase:

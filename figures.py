@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from enhance import three_channels
-from grid import resize_to_grid
+from grid import label_bounds, resize_to_grid
 from presets import PRESETS
 
 YELLOW = (255, 221, 0)  # box prompts, as in the paper's Figure 3
@@ -21,29 +21,57 @@ PALETTE = np.array(  # mask colours, RGB, told apart by colour-blind readers too
 OVERLAY_SIDE = 512  # pixels; smaller images are enlarged to it, so that outlines can be seen
 
 
-def overlay(image: np.ndarray, labels: np.ndarray, boxes_xyxy: np.ndarray | None = None) -> np.ndarray:
-    """Masks as tinted areas with outlines, boxes in yellow. [P Fig. 3]
+def overlay(
+    image: np.ndarray, labels: np.ndarray, boxes_xyxy: np.ndarray | None = None, numbers: bool = False
+) -> np.ndarray:
+    """Masks as tinted areas with outlines, boxes in yellow. Small objects get thin lines. [P Fig. 3]
 
     image: (H, W) or (H, W, 3) uint8; labels: (H, W), 0 is background; boxes_xyxy: (N, 4), pixels of the image.
+    numbers: write its label beside each object.
     Returns (h, w, 3) RGB uint8, enlarged by a whole factor if the image is small.
     """
     factor = max(1, round(OVERLAY_SIDE / max(image.shape[:2])))
     rgb = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
     rgb = rgb.repeat(factor, axis=0).repeat(factor, axis=1).copy()
     big = labels.repeat(factor, axis=0).repeat(factor, axis=1)
-    width = max(1, round(max(rgb.shape[:2]) / 200))
     inside = big > 0
     colours = PALETTE[(big[inside].astype(np.int64) - 1) % len(PALETTE)]
     rgb[inside] = (0.65 * rgb[inside] + 0.35 * colours).astype(np.uint8)
-    # outline: object pixels that see another label within `width` pixels, the same on all sides
-    window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
-    edge = inside & (cv2.dilate(big, window) != cv2.erode(big, window))
-    rgb[edge] = PALETTE[(big[edge].astype(np.int64) - 1) % len(PALETTE)]
+    widest = max(1, round(max(rgb.shape[:2]) / 200))
+    bounds = {
+        label: (low[::-1] * factor, (high[::-1] + 1) * factor) for label, (low, high) in label_bounds(labels).items()
+    }
+    widths = {label: _line_width(*ends, widest) for label, ends in bounds.items()}
+    width_of = np.zeros(max(widths, default=0) + 1, np.uint8)  # by label
+    width_of[list(widths)] = list(widths.values())
+    for width in sorted(set(widths.values())):
+        # outline: object pixels that see another label within `width` pixels, the same on all sides
+        window = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+        edge = (width_of[big] == width) & (cv2.dilate(big, window) != cv2.erode(big, window))
+        rgb[edge] = PALETTE[(big[edge].astype(np.int64) - 1) % len(PALETTE)]
     for box in boxes_xyxy if boxes_xyxy is not None else ():
-        x0, y0 = (np.floor(box[:2]) * factor).astype(int)
-        x1, y1 = ((np.floor(box[2:]) + 1) * factor - 1).astype(int)  # inclusive: the last pixel lies inside
-        cv2.rectangle(rgb, (int(x0), int(y0)), (int(x1), int(y1)), YELLOW, width)
+        low = (np.floor(box[:2]) * factor).astype(int)
+        high = ((np.floor(box[2:]) + 1) * factor - 1).astype(int)  # inclusive: the last pixel lies inside
+        cv2.rectangle(rgb, low.tolist(), high.tolist(), YELLOW, _line_width(low, high, widest))
+    for label, ends in bounds.items() if numbers else ():
+        _write_number(rgb, str(label), *ends)
     return rgb
+
+
+def _line_width(low: np.ndarray, high: np.ndarray, widest: int) -> int:
+    """Pixels: a sixtieth of an object's longer side, at least 1."""
+    return int(np.clip(round(float((high - low).max()) / 60), 1, widest))
+
+
+def _write_number(rgb: np.ndarray, text: str, low: np.ndarray, high: np.ndarray) -> None:
+    """White on black above an object's top left corner, or inside where there is no room; low and high: x, y of its ends."""
+    scale = float(np.clip((high - low).max() / 150, 0.35, max(rgb.shape[:2]) / 900 + 0.1))
+    thickness = max(1, round(1.5 * scale))
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
+    x = int(np.clip(low[0], 1, max(1, rgb.shape[1] - width - 2)))
+    y = int(low[1]) - 3 if low[1] > height + 4 else int(low[1]) + height + 3
+    for colour, extra in (((0, 0, 0), 2), ((255, 255, 255), 0)):
+        cv2.putText(rgb, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness + extra, cv2.LINE_AA)
 
 
 def busiest_slice(labels: np.ndarray) -> int:

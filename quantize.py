@@ -33,12 +33,11 @@ import torch
 from torch import Tensor, nn
 
 from files import InputError
-from files.checkpoints import save_checkpoint
+from files.checkpoints import INT8_KEY, save_checkpoint
 
 BITS = {"channel": 8, "tensor": 7}  # kind of weight scale -> bits of the activations
 LEAST, MOST = -128, 127  # int8
 EXACT_K = 1024  # products up to 128 * 128 = 2^14: this many of them sum to at most 2^24, exact in float32
-INT8_KEY = "weight_int8"  # a checkpoint with this key, "channel" or "tensor", holds int8 linear layers
 
 
 # ---------------------------------------------------------------- numbers to integers
@@ -187,11 +186,3 @@ def save_int8(path: Path, model: nn.Module, per: str, extra: dict) -> int:
     """
     save_checkpoint(path, {**extra, "model": model.state_dict(), INT8_KEY: per})
     return path.stat().st_size
-
-
-def int8_scales(stored: dict, path: Path) -> str | None:
-    """ "channel" or "tensor" if a checkpoint that was read holds int8 layers, None if it holds floats."""
-    per = stored.get(INT8_KEY)
-    if per is not None and per not in BITS:
-        raise InputError(f"{path}: names int8 weights per {per!r}, which is unknown; write it again: 03_quantize.py")
-    return per

@@ -207,14 +207,14 @@ def load(
 
 def load_network(model: str, path: Path, preset: str | None, engine: str, force: bool, settings: Sequence[str]):
     """-> (the network of a checkpoint, what else the checkpoint holds, the preset)"""
-    from quantize import int8_scales, quantize_linear_layers
-
     if path.suffix == ".xml":
         raise InputError(f"{path}: is an OpenVINO network; add --engine openvino-int8, or give a checkpoint")
     network, stored = build(model), checkpoints.read_checkpoint(path)
-    file_int8 = int8_scales(stored, path)  # None for float weights
+    file_int8 = checkpoints.int8_scales(stored, path)  # None for float weights
     if file_int8 and engine != "torch-int8":
         raise InputError(f"{path}: holds int8 weights; add --engine torch-int8, or give the float checkpoint")
+    if engine == "torch-int8":
+        from quantize import quantize_linear_layers  # only here: floats need none
     if file_int8:
         quantize_linear_layers(network, file_int8)
     rest = checkpoints.load_weights(path, network, stored)

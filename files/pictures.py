@@ -1,95 +1,142 @@
-"""Pictures: PNG, JPG, TIFF and BMP files of 8 bits, and mask pictures that lie beside them."""
+"""Pictures: PNG, JPG, TIFF and BMP files of 8 or 16 bits, and the mask pictures that belong to them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from files import InputError
-from files.case import Case, check_image, check_labels
+from files.case import Case
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
 
 
-def read_picture(path: Path) -> Case:
-    """A picture as a case without boxes. InputError if it can't be read."""
-    return Case(path.stem, read_image(path), None, None, None, False)
+def read_picture(path: Path, window: tuple[float, float] | None = None) -> Case:
+    """A picture as a case without boxes; the pages of a TIFF as the slices of a volume. InputError if it can't be read."""
+    from files.intensity import to_grey_levels  # only here and below: the cache has 8 bits
+
+    pages = _pages(path)
+    if len(pages) == 1:
+        pixels = pages[0]
+    else:
+        pixels = np.stack([page if page.ndim == 2 else page[..., 0] for page in pages])
+        if not all(page.ndim == 2 or (page == page[..., :1]).all() for page in pages):
+            raise InputError(f"{path}: holds {len(pages)} colour pages; save the one to use as a picture of its own")
+    gray = to_grey_levels(pixels, path, window)
+    is_3d = len(pages) > 1
+    return Case(path.stem, gray.levels, None, None, None, is_3d, window=gray.window, source_range=gray.source_range)
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """Read a PNG, JPG, TIFF or BMP file -> (H, W) or (H, W, 3) RGB uint8. InputError if it can't be read."""
+    """Read a PNG, JPG, BMP or TIFF file of one page -> (H, W) or (H, W, 3) RGB uint8. InputError if it can't be read.
+
+    More than 8 bits become 8 by the percentiles of intensity.py.
+    """
     path = Path(path)
-    pixels = _decode(path)
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # OpenCV reads BGR
-    return check_image(pixels, False, path)
+    pages = _pages(path)
+    if len(pages) > 1:
+        raise InputError(f"{path}: holds several pages; save the one to use as an image of its own")
+    if pages[0].dtype == np.uint8:
+        return pages[0]
+    from files.intensity import to_grey_levels
+
+    return to_grey_levels(pages[0], path).levels
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask picture -> (H, W) integers, 0 is background, every other value one object.
+    """Read a mask picture -> (H, W), or (D, H, W) if it has pages, integers; 0 is background, every other value one object.
 
-    A JPEG cannot carry label numbers (its values smear), so it is cut at 127 into background and one object.
-    InputError if the file can't be read or its colours differ: a colour is no label number.
+    Indexed: the numbers of the palette.   Colours: each is an object, in the order of red, green, blue; black is background, or
+    where there is none the most frequent colour.   JPEG: its values smear, so it is cut at 127 into background and one object.
+    InputError if the file can't be read or is a photograph.
     """
-    pixels = _decode(path)
-    if pixels.ndim == 3:
-        if not (pixels[..., :1] == pixels[..., :3]).all():
-            raise InputError(f"{path}: is a colour picture, not a mask; give label numbers in one gray channel")
-        pixels = pixels[..., 0]
-    return (pixels > 127).astype(np.uint8) if path.suffix.lower() in (".jpg", ".jpeg") else pixels
+    indices = _palette_indices(path)
+    if indices is not None:
+        return indices
+    masks = [_labels_of_colours(page, path) if page.ndim == 3 else page for page in _pages(path)]
+    labels = masks[0] if len(masks) == 1 else np.stack(masks)
+    if labels.dtype.kind not in "ui":
+        raise InputError(f"{path}: holds {labels.dtype} values; label numbers are whole: save it as 8 or 16 bit")
+    return (labels > 127).astype(np.uint8) if path.suffix.lower() in (".jpg", ".jpeg") else labels
 
 
-def read_pair(image_path: Path, mask_path: Path, name: str) -> Case:
-    """Read an image and the mask picture of the same size as one 2D case. InputError if they don't fit together."""
-    image = read_image(image_path)
-    labels = check_labels(read_mask(mask_path), image.shape[:2], mask_path)
-    if not labels.any():
-        raise InputError(f"{mask_path}: the mask holds no object; paint one, or leave the pair out")
-    return Case(name, image, None, labels, None, False)
+def read_masks(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Mask pictures of one image, one object each -> (label map uint16, the object's name by its file).
+
+    An object is what lies above half of its picture's largest value. A later object covers an earlier one.
+    """
+    labels, names = None, []
+    for path in paths:
+        mask = read_mask(path)
+        if labels is None:
+            labels = np.zeros(mask.shape, np.uint16)
+        if mask.shape != labels.shape:
+            raise InputError(
+                f"{path}: its size is {mask.shape}, but {paths[0].name} has {labels.shape}; they must agree"
+            )
+        if mask.any():
+            names.append(path.stem)
+            labels[mask > mask.max() / 2] = len(names)
+    return labels, tuple(names)
 
 
-def list_pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[InputError]]:
-    """Image and mask files with equal stems -> (pairs sorted by stem, one InputError for each file that has none)."""
-    found: tuple[dict[str, list[Path]], dict[str, list[Path]]] = ({}, {})
-    for folder, by_stem in zip((images, masks), found, strict=True):
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; name a folder of PNG, JPG, TIFF or BMP files")
-        for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in PICTURE_ENDINGS:
-                by_stem.setdefault(path.stem, []).append(path)
-        if not by_stem:
-            raise InputError(f"{folder}: holds no PNG, JPG, TIFF or BMP file; name another folder")
-    pairs, problems = [], []
-    for stem in sorted({*found[0], *found[1]}):
-        mine, partners = found[0].get(stem, []), found[1].get(stem, [])
-        if len(mine) == 1 and len(partners) == 1:
-            pairs.append((mine[0], partners[0]))
-        elif mine and partners:
-            names = ", ".join(path.name for path in (*mine, *partners))
-            problems.append(InputError(f"{images}: {names} share one name; keep one image and one mask of each name"))
-        else:
-            lone, other = (mine[0], masks) if mine else (partners[0], images)
-            problems.append(InputError(f"{lone}: has no partner named {stem} in {other}; add it, or remove this file"))
-    return pairs, problems
-
-
-def _decode(path: Path) -> np.ndarray:
-    """Pixels of a picture file as OpenCV stores them: (H, W), or (H, W, C) in the order blue, green, red."""
+def _pages(path: Path) -> list[np.ndarray]:
+    """Pixels of a picture's pages, each (H, W) or (H, W, 3) RGB. All but TIFF have one page. InputError if it can't be read."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
     try:
         content = np.fromfile(path, dtype=np.uint8)  # cv2.imread cannot open non-ASCII paths on Windows
         # all channels and bits, and turned as the camera says, as viewers show it; alpha is dropped
-        pixels = cv2.imdecode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) if content.size else None
-        pages = cv2.imdecodemulti(content, cv2.IMREAD_UNCHANGED)[1] if path.suffix.lower() in (".tif", ".tiff") else ()
+        flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+        if path.suffix.lower() in (".tif", ".tiff"):
+            pages = list(cv2.imdecodemulti(content, flags)[1]) if content.size else []
+        else:
+            pages = [cv2.imdecode(content, flags)] if content.size else []
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
     except cv2.error:  # a size beyond OpenCV's limit, true or from a damaged header
-        pixels = None
-    if pixels is None:
+        pages = []
+    if not pages or any(page is None for page in pages):
         raise InputError(f"{path}: not an image that OpenCV can read; give a PNG, JPG, TIFF or BMP file")
-    if len(pages) > 1:
-        raise InputError(f"{path}: holds several pages; save the one to use as an image of its own")
-    return pixels
+    if len({page.shape[:2] for page in pages}) > 1:
+        raise InputError(f"{path}: its {len(pages)} pages differ in size; save the one to use as a picture of its own")
+    # 16 bits that hold 8 stay as they are
+    small = all(page.dtype == np.uint16 and page.max() <= 255 for page in pages)
+    pages = [page.astype(np.uint8) if small else page for page in pages]
+    return [np.ascontiguousarray(page[..., ::-1]) if page.ndim == 3 else page for page in pages]  # OpenCV reads BGR
+
+
+def _palette_indices(path: Path) -> np.ndarray | None:
+    """The numbers of an indexed picture, (H, W) uint8; None if it has no palette. OpenCV gives only their colours."""
+    if path.suffix.lower() not in (".png", ".tif", ".tiff") or not path.is_file():
+        return None
+    from PIL import Image, UnidentifiedImageError  # only here: masks, and nothing else, need it
+
+    try:
+        with Image.open(path) as picture:
+            is_indexed = picture.mode == "P" and getattr(picture, "n_frames", 1) == 1
+            return np.array(picture) if is_indexed else None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None  # OpenCV says what is wrong
+
+
+def _labels_of_colours(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """A colour mask (H, W, 3) -> (H, W) label numbers; a gray one -> its values."""
+    if (pixels == pixels[..., :1]).all():
+        return pixels[..., 0]
+    codes = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    colours, labels, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    if len(colours) > MAX_COLOURS or path.suffix.lower() in (".jpg", ".jpeg"):
+        raise InputError(
+            f"{path}: is a colour picture of {len(colours)} colours, not a mask; give label numbers in one gray channel, "
+            "or one colour for each object"
+        )
+    background = 0 if colours[0] == 0 else int(np.argmax(counts))
+    numbers = np.arange(len(colours))
+    numbers = np.where(numbers < background, numbers + 1, numbers)
+    numbers[background] = 0
+    return numbers[labels].reshape(pixels.shape[:2]).astype(np.uint16)

@@ -10,10 +10,11 @@ import numpy as np
 
 from files import InputError, bare_name, patient_of, person_of
 from files.case import Case
-from files.formats import read_case
+from files.formats import ending_of, read_case, read_pair
+from files.intensity import parse_window
 from files.npz import load_npz, write_case
 from files.objects import instances_of, without_labels, without_small
-from files.pictures import read_pair
+from files.partners import label_files
 from grid import promptable_labels
 
 
@@ -25,6 +26,14 @@ class Options:
     dropped: tuple[int, ...] = ()  # labels that become background
     instances: bool = False  # each connected part of a label becomes an object of its own
     smallest: int = 0  # objects of fewer pixels (2D) or voxels (3D), at the original size, become background
+
+    def checked(self) -> Options:
+        """The same. InputError, before any file is read, if the window is none."""
+        try:
+            parse_window(self.window or "soft")
+        except ValueError as error:
+            raise InputError(f"--{error}") from error
+        return self
 
     def __str__(self) -> str:
         return f"window {self.window or '-'} dropped {self.dropped} instances {self.instances} smallest {self.smallest}"
@@ -45,8 +54,12 @@ class Source:
 
         Without the folders above the last: on a shared disk they have another name on each machine.
         """
+        if self.labels:
+            labels = [self.labels]
+        else:
+            labels = [] if ending_of(self.path) == ".npz" else label_files(self.path)
         files = []
-        for path in (self.path, self.labels) if self.labels else (self.path,):
+        for path in (self.path, *labels):
             found = path.stat()
             files.append(f"{path.parent.name}/{path.name} {found.st_size} {found.st_mtime_ns}")
         return " ".join([*files, "|", str(self.options)])
@@ -54,17 +67,22 @@ class Source:
 
 def read_source(source: Source) -> tuple[Case, int]:
     """Read a case with its labels as the options say. -> (case, objects left out as too small). InputError if it is bad."""
-    options, more = source.options, {}
-    if options.window:
-        from files.intensity import parse_window  # only here: most data come with 8 bits
-
-        more = {"window": parse_window(options.window)}
+    options = source.options
+    eight_bits = (
+        source.is_val and ending_of(source.path) == ".npz"
+    )  # a challenge case for validation has no window to cut
+    window = parse_window(options.window) if options.window and not eight_bits else None
     if source.labels:
-        case = read_pair(source.path, source.labels, source.name, **more)
+        case = read_pair(source.path, source.labels, source.name, window)
     else:
-        case = replace(read_case(source.path, **more), name=source.name)
+        case = replace(read_case(source.path, window=window), name=source.name)
     if case.labels is None:
-        raise InputError(f"{source.path}: has no key 'gts'; step 1 needs the masks, give training files")
+        where = (
+            "has no key 'gts'"
+            if source.path.suffix == ".npz"
+            else f"no labels such as {source.name}_mask lie beside it"
+        )
+        raise InputError(f"{source.path}: {where}; step 1 needs the masks, give training files")
     labels, small = case.labels, 0
     if options.dropped:
         labels = without_labels(labels, options.dropped)

@@ -19,30 +19,11 @@ import cv2
 import numpy as np
 import pydicom
 
+from files.intensity import percentile_to_uint8, window_to_uint8
 from files.pictures import read_image
 
 ANNOTATIONS = Path(__file__).with_name("annotations.json")
 SPLINE_STEPS = 12  # points drawn between two clicked points: fine enough for a gap of 60 px
-
-
-def percentile_to_uint8(image: np.ndarray) -> np.ndarray:
-    """The challenge's scaling of everything but CT: 0.5 to 99.5 percentile of the non-zero pixels to 0..255.
-
-    image : (H, W), any number type, with at least one non-zero pixel.   Returns (H, W) uint8.
-    Source: JunMa11/MedSAM, branch LiteMedSAM, `pre_CT_MR.py`; the formula only.
-    """
-    low, high = np.percentile(image[image > 0], (0.5, 99.5))
-    return np.clip((image - low) / (high - low) * 255, 0, 255).astype(np.uint8)
-
-
-def window_to_uint8(hounsfield: np.ndarray, width: float = 400, level: float = 40) -> np.ndarray:
-    """CT window to grey levels.   hounsfield : (H, W) float, HU; width, level : HU.   Returns (H, W) uint8.
-
-    >>> window_to_uint8(np.array([[-1000.0, 40.0, 3000.0]]))
-    array([[  0, 127, 255]], dtype=uint8)
-    """
-    low = level - width / 2
-    return np.clip((hounsfield - low) / width * 255, 0, 255).astype(np.uint8)
 
 
 def read_packaged(package: str, file: str, reader: str, frame: int | None = None) -> np.ndarray:

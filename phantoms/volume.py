@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from phantoms.packaged import window_to_uint8
+from files.intensity import window_to_uint8
 
 Drawing = tuple[np.ndarray, np.ndarray, tuple[str, ...]]  # image, labels, one description an object
 

@@ -21,7 +21,8 @@ from files import InputError
 from files.case import Case
 from files.checkpoints import lite_medsam_path
 from files.npz import load_npz, write_case
-from files.pictures import read_image
+from files.pictures import read_image, read_mask
+from files.results import STAGES
 from files.writing import save_image, save_npz
 from grid import boxes_from_labels, case_rng, loosen_boxes
 from metrics import dsc
@@ -108,7 +109,7 @@ def test_a_folder_of_all_kinds_gets_label_maps_times_arguments_and_overlays(fake
         assert (picture == (255, 221, 0)).all(axis=-1).any()  # boxes are yellow
     names = [f"{case.name}.npz" for case in cases]
     assert written(folder / "segs") == sorted(
-        [*names, "arguments.json", "efficiency.csv", *(f"overlays/{case.name}.png" for case in cases)]
+        [*names, "arguments.json", "efficiency.csv", "objects.csv", *(f"overlays/{case.name}.png" for case in cases)]
     )
 
     rows = rows_of(folder / "segs" / "efficiency.csv")
@@ -119,7 +120,7 @@ def test_a_folder_of_all_kinds_gets_label_maps_times_arguments_and_overlays(fake
     assert told["3DBox_CT_tiny0.npz"] == ("CT", "6x48x40", "2")
     assert told["2DBox_Microscope_crowd.npz"] == ("Microscopy", "400x600", "300")
     for row, one in zip(rows, found, strict=True):
-        parts = [one[f"{stage}_s"] for stage in ("read", *infer.STAGES, "write")]
+        parts = [one[f"{stage}_s"] for stage in ("read", *STAGES, "write")]
         assert min(parts) >= 0 and 0 < sum(parts) <= one["total_s"]  # stages are of this case alone, not summed up
         assert one["encode_s"] > 0 and one["decode_s"] > 0
         assert float(row["total_s"]) == pytest.approx(one["total_s"], abs=1e-4)
@@ -153,11 +154,11 @@ def test_bad_cases_are_told_and_the_others_are_done(fake, folder, capsys):
     text = sentence("-i", folder / "imgs", "-o", folder / "segs")
     assert text == "04_infer.py: 2 of 5 cases done, 3 left out as told above."
     told = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    words = ("truncated", "outside the image", "has no key 'boxes'; add box prompts, or use --boxes-from-masks")
+    words = ("truncated", "outside the image", "has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1,")
     for line, name, word in zip(told, ("2DBox_CT_cut", "2DBox_CT_outside", "2DBox_US_train"), words, strict=True):
         assert line.startswith("04_infer.py: left out: ") and f"{name}.npz: " in line and word in line
     good = ["2DBox_US_tiny0.npz", "3DBox_CT_tiny0.npz"]
-    assert written(folder / "segs") == [*good, "arguments.json", "efficiency.csv"]
+    assert written(folder / "segs") == [*good, "arguments.json", "efficiency.csv", "objects.csv"]
     assert [row["case"] for row in rows_of(folder / "segs" / "efficiency.csv")] == good
 
 
@@ -214,15 +215,22 @@ def test_one_image_with_two_boxes_gives_mask_overlay_and_label_map(fake, tmp_pat
     (row,) = infer.main([str(a) for a in ["-i", tmp_path / "scan é.png", "-o", tmp_path / "out" / "new", *BOXES]])
     assert row["objects"] == 2 and row["encode_s"] > 0
     out = tmp_path / "out" / "new"
-    assert written(out) == ["arguments.json", "scan é.npz", "scan é_mask.png", "scan é_overlay.png"]
-    segs, mask = load_npz(out / "scan é.npz")["segs"], read_image(out / "scan é_mask.png")
+    assert written(out) == [
+        "arguments.json", "efficiency.csv", "objects.csv", "scan é.npz", "scan é_mask.png", "scan é_overlay.png",
+    ]  # fmt: skip
+    segs, mask = load_npz(out / "scan é.npz")["segs"], read_mask(out / "scan é_mask.png")
     truth = np.zeros((60, 90), int)
     truth[10:30, 12:32], truth[35:55, 50:70] = 1, 2
     assert segs.shape == (60, 90) and dsc(segs == 1, truth == 1) > 0.9 and dsc(segs == 2, truth == 2) > 0.9
-    assert mask.shape == (60, 90) and np.array_equal(mask, 255 * (segs > 0))
+    assert mask.shape == (60, 90) and np.array_equal(mask, segs)  # objects stay apart
     assert read_image(out / "scan é_overlay.png").shape == (360, 540, 3)  # 6 times as large
     assert json.loads((out / "arguments.json").read_text())["box"] == [[12, 10, 31, 29], [50, 35, 69, 54]]
-    assert f"object 1: {np.count_nonzero(segs == 1)} pixels, object 2: " in capsys.readouterr().out
+    told, rows = capsys.readouterr().out, rows_of(out / "objects.csv")
+    for number, row in enumerate(rows, start=1):
+        pixels = np.count_nonzero(segs == number)
+        assert f"object {number}: {pixels} pixels, predicted IoU {row['predicted_iou']}" in told
+        assert (row["case"], row["label"], row["pixels"], row["note"]) == ("scan é.npz", str(number), str(pixels), "")
+    assert [row["box"] for row in rows] == ["12 10 31 29", "50 35 69 54"]
 
 
 def test_an_image_that_cannot_be_used_writes_nothing(fake, tmp_path):
@@ -235,11 +243,13 @@ def test_an_image_that_cannot_be_used_writes_nothing(fake, tmp_path):
         ("scan.png", [31, 10, 12, 29], "swapped"),
         ("scan.png", ["nan", 10, 12, 29], "finite numbers"),
         ("text.png", [1, 1, 9, 9], "not an image that OpenCV can read"),
-        ("deep.png", [1, 1, 9, 9], "window it to 8 bits first"),
+        ("deep.png", [1, 1, 9, 9], "every value is 40000, so there is nothing to see"),
+        ("scan.png", [1, 1, 0, 9, 9, 0], "shape (1, 6), expected (N, 4)"),
         ("missing.png", [1, 1, 9, 9], "no such file"),
     ):
         assert words in sentence("-i", tmp_path / name, "-o", tmp_path / "out", "--box", *box)
-    assert "for one picture give a box: --box X0 Y0 X1 Y1" in sentence("-i", tmp_path / "scan.png", "-o", tmp_path)
+    assert "has no boxes" in sentence("-i", tmp_path / "scan.png", "-o", tmp_path / "out")
+    assert "the same folder" in sentence("-i", tmp_path / "scan.png", "-o", tmp_path, *BOXES)
     assert written(tmp_path) == before
 
 
@@ -255,13 +265,13 @@ def test_missing_and_empty_folders_say_what_to_run(fake, tmp_path):
     text = sentence("-i", tmp_path / "missing", "-o", tmp_path / "out")
     assert "no such folder" in text and "python -m phantoms" in text
     text = sentence("-i", tmp_path, "-o", tmp_path / "out")
-    assert "holds no .npz case" in text and "python -m phantoms" in text
+    assert "holds no case (.bmp, " in text and "python -m phantoms" in text
     assert not (tmp_path / "out").exists()
 
 
 def test_box_is_refused_with_a_folder(fake, folder):
     text = sentence("-i", folder / "imgs", "-o", folder / "segs", "--box", 1, 1, 9, 9)
-    assert "--box is for one picture" in text and not (folder / "segs").exists()
+    assert "--box is for one image" in text and not (folder / "segs").exists()
 
 
 @pytest.mark.parametrize("below", ["", "deeper"])
@@ -309,7 +319,11 @@ def test_a_bad_setting_is_refused(fake, folder, setting, words):
         (["-i", "x", "--preset", "best"], "invalid choice: 'best' (choose from"),
         (["-i", "x", "--model", "sam"], "invalid choice: 'sam'"),
         (["-i", "x", "--engine", "abacus"], "invalid choice: 'abacus'"),
-        (["-i", "x", "--box", "1", "2", "3"], "expected 4 arguments"),
+        (["-i", "x", "--box", "1", "2", "3"], "--box takes 4 numbers"),
+        (
+            ["-i", "x", "--window", "liver"],
+            "window 'liver' is not known; give soft, lung, brain, bone, percentile, or WIDTH/LEVEL",
+        ),
         ([], "name the input: -i FOLDER"),
         (["-i", "x", "--looseness", "0.1"], "--looseness is 0 or more, and loosens the boxes of --boxes-from-masks"),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from files.case import Case
+from files.intensity import percentile_to_uint8, window_to_uint8
 from files.npz import write_case
 from phantoms import RECIPES, demo_cases, packaged, real_cases, synthetic_case, tiny_case
 from phantoms.__main__ import main
@@ -187,9 +188,9 @@ def test_a_rule_that_keeps_nothing_is_an_error():
 
 def test_windows_map_their_ends_to_black_and_white():
     hounsfield = np.array([[-161.0, -160.0, 240.0, 900.0]])
-    assert packaged.window_to_uint8(hounsfield).tolist() == [[0, 0, 255, 255]]
+    assert window_to_uint8(hounsfield).tolist() == [[0, 0, 255, 255]]
     ramp = np.arange(1, 1002, dtype=float).reshape(7, 143)
-    assert packaged.percentile_to_uint8(ramp).ravel()[[0, 5, 500, -6, -1]].tolist() == [0, 0, 127, 255, 255]
+    assert percentile_to_uint8(ramp).ravel()[[0, 5, 500, -6, -1]].tolist() == [0, 0, 127, 255, 255]
 
 
 def test_ellipses_have_the_volume_of_the_formula():

@@ -18,7 +18,8 @@ from data import load_entry, read_index
 from files import InputError, writing
 from files.index import fingerprint
 from files.npz import load_npz, read_npz
-from files.pictures import list_pairs, read_mask
+from files.partners import list_pairs
+from files.pictures import read_mask
 from files.writing import save_image, save_npz
 from grid import boxes_from_labels, promptable_labels, resize_labels_to_grid
 from phantoms import tiny_case
@@ -258,11 +259,11 @@ def test_bad_pictures_are_told_in_a_sentence_and_the_others_are_done(tmp_path, c
     gray, labels = tiny_case().image, tiny_case().labels
     cases = {
         "cut": ("not an image that OpenCV can read", gray, None),
-        "color": ("is a colour picture, not a mask", gray, np.stack([gray, gray // 2, gray], -1)),
+        "color": (" colours, not a mask", gray, np.random.default_rng(0).integers(0, 255, (64, 80, 3))),
         "empty": ("the mask holds no object", gray, labels * 0),
         "high": ("labels range from 0 to 70000, allowed are 0 to 65535", gray, labels.astype(np.int32) * 35_000),
         "size": ("label map has shape (64, 79) but the image has (64, 80)", gray, labels[:, :-1]),
-        "deep": ("window it to 8 bits first", gray.astype(np.uint16) * 200, labels),
+        "flat": ("every value is 40000, so there is nothing to see", np.full_like(gray, 1, np.uint16) * 40_000, labels),
     }
     for stem, (_, image, mask) in cases.items():
         save_image(scans / f"{stem}.png", image)
@@ -288,7 +289,7 @@ def test_folders_without_pictures_are_told(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         list_pairs(tmp_path / "a", tmp_path / "b")
     (tmp_path / "a").mkdir()
-    with pytest.raises(InputError, match="holds no PNG, JPG, TIFF or BMP file"):
+    with pytest.raises(InputError, match="holds no PNG, JPG, TIFF, BMP, NIfTI, NRRD or MHA file"):
         list_pairs(tmp_path / "a", tmp_path / "a")
 
 

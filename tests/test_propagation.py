@@ -16,9 +16,9 @@ from segment import Segmenter
 def test_each_row_is_one_constant_changed_and_the_constants_come_back(tmp_path, monkeypatch):
     used = []
 
-    def prompted(segmenter, image, boxes):
+    def prompted(segmenter, image, boxes, *rest):
         used.append(tuple(getattr(volumes, name) for name in propagation.SWEEP))
-        return volumes_prompted(segmenter, image, boxes)
+        return volumes_prompted(segmenter, image, boxes, *rest)
 
     volumes_prompted = volumes.prompted
     monkeypatch.setattr(volumes, "prompted", prompted)

@@ -10,7 +10,7 @@ from data import load_entry
 from files import SUBMODALITIES, InputError, modality_of, submodality_of
 from files.recipes import RECIPES, list_recipe
 from files.sources import Options
-from files.writing import save_image, save_npz
+from files.writing import save_image, save_json, save_npz
 from phantoms import tiny_case
 
 preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
@@ -137,6 +137,64 @@ def test_picture_pairs_of_a_recipe_become_a_cache_and_an_unverified_one_is_told(
     assert all(
         line["entries"][0]["modality"] == "X-Ray" and line["objects"] == 2 for line in lines
     )  # two parts of one label
+
+
+def volume_pair(image, labels, seed=0):
+    """A CT-like volume of 6 slices and its labels 1, 12 and 3 as NIfTI files, slices along the third axis."""
+    nibabel = pytest.importorskip("nibabel")
+    volume = np.random.default_rng(seed).integers(-900, 900, (48, 40, 6)).astype(np.int16)
+    volume[0, 0, 0], volume[1, 0, 0] = -1024, 1500
+    masks = np.zeros(volume.shape, np.int16)
+    masks[5:15, 5:15, 1:4], masks[20:30, 5:15, 2:5], masks[20:30, 20:30, 2] = 1, 12, 3
+    for path, array in ((image, volume), (labels, masks)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(array, np.diag([0.8, 0.8, 3.0, 1.0])), path)
+
+
+@pytest.mark.parametrize(
+    "name, window, kept", [("btcv", "400/40", {1, 3, 12}), ("flare22", "400/40", {1, 3}), ("microus", None, {1, 3, 12})]
+)
+def test_volumes_of_a_recipe_become_a_cache(name, window, kept, tmp_path):
+    for number in (1, 2):
+        _, image, labels = next(case for case in LAYOUTS[name][1])
+        there = [tmp_path / "data" / path.replace("01", f"0{number}", 1) for path in (image, labels)]
+        volume_pair(*there, seed=number)
+    entries = run("--recipe", name, "-i", tmp_path / "data", "-o", tmp_path / "cache")
+    found = {label for e in entries for label in np.unique(load_entry(tmp_path / "cache", e)[1]).tolist()}
+    assert found == {0, *kept} and len({e.patient for e in entries}) == 2
+    assert {e.modality for e in entries} == {"US" if name == "microus" else "CT"}
+    assert {(e.low, e.high) for e in entries} == {(-1024.0, 1500.0)}
+    assert window is None or {e.window for e in entries} == {window}
+
+
+def test_nuclei_of_a_coco_file_become_a_cache(tmp_path):
+    images, objects = [], []
+    for number in (1, 2):
+        case = tiny_case(number)
+        save_image(tmp_path / "data" / "BBBC006" / f"{number}.jpg", case.image)  # PNG data under this name reads too
+        images.append({"id": number, "file_name": f"{number}.jpg", "height": 64, "width": 80})
+        for label in (1, 2):
+            flat = (case.labels == label).ravel(order="F")  # COCO counts down the columns, background first
+            ends = np.flatnonzero(np.diff(flat.astype(int))) + 1
+            counts = np.diff([0, *ends, flat.size]).tolist()
+            objects.append({"image_id": number, "category_id": 1, "segmentation": {"size": [64, 80], "counts": counts}})
+    content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "nucleus"}]}
+    save_json(tmp_path / "data" / "annotations" / "BBBC006.json", content)
+    entries = run("--recipe", "nuclei", "-i", tmp_path / "data", "-o", tmp_path / "cache")
+    assert [(e.name, e.objects, e.submodality) for e in entries] == [
+        ("nuclei_BBBC006_1", 2, "nuclei"), ("nuclei_BBBC006_2", 2, "nuclei"),
+    ]  # fmt: skip
+
+
+def test_teeth_of_supervisely_files_become_a_cache(tmp_path):
+    for number in (1, 2):
+        save_image(tmp_path / "data" / "d2" / "img" / f"{number}.jpg", tiny_case(number).image)
+        square = {"exterior": [[10, 10], [30, 10], [30, 30], [10, 30]], "interior": []}
+        tooth = {"classTitle": "11", "geometryType": "polygon", "points": square}
+        content = {"size": {"height": 64, "width": 80}, "objects": [tooth]}
+        save_json(tmp_path / "data" / "d2" / "ann" / f"{number}.jpg.json", content)
+    entries = run("--recipe", "toothseg", "-i", tmp_path / "data", "-o", tmp_path / "cache")
+    assert [(e.name, e.objects, e.modality) for e in entries] == [("teeth_1", 1, "X-Ray"), ("teeth_2", 1, "X-Ray")]
 
 
 def test_dropped_labels_are_background(tmp_path):

@@ -19,6 +19,7 @@ from data import CacheEntry, cache_case, load_entry, read_index, write_index
 from files import InputError, journal
 from files.case import Case
 from files.journal import in_parallel, names_of_others, remove_leftovers
+from files.npz import load_npz
 from files.objects import instances_of, without_small
 from files.sources import parse_shard, shard_of
 from files.writing import save_npz
@@ -295,8 +296,8 @@ def test_smallest_and_instances_redo_the_cases_and_are_counted(tmp_path, capsys)
 
 
 def test_the_index_tells_range_and_window_and_8_bit_input_leaves_them_blank(tmp_path):
-    case = replace(tiny_case(), name="CT_a_1", window=(40.0, 400.0))
-    object.__setattr__(case, "source_range", (np.float32(-1024.0), np.float32(3071.5)))
+    measured = (np.float32(-1024.0), np.float32(3071.5))
+    case = replace(tiny_case(), name="CT_a_1", window=(400.0, 40.0), source_range=measured)
     (entry,) = cache_case(tmp_path, case, "CT_a_1.nii.gz").entries
     assert (entry.low, entry.high, entry.window) == (-1024.0, 3071.5, "400/40")
     (plain,) = cache_case(tmp_path, tiny_case(), "b.npz").entries
@@ -317,12 +318,38 @@ def test_images_that_are_not_8_bit_never_reach_the_grid(tmp_path):
             cache_case(tmp_path, Case("US_a", image, None, labels, None, False), "a")
 
 
-def test_a_window_is_parsed_and_redoes_the_cases(tmp_path):
-    pytest.importorskip("files.intensity")
-    write_cases(tmp_path / "train", 2, 0)
-    arguments = ("-i", tmp_path / "train", "-o", tmp_path / "cache", "--jobs", 1)
-    run(*arguments)
-    run(*arguments, "--window", "400/40")
-    lines = [json.loads(line) for line in (tmp_path / "cache" / "done.jsonl").read_text().splitlines() if line]
-    assert len(lines) == len({line["stamp"] for line in lines}) == 4 and "window 400/40" in lines[-1]["stamp"]
+def test_a_window_redoes_the_cases_stands_in_the_index_and_spares_validation_cases(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    write_cases(tmp_path / "val", 1, 0)
+    (tmp_path / "train").mkdir()
+    for number in (1, 2):
+        volume = np.random.default_rng(number).integers(-1000, 1500, (40, 30, 4)).astype(np.int16)
+        volume[0, 0, 0], volume[1, 0, 0] = -1024, 2000
+        labels = np.zeros_like(volume)
+        labels[5:20, 5:20, 1:3] = 1
+        for name, array in ((f"CT_a_{number}", volume), (f"CT_a_{number}_mask", labels)):
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "train" / f"{name}.nii.gz")
+    arguments = ("-i", tmp_path / "train", "--val", tmp_path / "val", "-o", tmp_path / "cache", "--jobs", 1)
+    soft = [load_entry(tmp_path / "cache", entry)[0] for entry in run(*arguments)]
+    entries = run(*arguments, "--window", "lung")
+    lung = [load_entry(tmp_path / "cache", entry)[0] for entry in entries]
+    assert {(e.low, e.high, e.window) for e in entries if e.modality == "CT"} == {(-1024.0, 2000.0, "1500/-600")}
+    assert [e.split for e in entries if e.window == ""] == ["val"] and len(entries) == 5
+    assert sum(not np.array_equal(a, b) for a, b in zip(soft, lung, strict=True)) == 4
+    stored = load_npz(tmp_path / "cache" / "cases" / "imgs" / "2DBox_US_tiny0.npz")["imgs"]
+    assert np.array_equal(stored, tiny_case().image)
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "cache" / "imgs").iterdir())]
+    labels[:] = 0
+    labels[8:30, 8:20, 2] = 2  # a mask beside the image has changed
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / "train" / "CT_a_2_mask.nii.gz")
+    assert len(run(*arguments, "--window", "lung")) == 4
+    assert (
+        sum(
+            a != b
+            for a, b in zip(
+                times, [p.stat().st_mtime_ns for p in sorted((tmp_path / "cache" / "imgs").iterdir())], strict=True
+            )
+        )
+        == 1
+    )
     assert "WIDTH/LEVEL" in sentence(*arguments, "--window", "no")

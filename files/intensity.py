@@ -1,0 +1,119 @@
+"""Intensities of any range to grey levels, 0..255, as the challenge's files have them.
+
+CT is cut to a window in Hounsfield units (HU). Everything else has no unit: its 0.5 and 99.5 percentiles become 0 and 255.
+Data that are 8 bit already stay as they are. Source: JunMa11/MedSAM, branch LiteMedSAM, `pre_CT_MR.py`; the formulas only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from files import InputError, modality_of
+
+PERCENTILES = (0.5, 99.5)
+AIR = -500  # HU. Values below it stand for air: only CT has them
+
+
+class Window(NamedTuple):
+    """Values of level - width / 2 become 0, of level + width / 2 become 255. A width of 0 stands for percentiles."""
+
+    width: float
+    level: float
+
+
+WINDOWS = {  # HU
+    "soft": Window(400, 40),  # soft tissue, the challenge's and the paper's
+    "lung": Window(1500, -600),
+    "brain": Window(80, 40),
+    "bone": Window(1800, 400),
+    "percentile": Window(0, 0),
+}
+
+
+def parse_window(text: str) -> Window:
+    """A window by its name in WINDOWS, or by numbers as "WIDTH/LEVEL". ValueError, one sentence, for anything else.
+
+    >>> parse_window("lung"), parse_window("350/50")
+    (Window(width=1500, level=-600), Window(width=350.0, level=50.0))
+    """
+    if text in WINDOWS:
+        return WINDOWS[text]
+    try:
+        width, level = map(float, text.split("/"))
+    except ValueError:
+        width = level = float("nan")
+    if not (np.isfinite(level) and 0 < width < np.inf):
+        raise ValueError(f"window {text!r} is not known; give {', '.join(WINDOWS)}, or WIDTH/LEVEL such as 400/40")
+    return Window(width, level)
+
+
+class Gray(NamedTuple):
+    """What `to_grey_levels` made of an array."""
+
+    levels: np.ndarray  # uint8, the shape of the values
+    window: Window | None  # what was cut; None if the values were 8 bit
+    source_range: tuple[float, float] | None  # lowest and highest value; None if the values were 8 bit
+
+
+def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None = None) -> Gray:
+    """Grey levels of an image or volume of any number type.
+
+    window: as asked for by name, or as the file says. Without one, CT is cut to soft tissue and the rest to percentiles; it is CT
+    if the file's name begins with a modality of CT, or if values lie below AIR.
+    InputError, one sentence: values that are not finite, constant, or nearly all saturated.
+    """
+    if values.size == 0 or values.dtype.kind not in "biuf":
+        raise InputError(f"{path}: holds {values.dtype} data of shape {values.shape}; give an image of numbers")
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = np.count_nonzero(~np.isfinite(values))
+        raise InputError(
+            f"{path}: {bad} of its {values.size} values are NaN or infinite; replace them, by 0 for example"
+        )
+    if low == high:
+        raise InputError(f"{path}: every value is {low:g}, so there is nothing to see; leave the file out")
+    if values.dtype == np.uint8 and window is None:
+        return Gray(values, None, None)
+    if window is None:
+        is_ct = modality_of(Path(path).name) == "CT" or low < AIR
+        window = WINDOWS["soft" if is_ct else "percentile"]
+    levels = window_to_uint8(values, *window) if window.width else percentile_to_uint8(values, path)
+    if levels.min() == levels.max():
+        raise InputError(
+            f"{path}: its values, {low:g} to {high:g}, all become {levels.min()} in the window {window.width:g}/"
+            f"{window.level:g} (width/level); choose another one with --window"
+        )
+    return Gray(levels, window, (float(low), float(high)))
+
+
+def window_to_uint8(values: np.ndarray, width: float = 400, level: float = 40) -> np.ndarray:
+    """Cut to a window.   values: any shape, HU or the unit of width and level.   Returns uint8 of this shape.
+
+    >>> window_to_uint8(np.array([[-1000.0, 40.0, 3000.0]]))
+    array([[  0, 127, 255]], dtype=uint8)
+    """
+    return _stretch(values, level - width / 2, width)
+
+
+def percentile_to_uint8(values: np.ndarray, path: Path | str = "image") -> np.ndarray:
+    """The challenge's scaling of all but CT: the 0.5 and 99.5 percentiles of the non-zero values become 0 and 255.
+
+    Returns uint8 of the same shape. InputError if both percentiles are one value, as in a saturated image.
+    """
+    low, high = np.percentile(values[values != 0], PERCENTILES)
+    if low == high:
+        raise InputError(
+            f"{path}: 99 % of its non-zero values are {low:g}: saturated, or no image; export it again with its full range"
+        )
+    return _stretch(values, low, high - low)
+
+
+def _stretch(values: np.ndarray, low: float, width: float) -> np.ndarray:
+    """low becomes 0, low + width 255, rounded down. Plane by plane, because the numbers in between take eight bytes each."""
+    levels = np.empty(values.shape, np.uint8)
+    for plane, out in zip(values, levels, strict=True):
+        out[...] = np.clip((plane - low) / width * 255, 0, 255)
+    return levels

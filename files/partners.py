@@ -1,0 +1,180 @@
+"""Which files of a folder belong together: an image and its labels, the slices of a DICOM series.
+
+Labels have the image's name with a word such as mask, label, seg or gt: a.png and a_mask.png, img0001.nii.gz and
+label0001.nii.gz, a.png and a_mask_1.png, a_mask_2.png (an object each). Or they have the image's name, in a folder masks or
+labels beside a folder images. Or a COCO file of the folder lists the image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from functools import lru_cache
+from pathlib import Path
+
+from files import InputError
+from files.pictures import PICTURE_ENDINGS
+
+LABEL_WORDS = {
+    "mask",
+    "masks",
+    "label",
+    "labels",
+    "seg",
+    "segs",
+    "segmentation",
+    "segmentations",
+    "gt",
+    "gts",
+    "groundtruth",
+}
+LABEL_WORDS |= {"annotation", "annotations"}
+IMAGE_WORDS = {"image", "images", "img", "imgs"}
+VOLUME_ENDINGS = (".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+ENDING = re.compile(r"(\.nii)?\.[^.]+$")
+
+
+def label_files(path: Path) -> list[Path]:
+    """The files that hold an image's labels, sorted by name; none if there are none."""
+    return _partners(path.parent, _state(path.parent)).get(path, [])
+
+
+def label_files_in(folder: Path) -> set[Path]:
+    """All files of a folder that hold the labels of another one."""
+    return {file for files in _partners(folder, _state(folder)).values() for file in files}
+
+
+def list_pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[InputError]]:
+    """Images of one folder and their labels: files of another folder with the same names, or a COCO file.
+
+    Endings may differ: a.jpg and a.png. -> (pairs sorted by name, one InputError for each file that has no partner)
+    """
+    if masks.suffix == ".json":
+        from files.coco import coco_files
+
+        listed, files = coco_files(masks), _files_by_stem(images)
+        found = sorted(path for group in files.values() for path in group)
+        lone = [
+            InputError(f"{path}: is not listed in {masks}; add it, or remove this file")
+            for path in found
+            if path.name not in listed
+        ]
+        return [(path, masks) for path in found if path.name in listed], lone
+    pairs, problems, (mine, partners) = [], [], (_files_by_stem(images), _files_by_stem(masks))
+    for stem in sorted({*mine, *partners}):
+        here, there = mine.get(stem, []), partners.get(stem, [])
+        if len(here) == 1 and len(there) == 1:
+            pairs.append((here[0], there[0]))
+        elif here and there:
+            names = ", ".join(path.name for path in (*here, *there))
+            problems.append(InputError(f"{images}: {names} share one name; keep one image and one mask of each name"))
+        else:
+            lone, other = (here[0], masks) if here else (there[0], images)
+            problems.append(InputError(f"{lone}: has no partner named {stem} in {other}; add it, or remove this file"))
+    return pairs, problems
+
+
+def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
+    """{name without ending: files} of the images or masks in a folder. InputError if it holds none."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a folder of PNG, JPG, TIFF, BMP, NIfTI, NRRD or MHA files")
+    by_stem = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if _family(path) in ("picture", *VOLUME_ENDINGS):
+            by_stem[_stem(path)].append(path)
+    if not by_stem:
+        raise InputError(f"{folder}: holds no PNG, JPG, TIFF, BMP, NIfTI, NRRD or MHA file; name another folder")
+    return by_stem
+
+
+def dicom_cases(folder: Path, files: list[Path]) -> list[Path]:
+    """The cases among files and folders: folders stay if they hold DICOM files, all files become `folder` if all are DICOM."""
+    from files.dicom import dicom_files, is_dicom  # only here: pydicom takes a third of a second to load
+
+    files = [path for path in files if not path.is_dir() or dicom_files(path)]
+    if not files or all(not path.is_dir() and is_dicom(path) for path in files):
+        return [folder] if dicom_files(folder) else []
+    return files
+
+
+def _state(folder: Path) -> tuple:
+    """Changes when a file of the folder, or of a folder of labels beside it, comes or goes."""
+    return tuple(one.stat().st_mtime_ns for one in (folder, *_label_folders(folder)) if one.is_dir())
+
+
+def _label_folders(folder: Path) -> list[Path]:
+    """Folders of labels beside a folder of images: masks beside images, labelsTr beside imagesTr."""
+    if not IMAGE_WORDS & set(_words(folder.name)):
+        return []
+    wanted = _key(folder.name)
+    siblings = (one for one in sorted(folder.parent.iterdir()) if one.is_dir() and one != folder)
+    return [one for one in siblings if any(map(_says_label, _words(one.name))) and _key(one.name) == wanted]
+
+
+@lru_cache(maxsize=8)  # one look at a folder for all its files
+def _partners(folder: Path, _changed: tuple) -> dict[Path, list[Path]]:
+    """{image: the files of its labels}"""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    labels = [path for path in files if any(map(_says_label, _words(_stem(path)))) and path.suffix != ".json"]
+    images = [path for path in files if path not in set(labels) and path.suffix != ".json"]
+    by_key = defaultdict(list)
+    for path in images:
+        by_key[_family(path), _key(_stem(path))].append(path)
+    elsewhere = [path for one in _label_folders(folder) for path in sorted(one.iterdir()) if path.is_file()]
+    found = defaultdict(list)
+    for path in labels + elsewhere:
+        key = _key(_stem(path))
+        prefixes = (
+            key[:end] for end in range(len(key), 0, -1)
+        )  # the longest name that fits: a_1_mask is of a_1, not of a
+        owners = next((by_key[_family(path), k] for k in prefixes if (_family(path), k) in by_key), [])
+        for owner in owners:
+            found[owner].append(path)
+    _add_annotations(files, images, found)
+    return dict(found)
+
+
+def _add_annotations(files: list[Path], images: list[Path], found: dict[Path, list[Path]]) -> None:
+    """JSON files: COCO, which lists images, or Supervisely, a.jpg.json of a.jpg."""
+    by_name = {path.name: path for path in images}
+    for path in files:
+        if path.suffix != ".json":
+            continue
+        if path.stem in by_name:
+            found[by_name[path.stem]] = [path]
+            continue
+        from files import coco  # only here: few folders have any
+
+        if coco.is_coco(path):
+            for name in coco.coco_files(path) & set(by_name):
+                if found.get(by_name[name]):
+                    raise InputError(
+                        f"{by_name[name]}: has labels in {found[by_name[name]][0].name} and in {path.name}; keep one"
+                    )
+                found[by_name[name]].append(path)
+
+
+def _family(path: Path) -> str:
+    """Labels are of the image's kind: pictures with pictures, else the same ending."""
+    ending = ENDING.search(path.name.lower())
+    ending = ending.group() if ending else ""
+    return "picture" if ending in PICTURE_ENDINGS else ending.replace(".nii.gz", ".nii")
+
+
+def _stem(path: Path) -> str:
+    return ENDING.sub("", path.name)
+
+
+def _words(name: str) -> list[str]:
+    """A name's words in lower case: "drishtiGS_011_ODsegSoftmap" -> drishti gs 011 od seg softmap."""
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-zà-ÿ]+|\d+|[^\W\d_A-Za-z]+", name)]
+
+
+def _says_label(word: str) -> bool:
+    """Whether a word stands for labels, alone or at its end: mask, odseg."""
+    return word in LABEL_WORDS or word.endswith(("mask", "label", "seg", "segmentation"))
+
+
+def _key(name: str) -> tuple[str, ...]:
+    """The words of a name that do not say whether it is an image or its labels."""
+    return tuple(word for word in _words(name) if word not in IMAGE_WORDS and not _says_label(word))
