@@ -113,22 +113,25 @@ def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Sou
     return kept, len(sources) - len(kept), len(problems)
 
 
-def cache_source(folder: Path, job: tuple[Source, CachedCase | None, set[str]]) -> tuple[CachedCase | None, str]:
-    """In a worker: cache one file, unless it is done and whole. -> (what it became or None, what is wrong with it)"""
+def cache_source(folder: Path, turn: int, job: tuple[Source, CachedCase | None, set[str]]) -> tuple[str, str, str]:
+    """In a worker: cache one file, unless it is done and whole. -> (its name, new line of the journal, what is wrong with it)
+
+    The line is made here: one main process has many workers.
+    """
     cv2.setNumThreads(1)  # the other cores have workers of their own
     source, before, taken = job  # taken: names in the cache that other cases have
     try:
         stamp = source.stamp()
         same = before is not None and before.stamp == stamp
         if same and all(is_readable(folder, entry) for entry in before.entries):
-            return before, ""
+            return source.name, "", ""
         case, small = read_source(source)
         if clash := [name for name, z in slice_names(case) if name in taken and case.labels[z].any()]:
             raise InputError(f"{source.path}: its image {clash[0]} would replace another case's; rename one of the two")
     except (InputError, OSError) as error:
-        return None, str(error)
-    done = cache_case(folder, case, source.path.name, stamp, keep_good=same)  # a full disk stops the run
-    return replace(done, small=small), ""
+        return source.name, "", str(error)
+    done = replace(cache_case(folder, case, source.path.name, stamp, keep_good=same), small=small)  # full disk: a stop
+    return source.name, "" if done == before else journal_line(done, turn), ""
 
 
 def cache_sources(sources: list[Source], listed: set[str], args: argparse.Namespace) -> list[str]:
@@ -140,15 +143,14 @@ def cache_sources(sources: list[Source], listed: set[str], args: argparse.Namesp
     finished, taken = [], names_of_others(listed, known)
     jobs = ((source, known.get(source.name), taken.get(source.name, set())) for source in sources)
     with (args.out / journal_name(args.shard)).open("a", encoding="utf-8") as journal:
-        work = partial(cache_source, args.out)
-        for done, problem in in_parallel(work, jobs, len(sources), args.jobs, "files"):
-            if done is None:
+        work = partial(cache_source, args.out, turn + 1)
+        for name, line, problem in in_parallel(work, jobs, len(sources), args.jobs, "files"):
+            if problem:
                 tell(problem)
                 continue
-            finished.append(done.name)
-            if done != known.get(done.name):
-                journal.write(journal_line(done, turn + 1))
-                journal.flush()
+            finished.append(name)
+            journal.write(line)
+            journal.flush()
     return finished
 
 
