@@ -23,6 +23,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, median
+from zlib import crc32
 
 import cv2
 import numpy as np
@@ -71,12 +72,13 @@ def parse(argv: list[str] | None) -> Namespace:
     p.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes")
     p.add_argument("--sample", type=int, default=300, help="pairs on which the parts are timed")
     p.add_argument("--index", type=int, default=1_000_000, help="made-up cases of which the end of a run is timed")
+    p.add_argument("--files", type=int, default=0, help="also write so many tiny files into one folder, and into 256")
     p.add_argument("--work", type=Path, help="folder for pairs and caches, 4 GB (a temporary one)")
     p.add_argument("-o", "--out", type=Path, default=Path("results/cache_speed"), help="folder for tables and summary")
     p.add_argument("--smoke", action="store_true", help="24 and 48 pairs, once")
     args = p.parse_args(argv)
     if args.smoke:
-        args.pairs, args.repeats, args.sample, args.index = [24, 48], 1, 8, 200
+        args.pairs, args.repeats, args.sample, args.index, args.files = [24, 48], 1, 8, 200, 50
     return args
 
 
@@ -170,6 +172,19 @@ def end_of_run(folder: Path, count: int) -> dict:
             "journal_mb_file": (folder / "done.jsonl").stat().st_size / 1e6}  # fmt: skip
 
 
+def folder_times(folder: Path, count: int) -> dict:
+    """Microseconds to write a tiny file, for the last tenth of `count`: all in one folder, or spread over 256."""
+    found = {"tiny_files": count}
+    for folders in (1, 256):
+        for i in range(count):
+            if i == count - count // 10:
+                start = time.process_time()
+            name = f"US_set{i % 97}_{i:07d}"
+            save_bytes(folder / str(folders) / f"{crc32(name.encode()) % folders:02x}" / f"{name}.png", b"x")
+        found[f"us_a_file_in_{folders}_folders"] = 1e6 * (time.process_time() - start) / (count // 10)
+    return found
+
+
 def first_pairs(folder: Path, paths: list[Path], count: int) -> Path:
     """A folder of the first `count` pairs, as links."""
     some = folder / f"first_{count}"
@@ -216,6 +231,7 @@ def time_everything(args: Namespace, folder: Path) -> tuple[list[dict], list[dic
         "main_kb_per_pair": 1024 * (memory[large] - memory[small]) / (large - small) if large > small else 0.0,
         "worker_mb": max(row["worker_mb"] for row in runs),
         **end,
+        **(folder_times(folder / "tiny", args.files) if args.files else {}),
         "npz_kb": mean(path.stat().st_size for path in paths) / 1000,
         "png_kb": mean(image_path(cache, name).stat().st_size for name in names) / 1000,
         "pkl_kb": mean(mask_path(cache, name).stat().st_size for name in names) / 1000,
@@ -227,6 +243,25 @@ def time_everything(args: Namespace, folder: Path) -> tuple[list[dict], list[dic
     return parts, runs, summary
 
 
+def plan_table(summary: dict, pairs: int = 1_000_000) -> str:
+    """What a million such pairs take, computed from the measured rate and sizes, if the disks keep up. docs/cache.md shows it."""
+    lines = ["| cores | images a second | time | read | written |", "| --- | --- | --- | --- | --- |"]
+    cached_kb = summary["png_kb"] + summary["pkl_kb"]
+    for cores, words in ((2, "2"), (16, "16"), (256, "16 x 16, as 16 shards")):
+        rate = cores * summary["images_per_s_core"]
+        hours = pairs / rate / 3600
+        time_words = (
+            f"{hours:.1f} h"
+            if hours >= 0.95
+            else f"{60 * hours:.0f} min"
+            if hours > 1 / 30
+            else f"{3600 * hours:.0f} s"
+        )
+        read, written = (f"{rate * kb / 1000:,.0f} MB/s" for kb in (summary["npz_kb"], cached_kb))
+        lines.append(f"| {words} | {rate:,.0f} | {time_words} | {read} | {written} |")
+    return "\n".join(lines) + "\n"
+
+
 def main(argv: list[str] | None = None) -> dict:
     args = parse(argv)
     importlib.import_module("01_preprocess")  # compiled now, so that the first run is not the slowest
@@ -236,6 +271,7 @@ def main(argv: list[str] | None = None) -> dict:
         save_text(args.out / "parts.csv", csv_text(parts, ("part", "ms"), ".3f"))
         save_text(args.out / "runs.csv", csv_text(runs, RUN_COLUMNS, ".3f"))
         save_json(args.out / "summary.json", summary)
+        save_text(args.out / "plan.md", plan_table(summary))
     except OSError as error:
         sys.exit(f"cache_speed.py: {error}")
     for row in parts:

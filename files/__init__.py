@@ -6,7 +6,11 @@
     pictures.py     PNG, JPG, TIFF and BMP; images with mask pictures beside them
     checkpoints.py  weights
     pickles.py      an unpickler that cannot run code
-    journal.py      what step 1 has finished, so that it can be stopped and resumed
+    sources.py      what step 1 reads: a case's files, the options, the shard
+    recipes.py      public data sets: where their images and labels lie
+    objects.py      which labels of a case become objects
+    journal.py      what step 1 has finished, so that it can be stopped, resumed and shared among machines
+    index.py        the index of the cache, and its version
     writing.py      each file is written whole or not at all
 
 A fork for other data adds its modalities and data sets here, and its format in formats.py.

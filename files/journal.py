@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from files import InputError
+from files import InputError, bare_name
 from files.index import CachedCase, CacheEntry
 from files.writing import save_json
 
@@ -83,6 +83,7 @@ def remove_leftovers(folder: Path, names: set[str] | None = None) -> int:
 
     names : cases of this shard, if others may be writing now; their temporary files stay. None: all go.
     """
+    mine = {bare_name(name) for name in names or ()}  # validation cases have 2DBox_ before it
     found = 0
     for place in (folder, *(folder / sub for sub in ("imgs", "masks", "cases/imgs", "cases/gts"))):
         if not place.is_dir():
@@ -90,8 +91,8 @@ def remove_leftovers(folder: Path, names: set[str] | None = None) -> int:
         with os.scandir(place) as files:  # a million names: no list of them, and no look at each file
             stale = [Path(file.path) for file in files if file.name.endswith(".tmp")]
         for path in stale:
-            owner = re.sub(r"\.\w+(\.[0-9a-f]{8})?\.tmp$", "", path.name)
-            if names is None or {owner, case_of_slice(owner)} & names:
+            owner = bare_name(re.sub(r"\.\w+(\.[0-9a-f]{8})?\.tmp$", "", path.name))
+            if names is None or {owner, case_of_slice(owner)} & mine:
                 path.unlink(missing_ok=True)
                 found += 1
     return found
@@ -190,17 +191,17 @@ def names_of_others(names: set[str], known: dict[str, CachedCase]) -> dict[str, 
     A volume CT_a and a picture CT_a-003 collide: the volume's slice 3 is cached as CT_a-003 too.
     """
 
-    def slice_of(name: str, volume: str) -> bool:
-        return volume in known and any(entry.name == name for entry in known[volume].entries)
-
     taken = defaultdict(set)
-    cached = (entry.name for case in known.values() for entry in case.entries)
-    for name in (name for some in (names, cached) for name in some):
+    for case in known.values():
+        for entry in case.entries:
+            if entry.name != case.name and entry.name in names:  # a slice; the picture of this name came later
+                taken[entry.name].add(entry.name)
+            elif entry.name == case.name and (volume := case_of_slice(entry.name)) != entry.name and volume in names:
+                taken[volume].add(entry.name)
+    for name in names:
         volume = case_of_slice(name)
-        if volume != name:  # only such names can be claimed twice
-            owner = volume if slice_of(name, volume) and not slice_of(name, name) else name
-            for case in ({name, volume} & names) - {owner}:
-                taken[case].add(name)
+        if volume != name and volume in names and name not in taken.get(name, ()):
+            taken[volume].add(name)
     return taken
 
 

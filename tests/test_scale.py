@@ -245,6 +245,13 @@ def test_the_benchmark_writes_its_tables(tmp_path):
     assert {"read: unpack the zip", "encode: PNG", "everything"} < set(parts) and min(parts.values()) > 0
 
 
+def test_the_page_shows_the_plan_that_was_computed_from_the_measured_rate():
+    plan = (ROOT / "results" / "cache_speed" / "plan.md").read_text(encoding="utf-8")
+    measured = json.loads((ROOT / "results" / "cache_speed" / "summary.json").read_text(encoding="utf-8"))
+    assert importlib.import_module("cache_speed").plan_table(measured) == plan
+    assert plan in (ROOT / "docs" / "cache.md").read_text(encoding="utf-8"), "paste results/cache_speed/plan.md there"
+
+
 # ---------------------------------------------------------------- which labels become objects
 
 
