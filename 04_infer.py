@@ -2,6 +2,7 @@
 
     python 04_infer.py -i demo/imgs -o demo/segs                        a folder of challenge cases (.npz)
     python 04_infer.py -i scan.png -o out --box 30 40 120 150           one picture
+    python 04_infer.py -i scan.png -o out --draw                        one picture or volume, boxes drawn in a window
     python 04_infer.py --smoke                                          two tiny synthetic cases, 10 s
 
 For a folder it writes NAME.npz (`segs`, the input's shape, box i painted as i + 1), efficiency.csv, and with
@@ -75,6 +76,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="with --boxes-from-masks: move each side outward by 0.5 to 1.5 times this share of the object, as people do",
     )  # fmt: skip
     p.add_argument("--overlay", action="store_true", help="also write a picture of each case with masks and boxes")
+    p.add_argument(
+        "--draw", action="store_true", help="open a window to draw the boxes in, for one picture or one case"
+    )
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
     args = p.parse_args(argv)
     if args.input is None and not args.smoke:
@@ -147,6 +151,29 @@ def infer_picture(segmenter: Segmenter, args: argparse.Namespace) -> list[dict]:
     return [{"case": case.name, "objects": len(boxes), **{f"{k}_s": v for k, v in segmenter.seconds.items()}}]
 
 
+def infer_drawn(args: argparse.Namespace) -> list[dict]:
+    """--draw: one picture or case in a window, written whenever the window says save."""
+    if args.input.is_dir() or args.box:
+        raise InputError(f"{args.input}: --draw takes one picture or one case, and no --box")
+    case, saved = read_case(args.input), []
+    path = args.output / f"{case.name}.npz"
+    if path.resolve() == args.input.resolve():
+        raise InputError(f"{path}: the result would replace the case; name another folder with -o")
+    from views.window import draw_window  # only here: it brings matplotlib
+
+    def save(drawn) -> str:
+        save_npz(path, segs=drawn.labels, boxes=drawn.boxes)
+        save_image(path.with_name(f"{case.name}_overlay.png"), overlay(*flat_view(case.image, *drawn[:2])))
+        saved[:] = [drawn]
+        print(f"04_infer.py: {len(drawn.boxes)} objects, wrote {path} and {case.name}_overlay.png")
+        return f"Saved {len(drawn.boxes)} objects as {path}, and as {case.name}_overlay.png."
+
+    drawn = draw_window(load_segmenter(args), case, save)
+    if len(drawn.boxes) and not (saved and np.array_equal(saved[0].labels, drawn.labels)):
+        print("04_infer.py: the window was closed without saving the last changes")
+    return [{"case": case.name, "objects": len(one.boxes)} for one in saved]
+
+
 def load_segmenter(args: argparse.Namespace) -> Segmenter:
     """The model by the engine that the flags name."""
     named = (args.model, args.weights, args.preset, args.engine, args.force, args.set)
@@ -174,6 +201,8 @@ def check_input(args: argparse.Namespace) -> bool:
 
 
 def run(args: argparse.Namespace) -> list[dict]:
+    if args.draw:
+        return infer_drawn(args)
     # 1. The model with its weights, and the preset
     picture = check_input(args)
     segmenter = load_segmenter(args)
