@@ -169,7 +169,7 @@ def infer_drawn(args: argparse.Namespace) -> list[dict]:
         return f"Saved {len(drawn.boxes)} objects as {path}, and as {case.name}_overlay.png."
 
     drawn = draw_window(load_segmenter(args), case, save)
-    if len(drawn.boxes) and not (saved and np.array_equal(saved[0].labels, drawn.labels)):
+    if len(drawn.boxes) and not (saved and all(map(np.array_equal, saved[0], drawn))):
         print("04_infer.py: the window was closed without saving the last changes")
     return [{"case": case.name, "objects": len(one.boxes)} for one in saved]
 

@@ -67,13 +67,16 @@ class Objects:
         self.history.append(drags)
         self.boxes = boxes_by_slice(drags)
 
-    def undo(self) -> bool:
-        """Take the last change back. False if there was none."""
+    def undo(self) -> str:
+        """Take the last change back, and say what that was."""
         if len(self.history) == 1:
-            return False
-        self.history.pop()
+            return "Nothing to take back."
+        undone = self.history.pop()
         self.boxes = boxes_by_slice(self.history[-1])
-        return True
+        if len(undone) < len(self.history[-1]):
+            return "Taken back: the removal."
+        where = f" on slice {undone[-1].z}" if self.is_3d else ""
+        return f"Taken back: the box of object {undone[-1].number + 1}{where}."
 
     def add(self, number: int, z: int, box) -> None:
         """A box of an object on a slice, in place of the object's box there if it has one; its mask is found at once."""

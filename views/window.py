@@ -12,21 +12,22 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
+import cv2
 import numpy as np
-from contourpy import contour_generator
 from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
-from matplotlib.path import Path as Outline
 from matplotlib.widgets import Button, RectangleSelector
 
 from figures import PALETTE, YELLOW
 from files import InputError
 from files.case import Case
 from segment import Segmenter
+from views.marks import outline_of, place_label
 from views.objects import TOO_SMALL, Drawn, Objects, box_of_drag
 
 CLICK = 3  # pixels of the screen that the mouse may move in a click
+CLOSEST = 4  # pixels of the image that stay in view
 PAUSE = 0.15  # seconds that a slice is looked at before it is embedded
 TICK = 40  # milliseconds between two looks for work
 SIZE = (10, 6.8)  # inches of 100 pixels: fits the screen of a small laptop
@@ -79,64 +80,37 @@ def interactive_pyplot():
     raise InputError(f"no window can be opened: {found}; in Jupyter, notebooks/04_infer.ipynb does the same")
 
 
-def place_label(ax, box, text: str, colour, size: float = 9):
-    """A text above a box, or below one in the lower half, away from the middle of the image, moved until all of it is inside."""
-    left, high = box[0] + box[2] < sum(ax.get_xlim()), 2 * box[1] < sum(ax.get_ylim())
-    label = ax.text(
-        box[2] + 0.5 if left else box[0] - 0.5, box[1] - 1 if high else box[3] + 1, text, fontsize=size,
-        ha="right" if left else "left", va="bottom" if high else "top",
-        bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
-    )  # fmt: skip
-    drawn, room, place = label.get_window_extent().padded(3), ax.bbox, label.get_position()
-    shift = np.maximum(room.min - drawn.min, 0) - np.maximum(drawn.max - room.max, 0)
-    label.set_position(ax.transData.inverted().transform(ax.transData.transform(place) + shift))
-    return label
-
-
-def outline_of(labels: np.ndarray, label: int, rows: slice, columns: slice) -> Outline | None:
-    """The border of an object on a label map (H, W), along the borders of its pixels. rows, columns: where it may be."""
-    mask = np.pad((labels[rows, columns] == label).astype(np.float32), 1)
-    x = np.arange(mask.shape[1]) + columns.start - 1  # a pixel's centre has whole coordinates
-    y = np.arange(mask.shape[0]) + rows.start - 1
-    lines = contour_generator(x, y, mask).lines(0.5)
-    return Outline.make_compound_path(*(Outline(line, closed=True) for line in lines)) if lines else None
-
-
 class BoxWindow:
     """An image or a slice with what has been drawn on it, and its answers to mouse and keys. `draw_window` makes it real."""
 
     def __init__(self, figure: Figure, segmenter: Segmenter, case: Case, save: Callable[[Drawn], str]) -> None:
         self.objects, self.save, self.is_3d = Objects(segmenter, case), save, case.is_3d
         self.canvas, self.artists = figure.canvas, []
-        self.z, self.selected = (
-            len(self.objects.slices) // 2,
-            None,
-        )  # the slice that is shown, the object that shift continues
+        self.z = len(self.objects.slices) // 2  # the slice that is shown
+        self.selected: int | None = None  # the object that shift continues
         self.moved = 0.0  # when the slice was last changed
         self.job: Future | None = None  # what `tick` gave the worker
         self.filling = False  # whether that is a slice between two drawn boxes
         figure.set_facecolor("0.15")
         self.ax = figure.add_axes((0, 0.05, 1, 0.88), facecolor="0.1", xticks=[], yticks=[])
         rows, columns = self.objects.shape
-        self.picture = self.ax.imshow(self.objects.slices[self.z], cmap="gray", vmin=0, vmax=255, aspect="auto")
+        self.picture = self.ax.imshow(
+            self.objects.slices[self.z], cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation="nearest"
+        )
         self.pixel = case.spacing_mm[1:] if case.spacing_mm else (1, 1)  # its height and width
-        self.whole = np.array([(-0.5, columns - 0.5), (rows - 0.5, -0.5)])
+        edge = 0.5 + 0.02 * max(rows, columns)  # a drag may begin beside the image
+        self.whole = np.array([(-edge, columns - 1 + edge), (rows - 1 + edge, -edge)])
         self.view(self.whole)
         self.message = figure.text(0.01, 0.965, "", color="white", fontsize=11, va="center")
         figure.text(0.01, 0.024, HINT_3D if self.is_3d else HINT, color="0.8", fontsize=8, va="center")
         line = {"edgecolor": BOX, "fill": False, "linewidth": 1.2}
         unused = dict.fromkeys(("move", "clear", "square", "center", "rotate"), "not-applicable")  # shift is ours
-        self.canvas.mpl_connect("button_press_event", self.on_press)  # before the selector's own
+        self.canvas.mpl_connect("button_press_event", self.on_press)  # both before the selector's own
+        # a box ends where the mouse is released, however few moves were told before
+        self.canvas.mpl_connect("button_release_event", lambda event: self.selector.onmove(event))
         self.selector = RectangleSelector(
-            self.ax,
-            self.on_drag,
-            useblit=True,
-            button=1,
-            minspanx=-1,
-            minspany=-1,
-            props=line,
-            state_modifier_keys=unused,
-        )
+            self.ax, self.on_drag, useblit=True, button=1, minspanx=-1, minspany=-1, props=line, state_modifier_keys=unused
+        )  # fmt: skip
         self.buttons = []  # kept here: a button that nothing refers to is thrown away
         for left, text, action in ((0.83, "Undo", self.undo), (0.915, "Save", self.write)):
             place = figure.add_axes((left, 0.943, 0.075, 0.045))
@@ -149,20 +123,32 @@ class BoxWindow:
 
     # ------------------------------------------------------------ what is shown
 
-    def show(self, text: str) -> None:
-        """Draw the slice with its boxes and masks anew, and a line of text above it."""
+    def show(self, text: str, at_once: bool = False) -> None:
+        """Draw the slice with its boxes and masks anew, and a line of text above it. at_once: before this returns."""
         place = f"Slice {self.z} (0 to {len(self.objects.slices) - 1}). " if self.is_3d else ""
         left = len(self.objects.missing())
         self.told = text
         self.message.set_text(place + text + (f" Slices between to do: {left}." if left else ""))
-        self.picture.set_data(self.objects.slices[self.z])
+        self.message.set_fontsize(11 if len(self.message.get_text()) < 100 else 8)  # the buttons are beside it
         while self.artists:
             self.artists.pop().remove()
         labels = self.objects.labels_of(self.z)
         for number, boxes in enumerate(self.objects.boxes):
             if self.z in boxes:
                 self.show_object(number, boxes[self.z], labels)
-        self.canvas.draw_idle()
+        self.canvas.draw() if at_once else self.canvas.draw_idle()
+
+    def show_slice(self) -> None:
+        """The part of the slice that is in view, made small once here and not at each drawing: large pictures take long."""
+        (x0, x1), (y1, y0) = self.ax.get_xlim(), self.ax.get_ylim()
+        ends = np.clip(np.round([(x0, y0), (x1 + 1, y1 + 1)]).astype(int), 0, self.objects.shape[::-1])
+        (x0, y0), (x1, y1) = ends
+        part = self.objects.slices[self.z][y0:y1, x0:x1]
+        if part.size == 0:  # the view lies beside the image
+            return
+        factor = min(1.0, *(self.ax.bbox.size / part.shape[1::-1]))
+        self.picture.set_data(cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
+        self.picture.set_extent((x0 - 0.5, x1 - 0.5, y1 - 0.5, y0 - 0.5))
 
     def show_object(self, number: int, box: tuple, labels: np.ndarray) -> None:
         """A box, its mask's outline and its number, thin and small for a small object."""
@@ -175,34 +161,36 @@ class BoxWindow:
         width = np.clip(size / 70, 0.6, 1.6) * (1.5 if number == self.selected else 1)
         dashes = "--" if self.objects.is_between(number, self.z) else "-"
         edge = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0 + 1, y1 - y0 + 1, fill=False, ec=BOX, lw=0.7 * width, ls=dashes)
-        self.artists.append(self.ax.add_patch(edge))
+        self.artists.append(self.ax.add_artist(edge))
         text = f"{number + 1}"
         if (self.z, box) in self.objects.masks:
             (_, rows, columns), iou = self.objects.masks[self.z, box]
             text += f": {iou:.2f}"
             outline = outline_of(labels, number + 1, rows, columns)
             if outline is not None:
-                self.artists.append(self.ax.add_patch(PathPatch(outline, fc=(*colour, 0.3), ec=colour, lw=width)))
+                self.artists.append(self.ax.add_artist(PathPatch(outline, fc=(*colour, 0.3), ec=colour, lw=width)))
         self.artists.append(place_label(self.ax, box, text, colour, float(np.clip(size / 10, 5.5, 9))))
         self.artists[-1].set_clip_on(True)
 
     def view(self, limits: np.ndarray) -> None:
-        """Show all between limits ((left, right), (bottom, top)), and what else fits: a drag may begin beside the image."""
+        """Show all between limits ((left, right), (bottom, top)), and what else fits into the window."""
         self.limits, (width, height) = limits, self.ax.bbox.size
         middle, size = limits.mean(axis=1), np.abs(np.diff(limits)[:, 0]) * self.pixel[::-1]  # mm
         reach = max(size / (width, height)) * np.array([width, -height]) / self.pixel[::-1] / 2  # y runs down
         self.ax.set(xlim=middle[0] + reach[0] * np.array([-1, 1]), ylim=middle[1] + reach[1] * np.array([-1, 1]))
+        self.show_slice()
 
     def zoom(self, event, factor: float) -> None:
         """Make the view `factor` times as wide round the mouse, at most the whole image."""
         limits = np.array([self.ax.get_xlim(), self.ax.get_ylim()])
-        middle = (
-            np.array([[event.xdata], [event.ydata]]) if event.inaxes is self.ax else limits.mean(axis=1, keepdims=True)
-        )
+        middle = limits.mean(axis=1, keepdims=True)
+        if event.inaxes is self.ax:
+            middle = np.array([[event.xdata], [event.ydata]])
         limits = middle + factor * (limits - middle)
-        out = (np.abs(np.diff(limits)) >= np.abs(np.diff(self.whole))).all()
-        self.view(self.whole if out else limits)
-        self.show("")
+        sides = np.abs(np.diff(limits))
+        if sides.min() > CLOSEST:
+            self.view(self.whole if (sides >= np.abs(np.diff(self.whole))).all() else limits)
+            self.show(self.told)
 
     def on_resize(self, event) -> None:
         """Another size of the window."""
@@ -212,10 +200,9 @@ class BoxWindow:
     # ------------------------------------------------------------ what people do
 
     def on_press(self, event: MouseEvent) -> None:
-        """Remember where; take all moves until the release, also those beside the image. Right: remove an object."""
+        """Left: hear of all moves until the release, also of those beside the image. Right: remove an object."""
         if event.inaxes is not self.ax:
             return
-        self.pressed = event.x, event.y
         if event.button == 1 and self.canvas.mouse_grabber is None:
             self.canvas.grab_mouse(self.ax)
         number = self.objects.object_at(self.z, event.xdata, event.ydata) if event.button == 3 else None
@@ -238,8 +225,7 @@ class BoxWindow:
             self.selected = self.selected if again else len(self.objects.boxes)
             self.objects.add(self.selected, self.z, box)
             told = self.told_of(self.selected)
-        self.show(told)
-        self.canvas.draw()
+        self.show(told, at_once=True)
 
     def told_of(self, number: int) -> str:
         """The sentence about an object on this slice."""
@@ -271,13 +257,14 @@ class BoxWindow:
         """Show the slice so many further, at most the first or the last one."""
         self.z = min(max(self.z + steps, 0), len(self.objects.slices) - 1)
         self.moved = time.perf_counter()
-        self.show("")
+        self.show_slice()
+        self.show("" if self.selected is None else f"Shift+drag continues object {self.selected + 1}.")
 
     def undo(self) -> None:
         """Take the last drag or removal back."""
-        done = self.objects.undo()
+        told = self.objects.undo()
         self.selected = len(self.objects.boxes) - 1 if self.objects.boxes else None
-        self.show("Taken back." if done else "Nothing to take back.")
+        self.show(told)
 
     def write(self) -> None:
         """Save what has been drawn."""
