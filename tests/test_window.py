@@ -166,7 +166,7 @@ def test_shift_gives_the_selected_object_another_box_and_a_click_selects(flat):
     assert flat.objects.drawn().boxes.tolist() == [SMALL]
     box(flat, [57, 16, 80, 30])
     drag(flat, (15, 20), (15, 20))
-    assert said(flat) == "Object 1 selected."
+    assert said(flat).startswith("Object 1: predicted IoU") and said(flat).endswith("Selected.")
     drag(flat, (62, 25), (62, 25))
     box(flat, BIG, {"shift"})
     assert flat.objects.drawn().boxes.tolist() == [SMALL, BIG]

@@ -13,7 +13,7 @@ def place_label(ax, box, text: str, colour, size: float = 9):
     label = ax.text(
         box[2] + 0.5 if left else box[0] - 0.5, box[1] - 1 if high else box[3] + 1, text, fontsize=size,
         ha="right" if left else "left", va="bottom" if high else "top",
-        bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": size / 6},
     )  # fmt: skip
     drawn, room, place = label.get_window_extent().padded(3), ax.bbox, label.get_position()
     shift = np.maximum(room.min - drawn.min, 0) - np.maximum(drawn.max - room.max, 0)

@@ -27,6 +27,7 @@ from views.marks import outline_of, place_label
 from views.objects import TOO_SMALL, Drawn, Objects, box_of_drag
 
 CLICK = 3  # pixels of the screen that the mouse may move in a click
+ROOMY = 45  # pixels of the screen: smaller objects have their number alone beside them
 CLOSEST = 4  # pixels of the image that stay in view
 PAUSE = 0.15  # seconds that a slice is looked at before it is embedded
 TICK = 40  # milliseconds between two looks for work
@@ -129,7 +130,7 @@ class BoxWindow:
         left = len(self.objects.missing())
         self.told = text
         self.message.set_text(place + text + (f" Slices between to do: {left}." if left else ""))
-        self.message.set_fontsize(11 if len(self.message.get_text()) < 100 else 8)  # the buttons are beside it
+        self.message.set_fontsize(11 if len(self.message.get_text()) < 110 else 8)  # the buttons are beside it
         while self.artists:
             self.artists.pop().remove()
         labels = self.objects.labels_of(self.z)
@@ -163,14 +164,15 @@ class BoxWindow:
         edge = Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0 + 1, y1 - y0 + 1, fill=False, ec=BOX, lw=0.7 * width, ls=dashes)
         self.artists.append(self.ax.add_artist(edge))
         text = f"{number + 1}"
+        roomy = size > ROOMY or number == self.selected
         if (self.z, box) in self.objects.masks:
             (_, rows, columns), iou = self.objects.masks[self.z, box]
-            text += f": {iou:.2f}"
+            text += f": {iou:.2f}" if roomy else ""
             outline = outline_of(labels, number + 1, rows, columns)
             if outline is not None:
                 self.artists.append(self.ax.add_artist(PathPatch(outline, fc=(*colour, 0.3), ec=colour, lw=width)))
-        self.artists.append(place_label(self.ax, box, text, colour, float(np.clip(size / 10, 5.5, 9))))
-        self.artists[-1].set_clip_on(True)
+        self.artists.append(place_label(self.ax, box, text, colour, float(np.clip(size / 10, 6, 9))))
+        self.artists[-1].set(clip_on=True, color="white" if np.dot(colour, (0.3, 0.6, 0.1)) < 0.4 else "black")
 
     def view(self, limits: np.ndarray) -> None:
         """Show all between limits ((left, right), (bottom, top)), and what else fits into the window."""
@@ -217,7 +219,9 @@ class BoxWindow:
         box = box_of_drag(press, release, self.objects.shape)
         if np.hypot(release.x - press.x, release.y - press.y) <= CLICK:
             self.selected = self.objects.object_at(self.z, press.xdata, press.ydata)
-            told = "Drag a box round an object." if self.selected is None else f"Object {self.selected + 1} selected."
+            told = (
+                "Drag a box round an object." if self.selected is None else f"{self.told_of(self.selected)} Selected."
+            )
         elif box is None:
             told = TOO_SMALL
         else:
@@ -230,9 +234,10 @@ class BoxWindow:
     def told_of(self, number: int) -> str:
         """The sentence about an object on this slice."""
         boxes = self.objects.boxes[number]
-        (values, _, _), iou = self.objects.masks[self.z, boxes[self.z]]
         through = f", slices {min(boxes)} to {max(boxes)}" if len(boxes) > 1 else ""
-        return f"Object {number + 1}{through}: predicted IoU {iou:.2f}, {np.count_nonzero(values > 0)} pixels here."
+        _, iou = self.objects.masks.get((self.z, boxes[self.z]), (None, np.nan))  # nan: not found yet
+        pixels = np.count_nonzero(self.objects.labels_of(self.z) == number + 1)
+        return f"Object {number + 1}{through}: predicted IoU {iou:.2f}, {pixels} pixels{' here' * self.is_3d}."
 
     def on_scroll(self, event: MouseEvent) -> None:
         """The wheel: another slice, or in a picture a closer look."""
