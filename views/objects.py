@@ -37,7 +37,7 @@ class Drag(NamedTuple):
 
 
 def box_of_drag(press, release, shape: tuple[int, int]) -> np.ndarray | None:
-    """The pixels (4,) that a drag touched, cut to the image (H, W); None if they are fewer than SMALLEST each way.
+    """The pixels (4,) that a drag touched, cut to the image (H, W); None if either way they are fewer than SMALLEST.
 
     press, release: events with xdata, ydata, where a pixel's centre has whole coordinates.
     """
