@@ -334,6 +334,9 @@ def test_an_outline_runs_along_the_borders_of_the_pixels():
     labels[2:5, 3:8] = 7
     extents = outline_of(labels, 7, slice(1, 6), slice(2, 9)).get_extents()
     assert extents.extents.tolist() == [2.5, 1.5, 7.5, 4.5]
+    big = labels.repeat(4, axis=0).repeat(4, axis=1)
+    coarse = outline_of(big, 7, slice(4, 24), slice(8, 36), step=4).get_extents()
+    assert coarse.extents.tolist() == [4 * 2.5 + 1.5, 4 * 1.5 + 1.5, 4 * 7.5 + 1.5, 4 * 4.5 + 1.5]
     assert outline_of(labels, 1, slice(0, 9), slice(0, 9)) is None
 
 

@@ -21,10 +21,13 @@ def place_label(ax, box, text: str, colour, size: float = 9):
     return label
 
 
-def outline_of(labels: np.ndarray, label: int, rows: slice, columns: slice) -> Outline | None:
-    """The border of an object on a label map (H, W), along the borders of its pixels. rows, columns: where it may be."""
-    mask = np.pad((labels[rows, columns] == label).astype(np.float32), 1)
-    x = np.arange(mask.shape[1]) + columns.start - 1  # a pixel's centre has whole coordinates
-    y = np.arange(mask.shape[0]) + rows.start - 1
+def outline_of(labels: np.ndarray, label: int, rows: slice, columns: slice, step: int = 1) -> Outline | None:
+    """The border of an object on a label map (H, W), along the borders of its pixels. rows, columns: where it may be.
+
+    step: looks at each step-th pixel, for large pictures whose pixels are smaller than those of the screen.
+    """
+    mask = np.pad((labels[rows, columns][::step, ::step] == label).astype(np.float32), 1)
+    x = columns.start + step * (np.arange(mask.shape[1]) - 1) + (step - 1) / 2  # a pixel's centre has whole coordinates
+    y = rows.start + step * (np.arange(mask.shape[0]) - 1) + (step - 1) / 2
     lines = contour_generator(x, y, mask).lines(0.5)
     return Outline.make_compound_path(*(Outline(line, closed=True) for line in lines)) if lines else None

@@ -168,7 +168,8 @@ class BoxWindow:
         if (self.z, box) in self.objects.masks:
             (_, rows, columns), iou = self.objects.masks[self.z, box]
             text += f": {iou:.2f}" if roomy else ""
-            outline = outline_of(labels, number + 1, rows, columns)
+            step = max(1, int((x1 - x0 + 1) / (corners[1] - corners[0])[0]))  # pixels of the image in one of the screen
+            outline = outline_of(labels, number + 1, rows, columns, step)
             if outline is not None:
                 self.artists.append(self.ax.add_artist(PathPatch(outline, fc=(*colour, 0.3), ec=colour, lw=width)))
         self.artists.append(place_label(self.ax, box, text, colour, float(np.clip(size / 10, 6, 9))))
