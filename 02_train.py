@@ -25,6 +25,7 @@ from data import SliceDataset, read_split, steps_of_epoch, validation_item
 from figures import loss_curve
 from files import InputError
 from files.index import fingerprint
+from files.progress import progress
 from files.writing import csv_text, save_figure, save_json, save_text
 from presets import PRESETS, Preset, override
 from segment import MODELS, build
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> dict:
     data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
     plan = [[(step, place) for place in range(args.batch)] for step in range(run.step, steps)]
     batches, start = DataLoader(data, batch_sampler=plan, num_workers=args.workers), time.monotonic()
-    for batch in (bar := tqdm(batches, initial=run.step, total=steps, disable=None)):
+    for batch in (bar := progress(batches, "train", steps, unit="step", initial=run.step)):
         run.train_step(batch)
         if run.step % validate_every == 0:
             validate()

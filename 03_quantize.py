@@ -38,6 +38,7 @@ from files.case import check_labels
 from files.checkpoints import read_checkpoint
 from files.formats import list_cases, read_case
 from files.npz import write_case
+from files.progress import progress
 from files.writing import save_json, save_text
 from metrics import case_scores
 from model import TorchEngine
@@ -174,7 +175,7 @@ def score(path: Path, gts: Path, systems: dict[str, Segmenter]) -> dict:
 def score_folder(folder: Path, args: argparse.Namespace, systems: dict[str, Segmenter]) -> tuple[list[dict], int]:
     """Every case of a folder; a bad one is told and left out. -> (rows, number left out)"""
     rows, left_out = [], 0
-    for path in tqdm(list_cases(folder)[: args.cases], "score", disable=None):
+    for path in progress(list_cases(folder)[: args.cases], "score", unit="case"):
         try:
             rows.append(score(path, args.gts or folder.parent / "gts", systems))
         except ValueError as error:  # InputError is one

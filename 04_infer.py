@@ -1,8 +1,9 @@
 """Step 4 of 5, infer. Reads images and boxes, writes label maps, overlays, a table of objects and running times.
 
     python 04_infer.py -i assets/examples -o out            a folder of pictures with boxes.csv
-    python 04_infer.py -i demo/imgs -o segs                 a folder of challenge cases (.npz)
+    python 04_infer.py -i demo/cache/cases/imgs -o segs     a folder of challenge cases (.npz)
     python 04_infer.py -i assets/examples/heart.png -o out --box 30 40 120 150
+    python 04_infer.py -i assets/examples/heart.png -o out --draw      a window to draw the boxes in
     python 04_infer.py --smoke                              two tiny synthetic cases, 10 s
 
 Writes of each case what files/results.py says: NAME.npz (`segs`, the input's shape, box i painted as i + 1), and where the input
@@ -26,21 +27,11 @@ from tqdm import tqdm
 import fast
 import segment
 from figures import PALETTE, flat_view, overlay
-from files import InputError
+from files import InputError, results
 from files.case import Case, check_boxes
 from files.formats import ending_of, list_cases, name_of, read_case
 from files.intensity import parse_window
-from files.results import (
-    COLUMNS,
-    OBJECT_COLUMNS,
-    RESULT_ENDINGS,
-    STAGES,
-    Done,
-    efficiency_row,
-    object_rows,
-    objects_told,
-    save_label_map,
-)
+from files.progress import progress
 from files.writing import csv_text, save_image, save_json, save_text
 from grid import boxes_from_labels, case_rng, loosen_boxes
 from presets import PRESETS
@@ -58,8 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="folder for the results, made if missing")
     p.add_argument(
         "--box", type=float, nargs="+", action="append", metavar="N",
-        help="box prompt for one image: X0 Y0 X1 Y1, pixels, x to the right, y down; in a volume X0 Y0 Z0 X1 Y1 Z1; repeat it "
-        "for more objects",
+        help="box of one image: X0 Y0 X1 Y1, pixels, x to the right, y down; in 3D X0 Y0 Z0 X1 Y1 Z1; repeat for more objects",
     )  # fmt: skip
     p.add_argument(
         "--model", choices=MODELS, default=segment.default_model(),
@@ -76,13 +66,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="what runs the network: torch is model.py as written, torch-int8 its linear layers in int8; the others give "
         "its results sooner (fast/); openvino ones need: pip install -r requirements-fast.txt",
     )  # fmt: skip
+    p.add_argument("--engine-cache", type=Path, metavar="DIR", help="OpenVINO's graphs (default: the user's cache)")
     p.add_argument(
-        "--engine-cache", type=Path, metavar="DIR", help="where OpenVINO keeps graphs (default: user's cache)"
-    )
-    p.add_argument(
-        "--boxes-from-masks",
-        action="store_true",
-        help="take each box exactly from the labels, 'gts' or a mask file beside the image, and keep their numbers",
+        "--boxes-from-masks", action="store_true", help="take each box exactly from the labels; keep their numbers"
     )
     p.add_argument(
         "--looseness", type=float, default=0.0, metavar="SHARE",
@@ -94,6 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "(default: the file's own; else soft for CT and percentile for the rest)",
     )  # fmt: skip
     p.add_argument("--overlay", action="store_true", help="also write a picture of each case with masks and boxes")
+    p.add_argument("--draw", action="store_true", help="open a window to draw the boxes of one image or volume in")
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
     args = p.parse_args(argv)
     if args.input is None and not args.smoke:
@@ -116,8 +103,8 @@ def read_boxed(path: Path, args: argparse.Namespace) -> Case:
         case = replace(case, boxes=check_boxes(np.array(args.box), case.grid_shape, path), label_names=None)
     if case.boxes is None:
         raise InputError(
-            f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, put a boxes.csv beside it, "
-            "or take them from masks with --boxes-from-masks"
+            f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, draw them with --draw, put a "
+            "boxes.csv beside it, or take them from masks with --boxes-from-masks"
         )
     if args.looseness:
         boxes = loosen_boxes(case.boxes, args.looseness, case_rng(case.name), *case.labels.shape[-2:])
@@ -125,38 +112,38 @@ def read_boxed(path: Path, args: argparse.Namespace) -> Case:
     return case
 
 
-def infer_case(segmenter: Segmenter, case: Case, path: Path, read_s: float, args: argparse.Namespace) -> Done:
+def infer_case(segmenter: Segmenter, case: Case, path: Path, read_s: float, args: argparse.Namespace) -> results.Done:
     """Segment one case and write its files. Times are in seconds."""
     start, before = time.perf_counter(), dict(segmenter.seconds)
-    slices = partial(tqdm, desc=case.name, unit="slice", leave=False, disable=None)
-    labels, iou, own = segment_objects(segmenter, case, slices)
-    numbers = np.arange(1, len(iou) + 1)
+    found = segment_objects(segmenter, case, partial(progress, what=case.name, unit="slice", leave=False))
+    numbers = np.arange(1, len(found.iou) + 1)
     if args.boxes_from_masks:  # box i is the i-th label that occurs, which need not be label i + 1
         numbers = boxes_from_labels(case.labels)[0]
-        labels = np.append(0, numbers).astype(np.uint16)[labels]
+        found = found._replace(labels=np.append(0, numbers).astype(np.uint16)[found.labels])
     segmented = time.perf_counter()
-    names = save_label_map(args.output, case, labels, path, PALETTE)
+    names = results.save_label_map(args.output, case, found.labels, path, PALETTE)
     written = time.perf_counter()
     if args.overlay or path == args.input:  # not part of the running time: the challenge writes none
-        name = f"{case.name}_overlay.png" if path == args.input else f"overlays/{case.name}.png"
-        save_image(args.output / name, overlay(*flat_view(case.image, labels, case.boxes), numbers=True))
-        names.append(name)
-    spent = {stage: segmenter.seconds[stage] - before.get(stage, 0.0) for stage in STAGES}
-    row = efficiency_row(case, spent, read_s, written - segmented, read_s + written - start)
-    return Done(row, object_rows(case, labels, numbers, iou, own, segmented - start), names)
+        names.append(f"{case.name}_overlay.png" if path == args.input else f"overlays/{case.name}.png")
+        save_image(args.output / names[-1], overlay(*flat_view(case.image, found.labels, case.boxes), numbers=True))
+    objects = results.object_rows(case, found.labels, numbers, found.iou, found.own, segmented - start)
+    spent = {stage: segmenter.seconds[stage] - before.get(stage, 0.0) for stage in results.STAGES}
+    return results.Done(
+        results.efficiency_row(case, spent, read_s, written - segmented, read_s + written - start), objects, names
+    )
 
 
-def infer_cases(files: list[Path], args: argparse.Namespace) -> tuple[list[Done], Segmenter | None]:
+def infer_cases(files: list[Path], args: argparse.Namespace) -> tuple[list[results.Done], Segmenter | None]:
     """Every file. A bad one is told and left out; the others are done. The model is loaded for the first good one."""
     done, segmenter = [], None
-    for path in tqdm(files, desc="cases", disable=None):
+    for path in progress(files, "cases", unit="case"):
         start = time.perf_counter()
         try:
             case = read_boxed(path, args)
         except InputError as error:
             if path == args.input:
                 raise
-            for ending in RESULT_ENDINGS:  # an earlier run's result would be taken for this one's
+            for ending in results.RESULT_ENDINGS:  # an earlier run's result would be taken for this one's
                 (args.output / f"{name_of(path)}{ending}").unlink(missing_ok=True)
             tqdm.write(f"04_infer.py: left out: {error}", file=sys.stderr)
             continue
@@ -165,9 +152,26 @@ def infer_cases(files: list[Path], args: argparse.Namespace) -> tuple[list[Done]
             segmenter = load_segmenter(args)
             tqdm.write(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
         done.append(infer_case(segmenter, case, path, read_s, args))
-        if told := objects_told(done[-1].objects):
+        if told := results.objects_told(done[-1].objects):
             tqdm.write(f"04_infer.py: {told}", file=sys.stderr)
     return done, segmenter
+
+
+def infer_drawn(args: argparse.Namespace) -> list[dict]:
+    """--draw: one case in a window, written whenever the window says save."""
+    from views.saving import draw_and_save  # only here: it brings matplotlib
+
+    files = files_to_do(args)
+    if len(files) > 1 or args.box:
+        raise InputError(
+            f"{args.input}: --draw takes one image or volume, and no --box; {len(files)} are here: name one"
+        )
+    case = read_case(files[0], window=args.window, labels=False)
+    segmenter = load_segmenter(args)
+    objects = draw_and_save(segmenter, case, files[0], args.output)
+    if objects:
+        save_json(args.output / "arguments.json", vars(args) | {"preset_fields": vars(segmenter.preset)})
+    return [{"case": case.name, "objects": len(objects)}] if objects else []
 
 
 def load_segmenter(args: argparse.Namespace) -> Segmenter:
@@ -203,8 +207,8 @@ def run(args: argparse.Namespace) -> list[dict]:
 
     # 3. How long it took, what was found, what was run
     if done:
-        save_text(args.output / "efficiency.csv", csv_text(rows, COLUMNS, number=".4f"))
-        save_text(args.output / "objects.csv", csv_text(objects, OBJECT_COLUMNS))
+        save_text(args.output / "efficiency.csv", csv_text(rows, results.COLUMNS, number=".4f"))
+        save_text(args.output / "objects.csv", csv_text(objects, results.OBJECT_COLUMNS))
         save_json(args.output / "arguments.json", vars(args) | {"preset_fields": vars(segmenter.preset)})
     if len(done) < len(files):
         sys.exit(
@@ -228,7 +232,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     args = parse(argv)
     try:
         if not args.smoke:
-            return run(args)
+            return infer_drawn(args) if args.draw else run(args)
         from files.npz import write_case
         from phantoms import tiny_case  # only here: it brings pydicom, a third of a second
 

@@ -19,13 +19,13 @@ from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from enhance import is_gray
 from figures import figure2, figure3, figure3_row
 from files import InputError
 from files.case import Case
 from files.formats import list_cases, name_of, read_case
+from files.progress import progress
 from files.writing import csv_text, save_figure, save_json, save_text
 from metrics import PROTOCOLS, filled_box
 from tables import REFERENCES, markdown_table, read_labels, score_case, score_names, summarize, terminal_table
@@ -72,7 +72,7 @@ def score_all(
         results = (pool.map if jobs > 1 else map)(
             score_case, files, repeat(systems), repeat(protocols), repeat(looseness)
         )
-        results = list(tqdm(results, "evaluate", len(files), unit="case", disable=None))  # None: silent in a log
+        results = list(progress(results, "evaluate", len(files), unit="case"))
     rows, problems = ([item for result in results for item in result[part]] for part in (0, 1))
     names = {file.name for file in files}
     predicted = sorted(file for folder in systems.values() for file in folder.glob("*.npz"))

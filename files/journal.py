@@ -21,10 +21,9 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from files import InputError, bare_name
 from files.index import CachedCase, CacheEntry
+from files.progress import progress
 from files.writing import save_json
 
 JOURNAL = "done.jsonl"
@@ -38,12 +37,12 @@ AHEAD = 4  # chunks a worker that are handed out before the first one's results 
 def in_parallel(function: Callable, jobs: Iterable, total: int, processes: int, what: str) -> Iterator:
     """Results in the order of the jobs, with a progress bar. Jobs are drawn as they are needed: a million do not pile up."""
     if processes == 1 or total < 2:
-        yield from tqdm(map(function, jobs), total=total, desc=what, disable=None)
+        yield from progress(map(function, jobs), what, total)
         return
     processes, jobs, waiting = min(processes, total), iter(jobs), deque()
     with (
         ProcessPoolExecutor(processes, initializer=start_worker) as pool,
-        tqdm(total=total, desc=what, disable=None) as bar,
+        progress(None, what, total) as bar,
     ):
         try:
             while True:

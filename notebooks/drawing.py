@@ -21,21 +21,21 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from ipympl.backend_nbagg import Canvas, FigureManager
-from IPython import get_ipython
 from IPython.display import display
 from matplotlib.backend_bases import Event, MouseEvent
 from matplotlib.figure import Figure
 from matplotlib.widgets import RectangleSelector
 
 from figures import overlay
+from files.progress import someone_is_there
 from notebooks.plots import BOX, DPI, show
 from segment import Segmenter
+from views.marks import place_label
+from views.objects import TOO_SMALL, box_of_drag
 
-SMALLEST = 2  # pixels that a box needs in width and in height
 TITLE = 0.3  # inches above the image
 FIXED = "Fixed boxes and predicted IoU"
 HINT = "Drag a box with the mouse"
-TOO_SMALL = f"Too small: a box needs {SMALLEST} x {SMALLEST} pixels or more."
 
 
 def draw_boxes(segmenter: Segmenter, image: np.ndarray, boxes, names: Sequence[str] | None = None, width: float = 3.4) -> Drawing:  # fmt: skip
@@ -45,12 +45,6 @@ def draw_boxes(segmenter: Segmenter, image: np.ndarray, boxes, names: Sequence[s
     width: of the picture, inches of 110 pixels.
     """
     return Drawing(segmenter, image, np.asarray(boxes), names or [f"box {i + 1}" for i in range(len(boxes))], width)
-
-
-def someone_is_there() -> bool:
-    """True if a person looks on: the program that asked for this cell's run can answer questions, as Jupyter's pages can."""
-    kernel = getattr(get_ipython(), "kernel", None)
-    return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))
 
 
 class Drawing:
@@ -76,7 +70,7 @@ class Drawing:
         self.show_masks(boxes)
         texts = [f"{name} {iou:.2f}" for name, iou in zip(names, self.found.iou, strict=True)]
         self.alt = f"An image with {len(boxes)} yellow boxes and their masks. Predicted IoU: {', '.join(texts)}."
-        self.labels = [self.label(box, text) for box, text in zip(boxes, texts, strict=True)]
+        self.labels = [place_label(self.ax, box, text, BOX) for box, text in zip(boxes, texts, strict=True)]
         self.canvas.mpl_connect("button_release_event", self.follow)  # before the selector's own
         # kept here: a selector that nothing refers to is thrown away, and the mouse would do nothing
         line = {"edgecolor": BOX, "fill": False, "linewidth": 1.5}
@@ -94,32 +88,17 @@ class Drawing:
         factor = min(1.0, self.ax.bbox.width / picture.shape[1])  # made small once here, not at each move of the mouse
         self.picture.set_data(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
 
-    def label(self, box: np.ndarray, text: str):
-        """A text above a box, or below one in the lower half, away from the middle of the image, moved until all of it is inside."""
-        left, high = box[0] + box[2] < self.image.shape[1], 2 * box[1] < self.image.shape[0]
-        label = self.ax.text(
-            box[2] + 0.5 if left else box[0] - 0.5, box[1] - 1 if high else box[3] + 1, text, fontsize=9,
-            ha="right" if left else "left", va="bottom" if high else "top",
-            bbox={"facecolor": BOX, "edgecolor": "none", "pad": 1.5},
-        )  # fmt: skip
-        drawn, room, place = label.get_window_extent().padded(3), self.ax.bbox, label.get_position()
-        shift = np.maximum(room.min - drawn.min, 0) - np.maximum(drawn.max - room.max, 0)
-        label.set_position(self.ax.transData.inverted().transform(self.ax.transData.transform(place) + shift))
-        return label
-
     def set_title(self, text: str) -> None:
         """The line above the image."""
         self.ax.set_title(text, fontsize=10)
 
     def on_drag(self, press: MouseEvent, release: MouseEvent) -> None:
         """A drag has ended: cut the box to the image, segment it, draw it."""
-        last = np.array(self.image.shape[1::-1]) - 1  # the last pixel's x, y; pixel i lies between i - 0.5 and i + 0.5
-        ends = np.clip([(press.xdata, press.ydata), (release.xdata, release.ydata)], -0.5, last + 0.5)
-        low, high = ends.min(axis=0), ends.max(axis=0)
-        if (high - low < SMALLEST).any():
+        box = box_of_drag(press, release, self.image.shape[:2])
+        if box is None:
             self.set_title(TOO_SMALL)
         else:
-            self.show_masks(np.minimum(np.floor([*low + 0.5, *high + 0.5]), [*last, *last])[None])
+            self.show_masks(box[None])
             while self.labels:
                 self.labels.pop().remove()
             self.set_title(f"Predicted IoU {self.found.iou[0]:.2f}, mask in {self.milliseconds:.0f} ms")

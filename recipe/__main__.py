@@ -32,6 +32,7 @@ from figures import loss_curve, plot_dice
 from files import InputError
 from files.checkpoints import export_checkpoint
 from files.index import fingerprint
+from files.progress import progress
 from files.writing import csv_text, save_figure, save_json, save_text
 from grid import case_rng, grid_size, loosen_boxes
 from presets import PRESETS, Preset, override
@@ -191,7 +192,7 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace) -> bool:
 
     # 3. The steps
     batches, start = batches_of(args, preset, training, batch_size, range(run.step, steps)), time.monotonic()
-    for batch in tqdm(batches, stage.name, initial=run.step, total=steps, disable=None):
+    for batch in progress(batches, stage.name, steps, unit="step", initial=run.step):
         run.train_step(batch)
         if run.step % validate_every == 0:
             validate()

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data import CacheEntry, load_entry, network_images
 from enhance import is_gray
 from files import InputError, bare_name
+from files.progress import progress
 from grid import GRID, move_box
 from presets import Preset
 
@@ -73,7 +73,7 @@ class ResidentSlices:
         self.preset, self.size, self.objects, self.seed = preset, batch, objects, seed
         self.device, self.augment = device, augment
         loader = DataLoader(_Loading(folder, entries, preset), batch_size=64, num_workers=workers)
-        parts = list(zip(*tqdm(loader, "load", disable=None), strict=True))
+        parts = list(zip(*progress(loader, "load"), strict=True))
         self.image, self.raw, self.labels, self.gray = (torch.cat(part).to(device) for part in parts)
         self.weights = draw_weights(entries).to(device)
         self.most = int(self.labels.max())  # objects of the fullest image

@@ -144,5 +144,5 @@ def test_without_a_mouse_a_picture_stands_there_with_a_text_and_nothing_that_cha
 @pytest.mark.parametrize("message, want", [({}, False), ({"content": {"allow_stdin": False}}, False), ({"content": {"allow_stdin": True}}, True)])  # fmt: skip
 def test_a_runner_of_notebooks_is_told_from_a_page_by_whether_it_can_answer_questions(monkeypatch, message, want):
     kernel = SimpleNamespace(get_parent=lambda channel: message)
-    monkeypatch.setattr(module, "get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=kernel))
     assert module.someone_is_there() is want
