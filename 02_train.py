@@ -5,7 +5,7 @@
     python 02_train.py --smoke                                            4 steps on tiny synthetic cases, 1 min
 
 The flags' defaults are Table 3's protocol. How our own checkpoint was made is in recipe/. Writes last.pt, best.pt (smallest
-validation loss), log.csv, dice_by_modality.csv and curve.png into --out. The same command with --resume goes on from last.pt,
+validation loss), losses.csv, log.csv, dice_by_modality.csv and curve.png into --out. The same command with --resume goes on from last.pt,
 and ends in the same weights as a run that was never stopped: on a CPU bit for bit.
 """
 
@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data import SliceDataset, read_split, steps_of_epoch, validation_item
-from figures import loss_curve
 from files import InputError
 from files.index import fingerprint
 from files.progress import progress
@@ -30,6 +29,11 @@ from files.writing import csv_text, save_figure, save_json, save_text
 from presets import PRESETS, Preset, override
 from segment import MODELS, build
 from training import LOG_COLUMNS, Training, starting_network
+
+CURVE_EVERY, CURVE_UNTIL = (
+    10,
+    200,
+)  # steps: a run that has just begun is looked at often; later saves and validations draw
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -57,13 +61,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def write_log(folder: Path, log: list[dict]) -> None:
-    """log.csv, the Dice of each modality, and both losses as a picture."""
+def write_log(folder: Path, log: list[dict], losses: list[tuple[int, float]]) -> None:
+    """losses.csv, log.csv, the Dice of each modality, and the losses as a picture."""
+    from figures import loss_curve  # only here: it brings matplotlib
+
+    rows = [{"step": step, "loss": loss} for step, loss in losses]
+    save_text(folder / "losses.csv", csv_text(rows, ("step", "loss"), number=""))
+    save_figure(folder / "curve.png", loss_curve(log, losses))
     if log:
         save_text(folder / "log.csv", csv_text(log, LOG_COLUMNS, number=""))  # all digits of the learning rate
         dice = [{"stage": "finetune", "step": row["step"]} | row["dice"] for row in log]
         save_text(folder / "dice_by_modality.csv", csv_text(dice, tuple(dice[0])))
-        save_figure(folder / "curve.png", loss_curve(log))
 
 
 def start_run(args: argparse.Namespace, preset: Preset, must_match: dict) -> Training:
@@ -102,7 +110,7 @@ def run(args: argparse.Namespace) -> dict:
             run.save(args.out / "best.pt", must_match, best=True)
         dice = run.log[-1]["dice"].items()
         tqdm.write(f"step {run.step}, Dice: " + ", ".join(f"{modality} {value:.3f}" for modality, value in dice))
-        write_log(args.out, run.log)
+        write_log(args.out, run.log, run.losses)
 
     # 3. The steps. A batch depends on (seed, step) alone
     data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
@@ -115,6 +123,9 @@ def run(args: argparse.Namespace) -> dict:
         late = args.minutes is not None and time.monotonic() - start > 60 * args.minutes
         if run.step % args.save_every == 0 or run.step == steps or late:
             run.save(args.out / "last.pt", must_match)
+            write_log(args.out, run.log, run.losses)
+        elif run.step % CURVE_EVERY == 0 and run.step <= CURVE_UNTIL:
+            write_log(args.out, run.log, run.losses)
         bar.set_postfix(loss=f"{run.loss_sum / max(1, run.loss_count):.4f}")
         if late and run.step < steps:
             print(f"02_train.py: {args.minutes} minutes are over; the same command with --resume goes on")

@@ -30,7 +30,6 @@ from figures import PALETTE, flat_view, overlay
 from files import InputError, results
 from files.case import Case, check_boxes
 from files.formats import ending_of, list_cases, name_of, read_case
-from files.intensity import parse_window
 from files.progress import progress
 from files.writing import csv_text, save_image, save_json, save_text
 from grid import boxes_from_labels, case_rng, loosen_boxes
@@ -86,7 +85,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.input is None and not args.smoke:
         p.error("name the input: -i FOLDER, or -i IMAGE --box X0 Y0 X1 Y1, or --smoke")
     try:
-        args.window = args.window and parse_window(args.window)
+        if args.window:
+            from files.intensity import parse_window
+
+            args.window = parse_window(args.window)
     except ValueError as error:
         p.error(f"--window: {error}")
     if {len(box) for box in args.box or ()} not in (set(), {4}, {6}):
@@ -128,9 +130,8 @@ def infer_case(segmenter: Segmenter, case: Case, path: Path, read_s: float, args
         save_image(args.output / names[-1], overlay(*flat_view(case.image, found.labels, case.boxes), numbers=True))
     objects = results.object_rows(case, found.labels, numbers, found.iou, found.own, segmented - start)
     spent = {stage: segmenter.seconds[stage] - before.get(stage, 0.0) for stage in results.STAGES}
-    return results.Done(
-        results.efficiency_row(case, spent, read_s, written - segmented, read_s + written - start), objects, names
-    )
+    row = results.efficiency_row(case, spent, read_s, written - segmented, read_s + written - start)
+    return results.Done(row, objects, names)
 
 
 def infer_cases(files: list[Path], args: argparse.Namespace) -> tuple[list[results.Done], Segmenter | None]:

@@ -183,22 +183,38 @@ def figure3_row(name: str, image: np.ndarray, boxes: np.ndarray | None, segs: np
     return f"{name}, slice {z}", (truth[0], segs[z], truth[2]), truth
 
 
-def plot_losses(log: list[dict], ax):
-    """Training and validation loss over the steps. log: rows of log.csv, step, train_loss, validation_loss."""
+def plot_losses(log: list[dict], ax, losses: Sequence[tuple[int, float]] = ()):
+    """Training and validation loss over the steps.
+
+    log: rows of log.csv, step, train_loss, validation_loss.   losses: (step, loss) of every training step, if known; then they are
+    drawn thin, and their mean over the last steps thick, in place of the log's training loss.
+    """
     steps = [row["step"] for row in log]
-    for key, label in (("train_loss", "training"), ("validation_loss", "validation")):
-        ax.plot(steps, [row[key] for row in log], marker="o", markersize=3, label=label)
+    if losses:
+        at, values = np.array(losses, float).T
+        span = int(np.clip(len(values) // 10, 1, 100))
+        sums = np.cumsum(np.append(0, values))
+        first = np.maximum(np.arange(1, len(values) + 1) - span, 0)
+        mean = (sums[1:] - sums[first]) / (np.arange(1, len(values) + 1) - first)
+        ax.plot(at, values, color="C0", alpha=0.35, linewidth=0.8, label="training, each step")
+        ax.plot(at, mean, color="C0", linewidth=2, label=f"training, mean of the last {span}")
+    else:
+        ax.plot(steps, [row["train_loss"] for row in log], marker="o", markersize=3, label="training")
+    if log:
+        ax.plot(
+            steps, [row["validation_loss"] for row in log], color="C1", marker="o", markersize=3, label="validation"
+        )
     ax.set(xlabel="optimiser steps", ylabel="loss")
     ax.legend(frameon=False)
     return ax
 
 
-def loss_curve(log: list[dict]):
+def loss_curve(log: list[dict], losses: Sequence[tuple[int, float]] = ()):
     """`plot_losses` as a matplotlib Figure of its own."""
     from matplotlib.figure import Figure  # not pyplot: no window system, and no state to clean up
 
     figure = Figure(figsize=(6, 4))
-    plot_losses(log, figure.subplots())
+    plot_losses(log, figure.subplots(), losses)
     return figure
 
 

@@ -161,6 +161,7 @@ class Training:
         self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimiser, factor=FACTOR, patience=PATIENCE)
         self.step, self.best, self.log = 0, math.inf, []
         self.loss_sum, self.loss_count = 0.0, 0  # since the last validation
+        self.losses: list[tuple[int, float]] = []  # (step, loss) of every step, for the curve
         self.pending_losses: list[tuple[int, Tensor]] = []  # steps and losses that were not read yet
 
     def train_step(self, batch: dict[str, Tensor]) -> None:
@@ -228,6 +229,7 @@ class Training:
                     "with --resume"
                 )
             self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
+            self.losses.append((step + 1, loss))
         self.pending_losses = []
 
     @torch.no_grad()
@@ -297,6 +299,7 @@ class Training:
             "log": self.log,
             "loss_sum": self.loss_sum,
             "loss_count": self.loss_count,
+            "losses": self.losses,
             "rng": torch.get_rng_state(),
             "must_match": {key: str(value) for key, value in must_match.items()},
         }
@@ -318,6 +321,7 @@ class Training:
         self.schedule.load_state_dict(stored["schedule"])
         self.step, self.best, self.log = stored["step"], stored["best"], stored["log"]
         self.loss_sum, self.loss_count = stored["loss_sum"], stored["loss_count"]
+        self.losses = stored.get("losses", [])  # checkpoints of before this existed have none
         torch.set_rng_state(stored["rng"])
 
 

@@ -17,7 +17,6 @@ import numpy as np
 
 from files import InputError
 from files.case import Case, check_boxes, check_labels
-from files.intensity import Window
 from files.pictures import PICTURE_ENDINGS
 from grid import boxes_from_labels
 
@@ -48,7 +47,9 @@ def name_of(path: Path) -> str:
     return path.name[: -len(ending_of(path) or "")] or path.name
 
 
-def read_case(path: Path, boxes_from_masks: bool = False, window: Window | None = None, labels: bool = True) -> Case:
+def read_case(
+    path: Path, boxes_from_masks: bool = False, window: tuple[float, float] | None = None, labels: bool = True
+) -> Case:
     """Read one file of any known format, or the folder of a DICOM series. InputError, one sentence, if it can't be used.
 
     boxes_from_masks: the boxes are the exact ones of the file's labels, in the order of the labels.
@@ -69,7 +70,7 @@ def read_case(path: Path, boxes_from_masks: bool = False, window: Window | None 
     return case
 
 
-def read_pair(image: Path, labels: Path, name: str, window: Window | None = None) -> Case:
+def read_pair(image: Path, labels: Path, name: str, window: tuple[float, float] | None = None) -> Case:
     """An image and its labels, of any formats that go together. InputError if they don't fit, or hold no object."""
     case = with_labels(replace(_image_of(image, window), name=name), image, [labels])
     if not case.labels.any():
@@ -158,7 +159,7 @@ def _boxes_of(table: Path, _changed: int) -> dict:
     return read_boxes(table)
 
 
-def _image_of(path: Path, window: Window | None) -> Case:
+def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     """What a file's own reader gives. InputError for an unknown ending, or a link that leads out of the folder."""
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}: is a link out of its folder, to {path.resolve()}; name that file, or copy it here")

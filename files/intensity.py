@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from files import InputError, modality_of
+from files.case import check_contrast
 
 PERCENTILES = (0.5, 99.5)
 AIR = -500  # HU. Values below it stand for air: only CT has them
@@ -73,8 +74,7 @@ def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None =
         raise InputError(
             f"{path}: {bad} of its {values.size} values are NaN or infinite; replace them, by 0 for example"
         )
-    if low == high:
-        raise InputError(f"{path}: every value is {low:g}, so there is nothing to see; leave the file out")
+    check_contrast(values, path)
     if values.dtype == np.uint8 and window is None:
         return Gray(values, None, None)
     if window is None:

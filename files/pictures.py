@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from files import InputError
-from files.case import Case
+from files.case import Case, check_contrast
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
@@ -17,17 +17,17 @@ MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
 
 def read_picture(path: Path, window: tuple[float, float] | None = None) -> Case:
     """A picture as a case without boxes; the pages of a TIFF as the slices of a volume. InputError if it can't be read."""
-    from files.intensity import to_grey_levels  # only here and below: the cache has 8 bits
-
     pages = _pages(path)
-    if len(pages) == 1:
-        pixels = pages[0]
-    else:
-        pixels = np.stack([page if page.ndim == 2 else page[..., 0] for page in pages])
-        if not all(page.ndim == 2 or (page == page[..., :1]).all() for page in pages):
-            raise InputError(f"{path}: holds {len(pages)} colour pages; save the one to use as a picture of its own")
-    gray = to_grey_levels(pixels, path, window)
     is_3d = len(pages) > 1
+    if not all(page.ndim == 2 or (page == page[..., :1]).all() for page in pages[: len(pages) * is_3d]):
+        raise InputError(f"{path}: holds {len(pages)} colour pages; save the one to use as a picture of its own")
+    pixels = np.stack([page if page.ndim == 2 else page[..., 0] for page in pages]) if is_3d else pages[0]
+    if pixels.dtype == np.uint8 and window is None:
+        check_contrast(pixels, path)
+        return Case(path.stem, pixels, None, None, None, is_3d)
+    from files.intensity import to_grey_levels  # only here and below: most pictures have 8 bits
+
+    gray = to_grey_levels(pixels, path, window)
     return Case(path.stem, gray.levels, None, None, None, is_3d, window=gray.window, source_range=gray.source_range)
 
 
