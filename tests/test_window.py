@@ -1,5 +1,6 @@
 """views/ with a mouse that matplotlib is told of, 04_infer.py --draw, and at the end the real window with a real mouse."""
 
+import csv
 import importlib
 import os
 import shutil
@@ -418,20 +419,21 @@ def test_what_is_saved_are_labels_boxes_and_an_overlay(tmp_path, monkeypatch, ca
         window = window_of(case, save)
         box(window, [10, 8, 45, 40])
         key(window, "s")
-        assert said(window).endswith(
-            f"Saved 1 objects as {tmp_path / 'out' / case.name}.npz, and as {case.name}_overlay.png."
-        )
+        names = f"{case.name}.npz, {case.name}_overlay.png, objects.csv"
+        assert said(window).endswith(f"Saved 1 objects in {tmp_path / 'out'}: {names}.")
         box(window, [5, 5, 20, 20])
         return window.objects.drawn()
 
-    monkeypatch.setattr("views.window.draw_window", instead)
+    monkeypatch.setattr("views.saving.draw_window", instead)
     monkeypatch.setattr(infer, "load_segmenter", lambda args: fake())
     case = tiny_case(dims=dims)
     write_case(tmp_path, case)
     path = next((tmp_path / "imgs").iterdir())
     rows = infer.main(["-i", str(path), "-o", str(tmp_path / "out"), "--draw"])
     with np.load(tmp_path / "out" / path.name) as saved:
-        assert saved["segs"].shape == case.image.shape and saved["boxes"].shape == (1, 2 * dims)
+        assert saved["segs"].shape == case.image.shape
+    (row,) = csv.DictReader((tmp_path / "out" / "objects.csv").read_text().splitlines())
+    assert (row["case"], row["label"], len(row["box"].split())) == (path.name, "1", 2 * dims)
     assert (tmp_path / "out" / f"{path.stem}_overlay.png").is_file()
     assert rows == [{"case": path.stem, "objects": 1}] and "without saving the last changes" in capsys.readouterr().out
 
@@ -439,9 +441,10 @@ def test_what_is_saved_are_labels_boxes_and_an_overlay(tmp_path, monkeypatch, ca
 def test_draw_takes_one_case_and_does_not_write_over_it(tmp_path):
     write_case(tmp_path, tiny_case())
     path = next((tmp_path / "imgs").iterdir())
-    assert "one picture or one case" in sentence("-i", path.parent, "--draw")
+    write_case(tmp_path, tiny_case(seed=1))
+    assert "--draw takes one image or volume, and no --box; 2 are here" in sentence("-i", path.parent, "--draw")
     assert "no --box" in sentence("-i", path, "--draw", "--box", 1, 2, 3, 4)
-    assert "would replace the case" in sentence("-i", path, "-o", path.parent, "--draw")
+    assert "would replace files of yours" in sentence("-i", path, "-o", path.parent, "--draw")
 
 
 def test_views_are_loaded_only_for_a_window():
@@ -495,7 +498,9 @@ def test_a_real_mouse_draws_in_the_real_window_and_saves(tmp_path):
         mouse(*drawing, "mousemove", x1, y1, "sleep", 0.1, "mouseup", 1, "sleep", 0.5, "key", "s")
         wait_for(lambda: "1 objects, wrote" in log.read_text())
         with np.load(tmp_path / "out" / "scan.npz") as saved:
-            boxes, labels = saved["boxes"], saved["segs"]
+            labels = saved["segs"]
+        (row,) = csv.DictReader((tmp_path / "out" / "objects.csv").read_text().splitlines())
+        boxes = np.array([row["box"].split()], float)
     finally:
         for process in (script, server):
             process.terminate()
