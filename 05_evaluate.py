@@ -4,7 +4,7 @@
 
 Scores DSC and NSD [P 3.1] of every system, next to two that never look at the image: filled box and inscribed
 ellipse. Writes cases.csv, labels.csv (a row an object), modalities.csv (0..1), table.md (per cent), arguments.json.
-With --images it also draws Figures 2 and 3: figure2.png, figure3.png.
+report.html shows them: bars, worst cases, score against predicted IoU. With --images also figure2.png, figure3.png.
 Means are plain: over a case's labels, a modality's cases, the modalities. Protocols, conventions: see metrics.py.
 """
 
@@ -131,6 +131,29 @@ def draw_figures(out: Path, gray: Case, cases: list[Case], segs: Path, gts: Path
     save_figure(out / "figure3.png", figure)
 
 
+def write_report(
+    args, rows: list[dict], summary: dict, protocol: str, shown: str, segs: Path, problems: list[str]
+) -> None:
+    """report.html: bars, the worst cases of the system that is shown as pictures, its scores against predicted IoU."""
+    from views import report  # only here: it draws
+
+    pictures, files = {}, {}
+    if args.images:
+        files = {f"{name_of(path)}.npz": path for path in list_cases(args.images)}
+    for name in (row["case"] for row in report.worst_cases(rows, shown, f"dsc_{protocol}") if row["case"] in files):
+        case = read_case(files[name])
+        folders = ((segs, "segs"), (args.gts, "gts"))
+        masks = [read_labels(folder / name, key, case.grid_shape)[0] for folder, key in folders]
+        pictures[name] = report.three_pictures(case, *masks)
+    facts = [
+        f"{len({row['case'] for row in rows})} cases of {args.gts}, protocol {protocol}. Scores in per cent: means over the labels "
+        "of a case, the cases of a modality, the modalities.",
+        *(f"Not scored: {problem}" for problem in problems[:20]),
+    ]
+    page = report.report_page(rows, summary, protocol, shown, segs / "objects.csv", pictures, facts)
+    save_text(args.out / "report.html", page)
+
+
 def make_smoke_cases(folder: Path) -> tuple[list[str], Path]:
     """Two images and a volume: notched boxes, and predictions that are 1, 2 and 3 pixels off. Returns --segs, --gts."""
     (folder / "gts").mkdir()
@@ -199,11 +222,12 @@ def evaluate(args: argparse.Namespace) -> tuple[dict, int]:
     print(terminal_table(summary, protocols[0]))
     print(f"Scores in per cent, protocol {protocols[0]}; more in {args.out / 'table.md'}")
     # 4. Draw
+    write_report(args, rows, summary, protocols[0], shown, systems[shown], problems)
     if args.images:
         names = [row["case"].removesuffix(".npz") for row in rows if row["system"] == shown]
         gray, cases = choose_cases(args.images, names, args.figure2, args.figure3)
         draw_figures(args.out, gray, cases, systems[shown], args.gts)
-    written = "table.md, .csv files and figures" if args.images else "table.md and .csv files"
+    written = "report.html, table.md, .csv files" + (" and figures" if args.images else "")
     scored = len({row["case"] for row in rows})
     print(f"05_evaluate.py: {scored} cases, problems: {len(problems)}; wrote {written} to {args.out}")
     return summary, len(problems)

@@ -400,7 +400,7 @@ def test_images_of_other_cases_and_figures_without_images_are_told(pictured, fol
         run(folders, "--figure2", "2DBox_CT_a")
 
 
-def test_smoke_makes_its_own_cases_and_leaves_only_tables(tmp_path, monkeypatch):
+def test_smoke_makes_its_own_cases_and_leaves_only_tables_and_a_page(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = evaluate.main(["--smoke", "--jobs", "1"])
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
@@ -408,6 +408,7 @@ def test_smoke_makes_its_own_cases_and_leaves_only_tables(tmp_path, monkeypatch)
         "cases.csv",
         "labels.csv",
         "modalities.csv",
+        "report.html",
         "table.md",
     ]
     assert (tmp_path / "eval" / "smoke" / "table.md").is_file()

@@ -1,0 +1,120 @@
+"""views/report.py and the page that 05_evaluate.py writes: what it shows is what was scored, and it needs no network."""
+
+import importlib
+import math
+import re
+
+import numpy as np
+import pytest
+
+from files import InputError
+from files.npz import load_npz, write_case
+from files.writing import save_npz, save_text
+from phantoms import tiny_case
+from tables import AVERAGE, summarize
+from views.report import bar_intervals, predicted_and_true, three_pictures, worst_cases
+
+evaluate = importlib.import_module("05_evaluate")
+
+
+def row(system, case, modality, dsc, labels=None):
+    return {
+        "system": system,
+        "case": case,
+        "modality": modality,
+        "objects": 1,
+        "dsc_strict": dsc,
+        "labels": labels or {},
+    }
+
+
+ROWS = [row("ours", f"US_{i}.npz", "US", value) for i, value in enumerate((0.9, 0.5, 0.7))]
+ROWS += [
+    row("ours", "CT_0.npz", "CT", 0.6),
+    row("ours", "CT_1.npz", "CT", math.nan),
+    row("other", "CT_0.npz", "CT", 0.1),
+]
+
+
+def test_bars_are_the_means_of_the_table_and_lie_inside_their_intervals():
+    found, summary = bar_intervals(ROWS, "dsc_strict"), summarize([r | {"seconds": math.nan} for r in ROWS])
+    for key, (mean, low, high) in found.items():
+        assert mean == pytest.approx(summary[key]["dsc_strict"])
+        assert math.isnan(low) or low <= mean <= high
+    assert found["ours", "US"][1] < 0.7 < found["ours", "US"][2]
+    assert math.isnan(found["ours", "CT"][1]), "one case has no interval"
+    assert found["ours", AVERAGE][0] == pytest.approx((0.7 + 0.6) / 2)
+
+
+def test_the_worst_cases_are_the_worst_of_that_system():
+    assert [r["case"] for r in worst_cases(ROWS, "ours", "dsc_strict", 3)] == ["US_1.npz", "CT_0.npz", "US_2.npz"]
+
+
+def test_predicted_and_true_are_joined_by_case_and_label(tmp_path):
+    rows = [
+        row(
+            "ours", "US_0.npz", "US", 0.5, {1: {"dsc_strict": 0.4}, 7: {"dsc_strict": 0.6}, 9: {"dsc_strict": math.nan}}
+        )
+    ]
+    save_text(tmp_path / "objects.csv", "case,label,predicted_iou\nUS_0.npz,7,0.8\nUS_0.npz,9,0.1\nUS_1.npz,1,0.2\n")
+    assert predicted_and_true(rows, tmp_path / "objects.csv", "ours", "dsc_strict") == [("US", 0.8, 0.6)]
+    save_text(tmp_path / "bad.csv", "case,label\nUS_0.npz,7\n")
+    with pytest.raises(InputError, match="needs columns case, label and predicted_iou"):
+        predicted_and_true(rows, tmp_path / "bad.csv", "ours", "dsc_strict")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_three_pictures_show_image_prediction_and_reference(dims):
+    case = tiny_case(dims=dims)
+    title, picture = three_pictures(case, np.zeros_like(case.labels), case.labels)
+    assert title.startswith(case.name) and ("slice" in title) == (dims == 3)
+    width = picture.shape[1] // 3
+    left, middle, right = (picture[:, start : start + width - 8].astype(int) for start in (0, width + 3, 2 * width + 6))
+    assert np.abs(left - middle).mean() < np.abs(middle - right).mean(), "only the reference has masks here"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two cases with their truth, and predictions: one right, one shifted by four pixels."""
+    for seed in (0, 1):
+        write_case(tmp_path, tiny_case(seed))
+    for i, path in enumerate(sorted((tmp_path / "gts").iterdir())):
+        save_npz(tmp_path / "segs <1>" / path.name, segs=np.roll(load_npz(path)["gts"], 4 * i, axis=1))
+    lines = [
+        f"{path.name},{label},{0.9 - label / 10}" for path in sorted((tmp_path / "gts").iterdir()) for label in (1, 2)
+    ]
+    save_text(tmp_path / "segs <1>" / "objects.csv", "\n".join(["case,label,predicted_iou", *lines, ""]))
+    return tmp_path
+
+
+def page_of(folder, *more):
+    out = folder / "eval"
+    evaluate.main(
+        ["-s", str(folder / "segs <1>"), "-g", str(folder / "gts"), "-o", str(out), "--jobs", "1", *map(str, more)]
+    )
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_page_needs_no_network_and_describes_every_picture(folder):
+    page = page_of(folder, "--images", folder / "imgs")
+    assert "http" not in page and "<script" not in page
+    pictures = re.findall(r"<img [^>]*>", page)
+    assert len(pictures) == 2 + 2 + 1  # bars, worst cases, predicted IoU
+    for picture in pictures:
+        assert (
+            re.search(r'src="data:image/(png|jpeg);base64,', picture)
+            and len(re.search(r'alt="([^"]*)"', picture)[1]) > 30
+        )
+    assert "segs &lt;1&gt;" in page and "segs <1>" not in page
+    worst = re.findall(r"<figcaption>(2DBox_US_tiny\d)", page)
+    assert worst == ["2DBox_US_tiny1", "2DBox_US_tiny0"]
+    scores = [float(value) for value in re.findall(r"\): DSC ([\d.]+)", "".join(re.findall(r"<figcaption>.*?<", page)))]
+    assert scores[0] < scores[1] == 100
+    assert re.search(r"Correlation -?[01]\.\d\d", page)
+
+
+def test_without_images_or_objects_the_page_says_what_to_do(folder):
+    (folder / "segs <1>" / "objects.csv").unlink()
+    page = page_of(folder)
+    assert "name their folder with <code>--images</code>" in page and "step 4 writes it" in page
+    assert len(re.findall("<img ", page)) == 2
