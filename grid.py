@@ -48,9 +48,18 @@ def resize_to_grid(image: np.ndarray) -> np.ndarray:
 
 
 def resize_labels_to_grid(labels: np.ndarray) -> np.ndarray:
-    """(H, W) uint16 -> (h, w) uint16, not padded. Nearest pixel centre, so no label is invented; small ones may vanish."""
-    height, width = grid_size(*labels.shape)
-    return cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    """(H, W) uint16 -> (h, w) uint16, not padded. Nearest pixel centre, so no label is invented; small ones may vanish.
+
+    Where two pixels are equally near, as at half size, every other one is taken: always the same side would move each object
+    by half a pixel.
+    """
+    taken = []
+    for n_grid, n_original in zip(grid_size(*labels.shape), labels.shape, strict=True):
+        i = np.arange(n_grid)
+        centre = (i + 0.5) * n_original / n_grid  # from the image's edge: pixel k lies between k and k + 1
+        taken.append((centre - 1e-6 * (i % 2)).astype(np.intp))
+    rows, columns = taken
+    return labels[rows].take(columns, axis=1)
 
 
 def pad_to_square(image: np.ndarray, side: int) -> np.ndarray:

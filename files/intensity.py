@@ -114,6 +114,6 @@ def percentile_to_uint8(values: np.ndarray, path: Path | str = "image") -> np.nd
 def _stretch(values: np.ndarray, low: float, width: float) -> np.ndarray:
     """low becomes 0, low + width 255, rounded down. Plane by plane, because the numbers in between take eight bytes each."""
     levels = np.empty(values.shape, np.uint8)
-    for plane, out in zip(values, levels, strict=True):
-        out[...] = np.clip((plane - low) / width * 255, 0, 255)
+    for i in range(len(values)):
+        levels[i] = np.clip((values[i] - low) / width * 255, 0, 255)
     return levels

@@ -116,4 +116,5 @@ def _numbers(image, path: Path) -> np.ndarray:
     try:
         return np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
-        raise InputError(f"{path}: ends too early or is damaged ({error}); copy or export it again") from error
+        why = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: ends too early or is damaged ({why}); copy or export it again") from error
