@@ -134,7 +134,7 @@ def test_labels_come_back_from_the_grid_where_they_were(side, dice):
     y, x = np.mgrid[:side, : side - 60]
     labels = np.zeros(y.shape, np.uint16)
     labels[((y - 0.31 * side) / (0.17 * side)) ** 2 + ((x - 0.33 * side) / (0.13 * side)) ** 2 < 1] = 1
-    labels[(abs(y - 0.7 * side) < 0.12 * side) & (abs(x - 0.6 * side) < 0.1 * side)] = 2
+    labels[((y - 0.7 * side) / (0.12 * side)) ** 2 + ((x - 0.6 * side) / (0.2 * side)) ** 2 < 1] = 2
     small = pad_to_square(resize_labels_to_grid(labels), 256)
     for label in (1, 2):
         truth = labels == label
@@ -145,7 +145,7 @@ def test_labels_come_back_from_the_grid_where_they_were(side, dice):
         back[rows, columns] = values > 0
         assert 2 * np.count_nonzero(back & truth) / (back.sum() + truth.sum()) >= dice
         shift = [np.mean(a) - np.mean(b) for a, b in zip(np.nonzero(back), np.nonzero(truth), strict=True)]
-        assert np.abs(shift).max() <= 0.5
+        assert np.abs(shift).max() <= 0.3  # the bar is half a source pixel
 
 
 # ---------------------------------------------------------------- DICOM
@@ -475,8 +475,8 @@ def test_files_that_are_no_volume_or_claim_too_much_are_told(tmp_path):
     assert "claims (5000, 5000, 4000) voxels" in sentence(read_case, tmp_path / "bomb.nii.gz")
     save_nifti(tmp_path / "flat.nii.gz", volume((20, 16, 1)))
     assert not read_case(tmp_path / "flat.nii.gz").is_3d
-    save_nifti(tmp_path / "nowhere.nii.gz", volume(), np.zeros((4, 4)))
-    assert "affine does not span three directions" in sentence(read_case, tmp_path / "nowhere.nii.gz")
+    with pytest.raises(ValueError, match="does not span three directions"):
+        view_of(np.diag([1.0, 1, 0, 1]))
 
 
 def test_an_npz_that_unpacks_to_any_size_is_refused(tmp_path, monkeypatch):
