@@ -1,9 +1,9 @@
 """Step 4 of 5, infer. Reads images and boxes, writes label maps, overlays, a table of objects and running times.
 
-    python 04_infer.py -i assets/examples -o out            a folder of pictures with boxes.csv
+    python 04_infer.py -i examples -o out                   a folder of images with boxes.csv
     python 04_infer.py -i demo/cache/cases/imgs -o segs     a folder of challenge cases (.npz)
-    python 04_infer.py -i assets/examples/heart.png -o out --box 30 40 120 150
-    python 04_infer.py -i assets/examples/heart.png -o out --draw      a window to draw the boxes in
+    python 04_infer.py -i examples/retina.jpg -o out --box 44 200 112 274
+    python 04_infer.py -i examples/retina.jpg -o out --draw            a window to draw the boxes in
     python 04_infer.py --smoke                              two tiny synthetic cases, 10 s
 
 Writes of each case what files/results.py says: NAME.npz (`segs`, the input's shape, box i painted as i + 1), and where the input

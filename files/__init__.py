@@ -1,16 +1,17 @@
 """All reading and writing of files, and what all modules share: `InputError`, and the facts about modalities and data sets.
 
+    formats.py      the table of file endings: which function reads what, where labels and boxes are
     case.py         one image with its boxes and labels; the checks that every input passes
-    formats.py      the table of file endings: which function reads what
-    npz.py          the challenge's .npz, in and out
-    pictures.py     PNG, JPG, TIFF and BMP; images with mask pictures beside them
+    npz.py, pictures.py, nifti.py, dicom.py, itk.py     one format each
+    dicom_labels.py, coco.py, supervisely.py, boxes_csv.py    labels and boxes in files of their own
+    partners.py     which files of a folder belong together
+    intensity.py    more than 8 bits to grey levels: windows and percentiles
+    geometry.py     how a volume lies in the patient, and how its slices are turned
+    results.py      what step 4 writes
+    sources.py, recipes.py, objects.py, journal.py, index.py    what step 1 reads, keeps and has finished
     checkpoints.py  weights
     pickles.py      an unpickler that cannot run code
-    sources.py      what step 1 reads: a case's files, the options, the shard
-    recipes.py      public data sets: where their images and labels lie
-    objects.py      which labels of a case become objects
-    journal.py      what step 1 has finished, so that it can be stopped, resumed and shared among machines
-    index.py        the index of the cache, and its version
+    progress.py     how long a step still takes
     writing.py      each file is written whole or not at all
 
 A fork for other data adds its modalities and data sets here, and its format in formats.py.
