@@ -123,16 +123,17 @@ def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
         raise InputError(f"{folder}: no such folder; name a folder of cases, or make one with: python -m phantoms")
     if with_boxes and (named := boxes_beside(folder / "any")):
         return [folder / name for name in sorted(named)]
-    files = [path for path in sorted(folder.iterdir()) if ending_of(path) or path.is_dir()]
-    endings = {ending_of(path) for path in files}
+    entries = sorted(folder.iterdir())
+    by_ending = {path: ending_of(path) for path in entries}  # once each: a folder may hold a million files
+    endings = {ending for ending in by_ending.values() if ending}
+    kinds = endings - {".npz", *PICTURE_ENDINGS}
+    files = [path for path in entries if by_ending[path]]
     if ".npz" in endings:
-        files = [path for path in files if ending_of(path) not in PICTURE_ENDINGS]
-    if endings - {".npz", *PICTURE_ENDINGS} or not files:
+        files = [path for path in files if by_ending[path] not in PICTURE_ENDINGS]
+    if kinds or not files:
         from files.partners import dicom_cases
 
-        files = dicom_cases(folder, files)
-    else:
-        files = [path for path in files if not path.is_dir()]
+        files = dicom_cases(folder, files + [path for path in entries if not by_ending[path] and path.is_dir()])
     if endings - {".npz"} and files != [folder]:
         from files.partners import label_files_in
 

@@ -91,7 +91,7 @@ def dicom_cases(folder: Path, files: list[Path]) -> list[Path]:
     """The cases among files and folders: folders stay if they hold DICOM files, all files become `folder` if all are DICOM."""
     from files.dicom import dicom_files, is_dicom  # only here: pydicom takes a third of a second to load
 
-    files = [path for path in files if not path.is_dir() or dicom_files(path)]
+    files = [path for path in sorted(files) if not path.is_dir() or dicom_files(path)]
     if not files or all(not path.is_dir() and is_dicom(path) for path in files):
         return [folder] if dicom_files(folder) else []
     return files

@@ -76,12 +76,12 @@ def save_label_map(folder: Path, case: Case, labels: np.ndarray, source: Path, p
 
 
 def object_rows(
-    case: Case, labels: np.ndarray, numbers: np.ndarray, iou: np.ndarray, own: np.ndarray, seconds: float
+    case: Case, labels: np.ndarray, numbers: np.ndarray, iou: np.ndarray, own: np.ndarray, seconds: float | None
 ) -> list[dict]:
     """A row of OBJECT_COLUMNS for each box of a case.
 
     labels: the label map.   numbers: (N,) the label that each box painted.   iou, own: as volumes.Found has them.
-    seconds: of the whole case. Each object is given an equal share: embedding a slice serves them all.
+    seconds: of the whole case. Each object is given an equal share: embedding a slice serves them all. None: not measured.
     pixels (in a volume: voxels) and mm3 count what an object has in the label map; what another one covers is not its own.
     """
     visible = np.bincount(labels.ravel(), minlength=int(numbers.max()) + 1)
@@ -95,7 +95,7 @@ def object_rows(
             "case": f"{case.name}.npz", "label": label, "name": named,
             "box": " ".join(f"{value:g}" for value in case.boxes[i]), "pixels": pixels,
             "mm3": "" if voxel_mm3 is None else f"{pixels * voxel_mm3:.1f}",
-            "predicted_iou": f"{iou[i]:.3f}", "seconds": f"{seconds / len(numbers):.4f}", "note": note,
+            "predicted_iou": f"{iou[i]:.3f}", "seconds": "" if seconds is None else f"{seconds / len(numbers):.4f}", "note": note,
             "told": own[i] == 0 or covered >= COVERED,
         })  # fmt: skip
     return rows

@@ -420,7 +420,7 @@ def test_what_is_saved_are_labels_boxes_and_an_overlay(tmp_path, monkeypatch, ca
         box(window, [10, 8, 45, 40])
         key(window, "s")
         names = f"{case.name}.npz, {case.name}_overlay.png, objects.csv"
-        assert said(window).endswith(f"Saved 1 objects in {tmp_path / 'out'}: {names}.")
+        assert said(window).endswith(f"Saved 1 object in {tmp_path / 'out'}: {names}.")
         box(window, [5, 5, 20, 20])
         return window.objects.drawn()
 
@@ -496,7 +496,7 @@ def test_a_real_mouse_draws_in_the_real_window_and_saves(tmp_path):
         (x0, y0), (x1, y1) = corners.round().astype(int).tolist()
         drawing = ["mousemove", x0, y0, "sleep", 0.2, "mousedown", 1, "mousemove", (x0 + x1) // 2, y1, "sleep", 0.1]
         mouse(*drawing, "mousemove", x1, y1, "sleep", 0.1, "mouseup", 1, "sleep", 0.5, "key", "s")
-        wait_for(lambda: "1 objects, wrote" in log.read_text())
+        wait_for(lambda: "1 object, wrote" in log.read_text())
         with np.load(tmp_path / "out" / "scan.npz") as saved:
             labels = saved["segs"]
         (row,) = csv.DictReader((tmp_path / "out" / "objects.csv").read_text().splitlines())

@@ -31,11 +31,12 @@ def draw_and_save(segmenter: Segmenter, case: Case, path: Path, folder: Path) ->
         view = flat_view(case.image, drawn.labels, drawn.boxes)
         save_image(folder / f"{case.name}_overlay.png", overlay(*view, numbers=True))
         own = np.bincount(drawn.labels.ravel(), minlength=objects + 1)[1:]
-        rows[:] = object_rows(boxed, drawn.labels, np.arange(1, objects + 1), drawn.iou, own, 0.0)
+        rows[:] = object_rows(boxed, drawn.labels, np.arange(1, objects + 1), drawn.iou, own, None)
         save_text(folder / "objects.csv", csv_text(rows, OBJECT_COLUMNS))
         saved[:] = [drawn]
-        print(f"04_infer.py: {objects} objects, wrote {', '.join(names)} to {folder}")
-        return f"Saved {objects} objects in {folder}: {', '.join(names)}."
+        what = f"{objects} object{'s' * (objects > 1)}"
+        print(f"04_infer.py: {what}, wrote {', '.join(names)} to {folder}")
+        return f"Saved {what} in {folder}: {', '.join(names)}."
 
     drawn = draw_window(segmenter, case, save)
     if len(drawn.boxes) and not (saved and all(map(np.array_equal, saved[0], drawn))):
