@@ -133,3 +133,30 @@ class PatchEncoder(nn.Module):
 
     def forward(self, image):
         return self.conv(image)
+
+
+def test_the_thick_line_of_a_training_curve_is_the_mean_of_the_last_steps():
+    losses = [(step, float(step % 2)) for step in range(1, 41)]
+    each, mean, validation = loss_curve([{"step": 40, "train_loss": 0.5, "validation_loss": 0.7}], losses).axes[0].lines
+    assert each.get_ydata().tolist() == [loss for _, loss in losses] and validation.get_ydata().tolist() == [0.7]
+    assert mean.get_label() == "training, mean of the last 4" and mean.get_ydata()[3:].tolist() == [0.5] * 37
+    assert mean.get_ydata()[:3].tolist() == pytest.approx([1, 1 / 2, 2 / 3]), "fewer at first"
+
+
+def test_numbers_stand_beside_objects_and_small_objects_get_thin_lines():
+    image, labels = np.full((400, 600), 90, np.uint8), np.zeros((400, 600), np.uint16)
+    labels[50:350, 50:350], labels[100:112, 500:512] = 1, 2
+    plain, numbered = overlay(image, labels), overlay(image, labels, numbers=True)
+    changed = (plain != numbered).any(axis=-1)
+    assert changed[:, :400].any() and changed[:, 450:].any(), "each has its number"
+    tint = overlay(image, labels)[200, 200]
+
+    def edge(row, first):
+        """Pixels of the outline along a row, from the object's left side on."""
+        return next(
+            i
+            for i in range(50)
+            if (plain[row, first + i] == plain[row, first + 25 if first < 400 else first + 5]).all()
+        )
+
+    assert (plain[200, 200] == tint).all() and edge(200, 50) == 3 and edge(105, 500) == 1

@@ -125,6 +125,27 @@ def test_a_resumed_run_ends_in_the_same_bits(cache, tiny, tmp_path):
     assert (whole["step"], whole["best"], whole["log"]) == (parts["step"], parts["best"], parts["log"])
     logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "parts")]
     assert logs[0] == logs[1] and (tmp_path / "whole" / "curve.png").stat().st_size > 1000
+    losses = [(tmp_path / name / "losses.csv").read_text() for name in ("whole", "parts")]
+    assert losses[0] == losses[1] and [line.split(",")[0] for line in losses[0].split()] == ["step", *"1234567"]
+
+
+def test_a_curve_is_there_from_the_tenth_step_on_before_any_save_or_validation(cache, tiny, tmp_path, monkeypatch):
+    seen, step = {}, training.Training.train_step
+
+    def look(run, batch):
+        step(run, batch)
+        seen[run.step] = (tmp_path / "curve.png").exists()
+
+    monkeypatch.setattr(training.Training, "train_step", look)
+    late = [word if word not in ("1", "2") else "100" for word in arguments(cache, tmp_path, 12)]
+    late[late.index("--batch") + 1] = late[late.index("--objects") + 1] = "2"
+    train.main(late)
+    assert not seen[10] and seen[11], "the tenth step is drawn once it is done"
+    rows = (tmp_path / "losses.csv").read_text().split()[1:]
+    log = (tmp_path / "log.csv").read_text().split()[1].split(",")
+    assert float(log[1]) == pytest.approx(np.mean([float(row.split(",")[1]) for row in rows])), (
+        "their mean is the log's"
+    )
 
 
 def test_resume_refuses_another_preset_batch_or_cache(cache, tiny, tmp_path):
