@@ -1,7 +1,7 @@
 """Step 1 of 5, preprocess. Reads images with masks, writes the cache that step 2 trains on. [P 2.1]
 
     python 01_preprocess.py -i data/train --val data/val                 folders of challenge cases (.npz with imgs, gts)
-    python 01_preprocess.py --images scans --masks outlines --modality US_MyHospital      PNG, JPG, TIFF or BMP pairs
+    python 01_preprocess.py --images scans --masks outlines --modality US_MyHospital      two folders, or masks in a COCO file
     python 01_preprocess.py --recipe btcv -i FOLDER                      a public data set, see files/recipes.py
     python 01_preprocess.py -i data/train --shard 3/16                   a sixteenth of the work, see docs/cache.md
     python 01_preprocess.py --smoke                                      tiny synthetic cases, 5 s
@@ -54,10 +54,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument("-i", "--input", type=Path, help="folder of challenge cases, .npz with imgs and gts")
+    p.add_argument("-i", "--input", type=Path, help="folder of images with labels in or beside them (docs/formats.md)")
     p.add_argument("--recipe", choices=RECIPES, help="--input is a public data set as it was downloaded, this one")
-    p.add_argument("--images", type=Path, help="folder of pictures, in place of --input")
-    p.add_argument("--masks", type=Path, help="folder of mask pictures with the names of --images; values are labels")
+    p.add_argument("--images", type=Path, help="folder of images, in place of --input")
+    p.add_argument("--masks", type=Path, help="folder of masks with the names of --images, or a COCO file")
     p.add_argument("--modality", help="with --images: modality, or Modality_Dataset, that the cases' names begin with")
     p.add_argument("-o", "--out", type=Path, help="folder for the cache (cache, or with --smoke a temporary one)")
     p.add_argument("--val", type=Path, help="folder of challenge cases to validate on, in place of drawing some")
