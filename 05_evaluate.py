@@ -27,6 +27,7 @@ from files.case import Case
 from files.formats import list_cases, name_of, read_case
 from files.progress import progress
 from files.writing import csv_text, save_figure, save_json, save_text
+from grid import boxes_from_labels, case_rng, loosen_boxes
 from metrics import PROTOCOLS, filled_box
 from tables import REFERENCES, markdown_table, read_labels, score_case, score_names, summarize, terminal_table
 
@@ -137,17 +138,17 @@ def write_report(
     """report.html: bars, the worst cases of the system that is shown as pictures, its scores against predicted IoU."""
     from views import report  # only here: it draws
 
-    pictures, files = {}, {}
-    if args.images:
-        files = {f"{name_of(path)}.npz": path for path in list_cases(args.images)}
+    pictures = {}
+    files = {f"{name_of(path)}.npz": path for path in list_cases(args.images)} if args.images else {}
     for name in (row["case"] for row in report.worst_cases(rows, shown, f"dsc_{protocol}") if row["case"] in files):
         case = read_case(files[name])
-        folders = ((segs, "segs"), (args.gts, "gts"))
-        masks = [read_labels(folder / name, key, case.grid_shape)[0] for folder, key in folders]
-        pictures[name] = report.three_pictures(case, *masks)
+        found, true = (read_labels(f / name, k, case.grid_shape)[0] for f, k in ((segs, "segs"), (args.gts, "gts")))
+        boxes = boxes_from_labels(true)[1] if case.boxes is None else case.boxes
+        if args.looseness:
+            boxes = loosen_boxes(boxes, args.looseness, case_rng(case.name), *case.grid_shape[-2:])
+        pictures[name] = report.three_pictures(case, boxes, found, true)
     facts = [
-        f"{len({row['case'] for row in rows})} cases of {args.gts}, protocol {protocol}. Scores in per cent: means over the labels "
-        "of a case, the cases of a modality, the modalities.",
+        f"{len({row['case'] for row in rows})} cases of {args.gts}, protocol {protocol}. Scores are in per cent.",
         *(f"Not scored: {problem}" for problem in problems[:20]),
     ]
     page = report.report_page(rows, summary, protocol, shown, segs / "objects.csv", pictures, facts)

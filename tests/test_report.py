@@ -7,12 +7,14 @@ import re
 import numpy as np
 import pytest
 
+from figures import YELLOW
 from files import InputError
 from files.npz import load_npz, write_case
 from files.writing import save_npz, save_text
+from grid import boxes_from_labels
 from phantoms import tiny_case
 from tables import AVERAGE, summarize
-from views.report import bar_intervals, predicted_and_true, three_pictures, worst_cases
+from views.report import bar_intervals, predicted_and_true, surroundings, three_pictures, worst_cases
 
 evaluate = importlib.import_module("05_evaluate")
 
@@ -53,10 +55,17 @@ def test_the_worst_cases_are_the_worst_of_that_system():
 def test_predicted_and_true_are_joined_by_case_and_label(tmp_path):
     rows = [
         row(
-            "ours", "US_0.npz", "US", 0.5, {1: {"dsc_strict": 0.4}, 7: {"dsc_strict": 0.6}, 9: {"dsc_strict": math.nan}}
+            "ours",
+            "US_0.npz",
+            "US",
+            0.5,
+            {1: {"dsc_strict": 0.4}, 7: {"dsc_strict": 0.6}, 9: {"dsc_strict": math.nan}, 3: {}},
         )
     ]
-    save_text(tmp_path / "objects.csv", "case,label,predicted_iou\nUS_0.npz,7,0.8\nUS_0.npz,9,0.1\nUS_1.npz,1,0.2\n")
+    save_text(
+        tmp_path / "objects.csv",
+        "case,label,predicted_iou\nUS_0.npz,7,0.8\nUS_0.npz,9,0.1\nUS_1.npz,1,0.2\nUS_0.npz,1,\nUS_0.npz,3,0.5\n",
+    )
     assert predicted_and_true(rows, tmp_path / "objects.csv", "ours", "dsc_strict") == [("US", 0.8, 0.6)]
     save_text(tmp_path / "bad.csv", "case,label\nUS_0.npz,7\n")
     with pytest.raises(InputError, match="needs columns case, label and predicted_iou"):
@@ -66,11 +75,31 @@ def test_predicted_and_true_are_joined_by_case_and_label(tmp_path):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_three_pictures_show_image_prediction_and_reference(dims):
     case = tiny_case(dims=dims)
-    title, picture = three_pictures(case, np.zeros_like(case.labels), case.labels)
+    title, picture = three_pictures(case, boxes_from_labels(case.labels)[1], np.zeros_like(case.labels), case.labels)
     assert title.startswith(case.name) and ("slice" in title) == (dims == 3)
     width = picture.shape[1] // 3
     left, middle, right = (picture[:, start : start + width - 8].astype(int) for start in (0, width + 3, 2 * width + 6))
+    yellow = [np.abs(part - YELLOW).sum(axis=-1).min() < 60 for part in (left, middle, right)]
+    assert yellow == [True, False, False], "the box does not hide the masks"
     assert np.abs(left - middle).mean() < np.abs(middle - right).mean(), "only the reference has masks here"
+
+
+def test_small_objects_are_shown_with_their_surroundings_only():
+    boxes = np.array([[500.0, 300, 519, 329], [540, 310, 549, 319]])
+    (rows, columns), moved = surroundings((1000, 1200), boxes)
+    assert (rows.start, rows.stop, columns.start, columns.stop) == (275, 355, 475, 575)
+    assert moved[0].tolist() == [25, 25, 44, 54]
+    assert surroundings((40, 50), np.array([[2.0, 3, 40, 30]]))[0] == (slice(0, 40), slice(0, 50))
+
+
+def test_a_page_without_any_score_says_so(tmp_path):
+    """Labels with a gap have no score under the challenge's protocol where a missing one is nowhere predicted."""
+    labels = tiny_case().labels
+    save_npz(tmp_path / "gts" / "2D_US_a.npz", gts=np.where(labels == 1, 3, 0).astype(np.uint8))
+    save_npz(tmp_path / "segs" / "2D_US_a.npz", segs=np.where(labels == 1, 3, 0).astype(np.uint8))
+    evaluate.main(["-s", str(tmp_path / "segs"), "-g", str(tmp_path / "gts"), "-o", str(tmp_path / "eval"), "--jobs", "1",
+                   "--protocol", "challenge"])  # fmt: skip
+    assert "No case has a DSC (challenge)." in (tmp_path / "eval" / "report.html").read_text()
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import numpy as np
 from figures import PALETTE, figure3_row, overlay
 from files import MODALITIES, InputError
 from files.case import Case
-from grid import boxes_from_labels
 from metrics import METRICS
 from tables import AVERAGE, LEVEL, REFERENCES, bootstrap_interval, cell, modalities_of, read_rows, systems_of
 
@@ -75,17 +74,18 @@ def predicted_and_true(rows: list[dict], objects: Path, system: str, score: str)
     InputError if that file has other columns.
     """
     try:
-        predicted = {(line["case"], int(line["label"])): float(line["predicted_iou"]) for line in read_rows(objects)}
+        lines = [line for line in read_rows(objects) if line["predicted_iou"]]
+        predicted = {(line["case"], int(line["label"])): float(line["predicted_iou"]) for line in lines}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{objects}: needs columns case, label and predicted_iou ({error!r}); run 04_infer.py again"
         ) from error
-    return [
+    return [  # a label that only the other protocol scores has no such score
         (row["modality"], predicted[row["case"], label], scores[score])
         for row in rows
         if row["system"] == system
         for label, scores in row["labels"].items()
-        if (row["case"], label) in predicted and not math.isnan(scores[score])
+        if (row["case"], label) in predicted and not math.isnan(scores.get(score, math.nan))
     ]
 
 
@@ -107,19 +107,29 @@ def worst_cases(rows: list[dict], system: str, score: str, count: int = WORST) -
     return sorted(mine, key=lambda row: row[score])[:count]
 
 
-def three_pictures(case: Case, segs: np.ndarray, gts: np.ndarray) -> tuple[str, np.ndarray]:
+def three_pictures(case: Case, boxes: np.ndarray, segs: np.ndarray, gts: np.ndarray) -> tuple[str, np.ndarray]:
     """(the case's name with its slice, (h, w, 3) uint8: image with boxes, prediction and reference side by side)
 
-    A case without boxes is shown with those of its reference.
+    boxes: (N, 4) or (N, 6), that were asked.   Where all objects are small, the pictures show their surroundings only.
     """
-    boxes = boxes_from_labels(gts)[1] if case.boxes is None else case.boxes
-    title, prediction, truth = figure3_row(case.name, case.image, boxes, segs, gts)
-    image, labels, boxes = prediction
-    panels = [overlay(image, np.zeros_like(labels), boxes), overlay(image, labels, boxes), overlay(*truth)]
+    title, (image, labels, asked), (_, truth, _) = figure3_row(case.name, case.image, boxes, segs, gts)
+    part, asked = surroundings(image.shape[:2], asked)
+    image, labels, truth = image[part], labels[part], truth[part]
+    panels = [overlay(image, np.zeros_like(labels), asked), overlay(image, labels), overlay(image, truth)]
     gap = np.full((panels[0].shape[0], 8, 3), 255, np.uint8)
     joined = np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
     factor = min(1.0, 1200 / joined.shape[1])
     return title, cv2.resize(joined, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+
+
+def surroundings(shape: tuple[int, int], boxes: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The part of an image (H, W) that shows all boxes (N, 4) with as much again round them, and the boxes in it."""
+    if len(boxes) == 0:
+        return (slice(None), slice(None)), boxes
+    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0) + 1
+    margin = max(16.0, float((high - low).max()) / 2)
+    (x0, y0), (x1, y1) = np.maximum(low - margin, 0).astype(int), np.minimum(high + margin, shape[::-1]).astype(int)
+    return (slice(y0, y1), slice(x0, x1)), boxes - (x0, y0, x0, y0)
 
 
 # The page ----------------------------------------------------------------------------------------------------------
@@ -162,6 +172,8 @@ def _bars(rows: list[dict], metric: str, protocol: str) -> str:
     from matplotlib.figure import Figure  # only where something is drawn
 
     intervals, title = bar_intervals(rows, f"{metric}_{protocol}"), f"{metric.upper()} ({protocol})"
+    if not intervals:  # the challenge's protocol gives no score where a label number is left out
+        return f"<p>No case has a {html.escape(title)}.</p>"
     figure = Figure(figsize=(6.5, 1 + 0.16 * len(intervals)), layout="constrained")
     plot_bars(intervals, title, figure.subplots())
     systems = dict.fromkeys(system for system, _ in intervals)
