@@ -93,6 +93,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         p.error(f"--window: {error}")
     if {len(box) for box in args.box or ()} not in (set(), {4}, {6}):
         p.error("--box takes 4 numbers, X0 Y0 X1 Y1, or in a volume 6, X0 Y0 Z0 X1 Y1 Z1; all of one kind")
+    if args.box and (args.boxes_from_masks or args.draw):
+        p.error("--box, --boxes-from-masks and --draw are three ways to say the boxes; give one of them")
     if args.looseness < 0 or (args.looseness and not args.boxes_from_masks):
         p.error("--looseness is 0 or more, and loosens the boxes of --boxes-from-masks")
     return args
@@ -163,10 +165,8 @@ def infer_drawn(args: argparse.Namespace) -> list[dict]:
     from views.saving import draw_and_save  # only here: it brings matplotlib
 
     files = files_to_do(args)
-    if len(files) > 1 or args.box:
-        raise InputError(
-            f"{args.input}: --draw takes one image or volume, and no --box; {len(files)} are here: name one"
-        )
+    if len(files) > 1:
+        raise InputError(f"{args.input}: --draw takes one image or volume; {len(files)} are here: name one")
     case = read_case(files[0], window=args.window, labels=False)
     segmenter = load_segmenter(args)
     objects = draw_and_save(segmenter, case, files[0], args.output)
@@ -191,10 +191,7 @@ def files_to_do(args: argparse.Namespace) -> list[Path]:
     files = [args.input] if alone else list_cases(args.input, with_boxes=not args.boxes_from_masks)
     if args.box and len(files) > 1:
         raise InputError(f"{args.input}: --box is for one image; the cases of a folder carry their own boxes")
-    if args.output.resolve() in (args.input.resolve(), files[0].parent.resolve()):
-        raise InputError(
-            f"{args.output}: input and output are the same folder; the results would replace files of yours, name another"
-        )
+    results.check_output(args.output, args.input, files)
     return files
 
 

@@ -97,8 +97,7 @@ def write_results(out: Path, rows: list[dict], summary: dict) -> None:
 def choose_cases(images: Path, scored: list[str], for_figure2: str | None, for_figure3: list[str] | None) -> tuple:
     """The cases of both figures: a gray 2D one, and a list. scored: names of cases that have truth and prediction.
 
-    Without a name, Figure 2 takes the first gray 2D case and Figure 3 the first four cases. InputError if there is
-    none, or if a name is not among the images that were scored.
+    Without a name, Figure 2 takes the first gray 2D case (None if there is none), Figure 3 the first four. Or InputError.
     """
     files = {name_of(path): path for path in list_cases(images) if name_of(path) in scored}
     if not files:
@@ -108,18 +107,19 @@ def choose_cases(images: Path, scored: list[str], for_figure2: str | None, for_f
             raise InputError(f"{images}: no case {name} that was scored; there are {', '.join(files)}")
     candidates = map(read_case, [files[for_figure2]] if for_figure2 else files.values())
     gray = next((case for case in candidates if not case.is_3d and is_gray(case.image)), None)
-    if gray is None:
-        raise InputError(f"{for_figure2 or images}: no gray 2D image; Figure 2 is about gray ones")
+    if gray is None and for_figure2:
+        raise InputError(f"{for_figure2}: no gray 2D image; Figure 2 is about gray ones")
     return gray, [read_case(files[name]) for name in for_figure3 or list(files)[:4]]
 
 
-def draw_figures(out: Path, gray: Case, cases: list[Case], segs: Path, gts: Path) -> None:
+def draw_figures(out: Path, gray: Case | None, cases: list[Case], segs: Path, gts: Path) -> None:
     """figure2.png of one gray case; figure3.png, a row a case, with the masks in the folders segs and gts."""
     from matplotlib.figure import Figure  # not pyplot: no window, this also runs on a server
 
-    figure = Figure(figsize=(9, 3.2))
-    figure2(gray.image, figure.subplots(1, 3))
-    save_figure(out / "figure2.png", figure)
+    if gray:
+        figure = Figure(figsize=(9, 3.2))
+        figure2(gray.image, figure.subplots(1, 3))
+        save_figure(out / "figure2.png", figure)
     rows = []
     for case in cases:
         shape = case.image.shape if case.is_3d else case.image.shape[:2]

@@ -93,7 +93,8 @@ def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat
     """
     boxes, width = np.asarray(boxes), 2 * len(grid)
     if boxes.ndim != 2 or boxes.shape[1] != width:
-        raise InputError(f"{path}: 'boxes' has shape {boxes.shape}, expected (N, {width}) for this image")
+        order = "a picture's are x_min y_min x_max y_max" if width == 4 else "a volume's have z_min and z_max too"
+        raise InputError(f"{path}: 'boxes' has shape {boxes.shape}, expected (N, {width}) for this image: {order}")
     if len(boxes) == 0:
         raise InputError(f"{path}: 'boxes' is empty; give at least one box, or leave the file out")
     if len(boxes) > MAX_LABEL:

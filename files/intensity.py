@@ -62,7 +62,7 @@ class Gray(NamedTuple):
 def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None = None) -> Gray:
     """Grey levels of an image or volume of any number type.
 
-    window: as asked for by name, or as the file says. Without one, CT is cut to soft tissue and the rest to percentiles; it is CT
+    window: as asked for by name, or as the file says; 8 bits stay as they are even so. Without one, CT is cut to soft tissue and the rest to percentiles; it is CT
     if the file's name begins with a modality of CT, or if values lie below AIR.
     InputError, one sentence: values that are not finite, constant, or nearly all saturated.
     """
@@ -75,7 +75,7 @@ def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None =
             f"{path}: {bad} of its {values.size} values are NaN or infinite; replace them, by 0 for example"
         )
     check_contrast(values, path)
-    if values.dtype == np.uint8 and window is None:
+    if values.dtype == np.uint8:
         return Gray(values, None, None)
     if window is None:
         is_ct = modality_of(Path(path).name) == "CT" or low < AIR

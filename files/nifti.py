@@ -52,7 +52,7 @@ def read_nifti_labels(path: Path, image_path: Path) -> np.ndarray:
     if not same_place(image.affine, labels.affine, image.shape):
         mine, its = ("".join(nibabel.aff2axcodes(one.affine)) for one in (labels, image))
         raise InputError(
-            f"{path}: lies elsewhere than {image_path.name} (orientation {mine} and {its}, affines differ); "
+            f"{path}: does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ); "
             "resample it to the image's grid"
         )
     values = whole_numbers(_numbers(labels, path), path)

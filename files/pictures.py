@@ -51,7 +51,8 @@ def read_mask(path: Path) -> np.ndarray:
     """Read a mask picture -> (H, W), or (D, H, W) if it has pages, integers; 0 is background, every other value one object.
 
     Indexed: the numbers of the palette.   Colours: each is an object, in the order of red, green, blue; black is background, or
-    where there is none the most frequent colour.   JPEG: its values smear, so it is cut at 127 into background and one object.
+    where there is none the most frequent colour.   JPEG: its values smear, so it is cut at 127 into background and one object;
+    so is a mask of 0 and 255 with soft edges, as resizing makes them.
     InputError if the file can't be read or is a photograph.
     """
     indices = _palette_indices(path)
@@ -61,7 +62,7 @@ def read_mask(path: Path) -> np.ndarray:
     labels = masks[0] if len(masks) == 1 else np.stack(masks)
     if labels.dtype.kind not in "ui":
         raise InputError(f"{path}: holds {labels.dtype} values; label numbers are whole: save it as 8 or 16 bit")
-    return (labels > 127).astype(np.uint8) if path.suffix.lower() in (".jpg", ".jpeg") else labels
+    return (labels > 127).astype(np.uint8) if path.suffix.lower() in (".jpg", ".jpeg") or _is_soft(labels) else labels
 
 
 def read_masks(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -108,6 +109,15 @@ def _pages(path: Path) -> list[np.ndarray]:
     small = all(page.dtype == np.uint16 and page.max() <= 255 for page in pages)
     pages = [page.astype(np.uint8) if small else page for page in pages]
     return [np.ascontiguousarray(page[..., ::-1]) if page.ndim == 3 else page for page in pages]  # OpenCV reads BGR
+
+
+def _is_soft(labels: np.ndarray) -> bool:
+    """Whether a mask is one object of 255 with values between at its edge, which are a tenth of it or less."""
+    if labels.dtype != np.uint8:
+        return False
+    counts = np.bincount(labels.ravel(), minlength=256)
+    between = counts[1:255]
+    return bool(np.count_nonzero(between) >= 3 and 0 < between.sum() <= 0.1 * counts[255])
 
 
 def _palette_indices(path: Path) -> np.ndarray | None:

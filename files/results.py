@@ -9,14 +9,16 @@ NAME_mask.png    for pictures: indexed, so that objects have a colour each and t
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from files import modality_of
+from files import InputError, modality_of
 from files.case import Case
+from files.formats import name_of
 from files.writing import save_bytes, save_image, save_npz
 
 STAGES = ("enhance", "encode", "decode", "upsample")
@@ -32,6 +34,21 @@ class Done(NamedTuple):
     row: dict  # of efficiency.csv
     objects: list[dict]  # rows of objects.csv
     files: list[str]  # that were written
+
+
+def check_output(folder: Path, source: Path, files: list[Path]) -> None:
+    """InputError if results of these files can't be written to a folder without replacing something.   source: what was named."""
+    if folder.resolve() in (source.resolve(), files[0].parent.resolve()):
+        raise InputError(
+            f"{folder}: input and output are the same folder; the results would replace files of yours, name another"
+        )
+    if in_the_way := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        raise InputError(f"{folder}: {in_the_way} is a file, so no folder can be made there; name another")
+    name, count = Counter(map(name_of, files)).most_common(1)[0]
+    if count > 1:
+        raise InputError(
+            f"{source}: holds {name} in {count} formats, and each would give {name}.npz; rename or move one"
+        )
 
 
 def efficiency_row(case: Case, spent: dict[str, float], read_s: float, write_s: float, total_s: float) -> dict:

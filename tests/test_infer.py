@@ -269,6 +269,15 @@ def test_missing_and_empty_folders_say_what_to_run(fake, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_two_files_of_one_name_are_told_because_one_result_would_replace_the_other(fake, tmp_path):
+    for name in ("a.png", "a.bmp"):
+        two_squares(tmp_path / "in" / "picture.png")
+        (tmp_path / "in" / "picture.png").rename(tmp_path / "in" / name)
+    (tmp_path / "in" / "boxes.csv").write_text("file,x0,y0,x1,y1\na.png,12,10,31,29\na.bmp,12,10,31,29\n")
+    text = sentence("-i", tmp_path / "in", "-o", tmp_path / "out")
+    assert "holds a in 2 formats, and each would give a.npz" in text and not (tmp_path / "out").exists()
+
+
 def test_box_is_refused_with_a_folder(fake, folder):
     text = sentence("-i", folder / "imgs", "-o", folder / "segs", "--box", 1, 1, 9, 9)
     assert "--box is for one image" in text and not (folder / "segs").exists()
@@ -324,6 +333,7 @@ def test_a_bad_setting_is_refused(fake, folder, setting, words):
             ["-i", "x", "--window", "liver"],
             "window 'liver' is not known; give soft, lung, brain, bone, percentile, or WIDTH/LEVEL",
         ),
+        (["-i", "x", "--box", "1", "2", "3", "4", "--draw"], "three ways to say the boxes; give one of them"),
         ([], "name the input: -i FOLDER"),
         (["-i", "x", "--looseness", "0.1"], "--looseness is 0 or more, and loosens the boxes of --boxes-from-masks"),
     ],

@@ -272,7 +272,9 @@ def test_labels_beside_a_nifti_are_found_and_must_lie_where_it_lies(tmp_path):
         assert len(case.boxes) == 1 and case.labels.sum() == labels.sum()
     assert [path.name for path in list_cases(tmp_path)] == ["img01.nii.gz", "p 2_image.nii.gz", "ä.nii"]
     save_nifti(tmp_path / "label01.nii.gz", labels, tilted("RPS"))
-    assert "lies elsewhere than img01.nii.gz (orientation RPS and LPS" in sentence(read_case, tmp_path / "img01.nii.gz")
+    assert "does not lie as img01.nii.gz does (orientation RPS and LPS" in sentence(
+        read_case, tmp_path / "img01.nii.gz"
+    )
     save_nifti(tmp_path / "label01.nii.gz", labels[:-1], tilted("LPS"))
     assert "its grid is (19, 16, 6), but img01.nii.gz has (20, 16, 6)" in sentence(read_case, tmp_path / "img01.nii.gz")
     save_nifti(tmp_path / "label01.nii.gz", labels * 0.5, tilted("LPS"))
@@ -314,6 +316,11 @@ def test_masks_of_every_kind_become_label_maps(tmp_path):
         colours = np.array([background, (0, 200, 0), (200, 0, 10)], np.uint8)[truth]
         save_image(tmp_path / "colours.png", colours)
         assert np.array_equal(read_mask(tmp_path / "colours.png"), truth)
+    large = np.zeros((180, 190), np.uint8)
+    large[20:161, 20:171] = 255
+    soft = cv2.blur(large, (3, 3))
+    save_image(tmp_path / "soft.png", soft)
+    assert np.array_equal(read_mask(tmp_path / "soft.png"), soft > 127), "soft edges are no objects"
     cv2.imencodemulti(".tif", [truth.astype(np.uint8), truth.astype(np.uint8) * 2])[1].tofile(tmp_path / "pages.tif")
     assert read_mask(tmp_path / "pages.tif").shape == (2, *truth.shape)
     image = tmp_path / "x.png"
@@ -441,7 +448,7 @@ def test_intensities_become_grey_levels_by_window_or_percentile():
     assert to_grey_levels(values, "CT_a.nii.gz").window == WINDOWS["soft"], "the name says CT"
     eight = np.arange(200, dtype=np.uint8)[None]
     assert to_grey_levels(eight, "a").window is None and np.array_equal(to_grey_levels(eight, "a").levels, eight)
-    assert to_grey_levels(eight, "a", parse_window("100/50")).levels.max() == 255
+    assert np.array_equal(to_grey_levels(eight, "a", parse_window("100/50")).levels, eight), "8 bits stay as they are"
 
 
 def test_values_that_show_nothing_are_told(tmp_path):
