@@ -9,10 +9,14 @@ front to back.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from nibabel.orientations import io_orientation
+
+from files.case import Case
+from files.intensity import to_grey_levels
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -63,6 +67,20 @@ def spacing_of_affine(affine: np.ndarray) -> tuple[float, float, float]:
     """Distances of neighbouring voxels, mm, along (x, y, z)."""
     x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
     return x, y, z
+
+
+def volume_case(path: Path, voxels: np.ndarray, affine: np.ndarray, window: tuple[float, float] | None) -> Case:
+    """Voxels (X, Y, Z) of a file with its affine -> a volume (D, H, W), or a picture (H, W) if it has one slice; grey levels.
+
+    ValueError if the affine is not invertible; InputError for values that are no image.
+    """
+    gray, view, by_axis = to_grey_levels(voxels, path, window), view_of(affine), spacing_of_affine(affine)
+    volume = turn(gray.levels, view)
+    is_3d = len(volume) > 1
+    spacing = tuple(by_axis[axis] for axis in view.axes) if is_3d else None
+    turned = turned_affine(affine, view, voxels.shape)
+    image = volume if is_3d else volume[0]
+    return Case(path.name, image, None, None, spacing, is_3d, None, turned, gray.window, gray.source_range)
 
 
 def same_place(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> bool:

@@ -8,22 +8,14 @@ import numpy as np
 
 from files import InputError
 from files.case import Case
-from files.geometry import LPS_TO_RAS, same_place, spacing_of_affine, turn, turned_affine, view_of
-from files.intensity import Window, to_grey_levels
+from files.geometry import LPS_TO_RAS, same_place, turn, view_of, volume_case
+from files.intensity import Window
 from files.nifti import whole_numbers
 
 
 def read_itk(path: Path, window: Window | None = None) -> Case:
     """A volume (D, H, W), or a picture (H, W) if it has one slice, without boxes and labels. InputError, one sentence."""
-    voxels, affine = _open_itk(path)
-    gray = to_grey_levels(voxels, path, window)
-    view, by_axis = view_of(affine), spacing_of_affine(affine)
-    volume = turn(gray.levels, view)
-    is_3d = len(volume) > 1
-    return Case(
-        path.name, volume if is_3d else volume[0], None, None, tuple(by_axis[axis] for axis in view.axes) if is_3d else None,
-        is_3d, affine=turned_affine(affine, view, voxels.shape), window=gray.window, source_range=gray.source_range,
-    )  # fmt: skip
+    return volume_case(path, *_open_itk(path), window)
 
 
 def read_itk_labels(path: Path, image_path: Path) -> np.ndarray:

@@ -10,9 +10,9 @@ import nibabel
 import numpy as np
 
 from files import InputError
-from files.case import Case, spacing_zyx
-from files.geometry import same_place, spacing_of_affine, turn, turn_back, turned_affine, view_of
-from files.intensity import Window, to_grey_levels
+from files.case import Case
+from files.geometry import same_place, turn, turn_back, view_of, volume_case
+from files.intensity import Window
 from files.writing import save_bytes
 
 MAX_VOXELS = 2**31  # a damaged header, or one that was made to fill the memory, may claim any size
@@ -24,19 +24,12 @@ def read_nifti(path: Path, window: Window | None = None) -> Case:
     InputError, one sentence, if it is damaged, too large, not 3D, not gray, or has values that are no image.
     """
     image = open_nifti(path)
-    gray = to_grey_levels(_numbers(image, path), path, window)
     try:
-        view = view_of(image.affine)
-        spacing = spacing_zyx(np.array(spacing_of_affine(image.affine)))
+        return volume_case(path, _numbers(image, path), image.affine, window)
+    except InputError:
+        raise
     except ValueError as error:
         raise InputError(f"{path}: {error}; correct its header") from error
-    spacing = tuple(spacing[2 - axis] for axis in view.axes)  # (z, y, x) of the file, in the order of the turned axes
-    volume = turn(gray.levels, view)
-    is_3d = len(volume) > 1
-    return Case(
-        path.name, volume if is_3d else volume[0], None, None, spacing if is_3d else None, is_3d,
-        affine=turned_affine(image.affine, view, image.shape), window=gray.window, source_range=gray.source_range,
-    )  # fmt: skip
 
 
 def read_nifti_labels(path: Path, image_path: Path) -> np.ndarray:
