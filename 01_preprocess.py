@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 
 import cv2
-from tqdm import tqdm
 
 from data import CacheEntry, cache_case, is_readable, read_index, slice_names, split_entries, write_index
 from files import InputError, modality_of
@@ -45,6 +44,7 @@ from files.journal import (
 )
 from files.npz import write_training_case
 from files.partners import list_pairs
+from files.progress import tell
 from files.recipes import RECIPES, list_recipe
 from files.sources import Options, Source, parse_shard, read_source, shard_of, write_validation_case
 from files.writing import save_json
@@ -83,9 +83,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def tell(problem: Exception | str, what: str = "left out: ") -> None:
+def complain(problem: Exception | str, what: str = "left out: ") -> None:
     """One sentence to stderr that doesn't break the progress bar."""
-    tqdm.write(f"01_preprocess.py: {what}{problem}", file=sys.stderr)
+    tell(f"01_preprocess.py: {what}{problem}", error=True)
 
 
 def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Source], int, int]:
@@ -97,7 +97,7 @@ def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Sou
         more, problems = list_recipe(args.recipe, args.input, options)
         found += more
         if not RECIPES[args.recipe].verified:
-            tell(f"recipe {args.recipe} was written without its files at hand: look at some cached masks", "")
+            complain(f"recipe {args.recipe} was written without its files at hand: look at some cached masks", "")
     if args.images:
         pairs, problems = list_pairs(args.images, args.masks)
         found += [Source(f"{args.modality}_{name_of(image)}", image, mask, False, options) for image, mask in pairs]
@@ -108,7 +108,7 @@ def list_sources(args: argparse.Namespace, excluded: set[str]) -> tuple[list[Sou
             where = first.path.parent
             problems.append(InputError(f"{source.path}: {where} holds a case of this name too, which is kept"))
     for problem in problems:
-        tell(problem)
+        complain(problem)
     kept = [source for name, source in sorted(sources.items()) if name not in excluded]
     return kept, len(sources) - len(kept), len(problems)
 
@@ -146,7 +146,7 @@ def cache_sources(sources: list[Source], listed: set[str], args: argparse.Namesp
         work = partial(cache_source, args.out, turn + 1)
         for name, line, problem in in_parallel(work, jobs, len(sources), args.jobs, "files"):
             if problem:
-                tell(problem)
+                complain(problem)
                 continue
             finished.append(name)
             journal.write(line)

@@ -19,12 +19,11 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data import SliceDataset, read_split, steps_of_epoch, validation_item
 from files import InputError
 from files.index import fingerprint
-from files.progress import progress
+from files.progress import progress_bar, tell
 from files.writing import csv_text, save_figure, save_json, save_text
 from presets import PRESETS, Preset, override
 from segment import MODELS, build
@@ -109,14 +108,14 @@ def run(args: argparse.Namespace) -> dict:
         if run.validate(items):
             run.save(args.out / "best.pt", must_match, best=True)
         dice = run.log[-1]["dice"].items()
-        tqdm.write(f"step {run.step}, Dice: " + ", ".join(f"{modality} {value:.3f}" for modality, value in dice))
+        tell(f"step {run.step}, Dice: " + ", ".join(f"{modality} {value:.3f}" for modality, value in dice))
         write_log(args.out, run.log, run.losses)
 
     # 3. The steps. A batch depends on (seed, step) alone
     data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
     plan = [[(step, place) for place in range(args.batch)] for step in range(run.step, steps)]
     batches, start = DataLoader(data, batch_sampler=plan, num_workers=args.workers), time.monotonic()
-    for batch in (bar := progress(batches, "train", steps, unit="step", initial=run.step)):
+    for batch in (bar := progress_bar(batches, "train", steps, unit="step", initial=run.step)):
         run.train_step(batch)
         if run.step % validate_every == 0:
             validate()

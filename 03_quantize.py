@@ -10,7 +10,7 @@ smaller, but the network is no faster than before, or slower. Only linear layers
 multiply-adds: the decoder's, while the proposed encoder, which does most of the work, has none. And at every call each
 of them first has to measure and round its activations, which takes time.
 Static int8 (fast/static_int8.py) reaches the encoder's convolutions, which is faster, but needs training images and
-OpenVINO (requirements-fast.txt). It writes NAME.static.xml, .bin and .pt; step 4: --engine openvino-int8.
+OpenVINO (requirements-fast.txt). It writes the folder NAME.static; step 4: --engine openvino-int8, which needs no PyTorch.
 
 Beside the file goes a report, .md and .json: which layers became int8, their share of weights and of multiply-adds,
 file sizes, speed, DSC and NSD at the same boxes.
@@ -28,17 +28,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import segment
 from fast import counts, engines, static_int8
 from fast.report import SYSTEMS, by_modality, markdown, mean_row
+from fast.torch_engine import fast_engine
 from files import InputError
 from files.case import check_labels
 from files.checkpoints import read_checkpoint
 from files.formats import list_cases, read_case
 from files.npz import write_case
-from files.progress import progress
+from files.progress import progress, tell
 from files.writing import save_json, save_text
 from metrics import case_scores
 from model import TorchEngine
@@ -67,7 +67,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument(
         "--engine-cache", type=Path, metavar="DIR", help="where OpenVINO keeps graphs (default: user's cache)"
     )
-    p.add_argument("-o", "--out", type=Path, help="int8 file (default: beside the weights, or in checkpoints/)")
+    p.add_argument(
+        "-o", "--out", type=Path, help="int8 file or folder (default: beside the weights, or in checkpoints/)"
+    )
     p.add_argument("-i", "--input", type=Path, help="folder of .npz cases to score (default: two tiny synthetic ones)")
     p.add_argument("-g", "--gts", type=Path, help="folder of their truth, unless the cases hold it (default: ../gts)")
     p.add_argument("--cases", type=int, help="score the first so many cases only (default: all)")
@@ -100,8 +102,9 @@ def output_path(args: argparse.Namespace) -> Path:
     ending = METHODS[args.method][2]
     beside = args.weights.with_name(f"{args.weights.stem}{ending}") if args.weights else None
     out = args.out or beside or Path(f"checkpoints/lite_medsam{ending}")
-    if args.out and out.suffix != Path(ending).suffix:
-        raise InputError(f"{out}: a {args.method} int8 file ends in {Path(ending).suffix}; change --out")
+    suffix = Path(f"any{ending}").suffix
+    if out.suffix != suffix:
+        raise InputError(f"{out}: what --method {args.method} writes ends in {suffix}; change --out")
     if args.weights and out.resolve() == args.weights.resolve():
         raise InputError(f"{out}: is the float checkpoint itself; name another file with --out")
     return out
@@ -133,7 +136,7 @@ def static(args: argparse.Namespace, out: Path, segmenter: Segmenter) -> tuple[d
         raise InputError("--method static measures activations on training images: name a cache with --cache")
     part = static_int8.write_static(segmenter, out, args.cache, args.calibration, carried(args))
     preset, folder = segmenter.preset, args.engine_cache
-    systems = {"float": Segmenter(engines.fast_engine(segmenter.engine.network), preset, segmenter.enhanced)}
+    systems = {"float": Segmenter(fast_engine(segmenter.engine.network), preset, segmenter.enhanced)}
     systems["int8"] = engines.load(args.model, out, preset.name, "openvino-int8", cache=folder)
     if args.weights:
         systems["openvino"] = engines.load(args.model, args.weights, preset.name, "openvino", cache=folder)
@@ -147,7 +150,7 @@ def carried(args: argparse.Namespace) -> dict:
     return {"architecture": args.model} | ({"preset": preset} if preset else {})
 
 
-METHODS = {"dynamic": (dynamic, "torch-int8", ".dynamic.pt"), "static": (static, "openvino-int8", ".static.xml")}
+METHODS = {"dynamic": (dynamic, "torch-int8", ".dynamic.pt"), "static": (static, "openvino-int8", ".static")}
 
 
 # ---------------------------------------------------------------- scores
@@ -180,7 +183,7 @@ def score_folder(folder: Path, args: argparse.Namespace, systems: dict[str, Segm
             rows.append(score(path, args.gts or folder.parent / "gts", systems))
         except ValueError as error:  # InputError is one
             left_out += 1
-            tqdm.write(f"03_quantize.py: left out: {error}", file=sys.stderr)
+            tell(f"03_quantize.py: left out: {error}", error=True)
     return rows, left_out
 
 
@@ -208,9 +211,9 @@ def run(args: argparse.Namespace, cases: Path) -> dict:
     report |= {"cases": rows, "mean": mean_row(by_modality(rows)), "arguments": vars(args)}
 
     # 3. The report, beside the file
-    text = markdown(report)
-    save_text(out.with_suffix(".md"), text)
-    save_json(out.with_suffix(".json"), report)
+    text, beside = markdown(report), out.name.removesuffix(".pt")
+    save_text(out.with_name(f"{beside}.md"), text)
+    save_json(out.with_name(f"{beside}.json"), report)
     print("\n".join(text.split("\nLayers that")[0].splitlines()[2:]))
     if left_out:
         sys.exit(f"03_quantize.py: {len(rows)} cases scored, {left_out} left out as told above; wrote {out}")

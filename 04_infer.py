@@ -14,15 +14,16 @@ with --overlay overlays/NAME.png. Formats: docs/formats.md. The command line is 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+# NumPy's own threads would take cores from the network's, and wait on them
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
-from tqdm import tqdm
 
 import fast
 import segment
@@ -30,7 +31,7 @@ from figures import PALETTE, flat_view, overlay
 from files import InputError, results
 from files.case import Case, check_boxes
 from files.formats import ending_of, list_cases, name_of, read_case
-from files.progress import progress
+from files.progress import progress, tell
 from files.writing import csv_text, save_image, save_json, save_text
 from grid import boxes_from_labels, case_rng, loosen_boxes
 from presets import PRESETS
@@ -42,9 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    p.add_argument(
-        "-i", "--input", type=Path, help="a folder of cases, a file, or the folder of a DICOM series (docs/formats.md)"
-    )
+    p.add_argument("-i", "--input", type=Path, help="a folder of cases, a file, a DICOM folder (docs/formats.md)")
     p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="folder for the results, made if missing")
     p.add_argument(
         "--box", type=float, nargs="+", action="append", metavar="N",
@@ -54,9 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--model", choices=MODELS, default=segment.default_model(),
         help="proposed is the paper's, the default where its checkpoint is in checkpoints/; baseline is LiteMedSAM",
     )  # fmt: skip
-    p.add_argument(
-        "--weights", type=Path, help="checkpoint (default: LiteMedSAM's, or checkpoints/grays_anatomy_sam_l0.pt)"
-    )
+    p.add_argument("--weights", type=Path, help="checkpoint, or folder NAME.static (default: the model's own)")
     p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
     p.add_argument("--force", action="store_true", help="use another preset than the checkpoint was trained with")
@@ -65,10 +62,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="what runs the network: torch is model.py as written, torch-int8 its linear layers in int8; the others give "
         "its results sooner (fast/); openvino ones need: pip install -r requirements-fast.txt",
     )  # fmt: skip
-    p.add_argument("--engine-cache", type=Path, metavar="DIR", help="OpenVINO's graphs (default: the user's cache)")
     p.add_argument(
-        "--boxes-from-masks", action="store_true", help="take each box exactly from the labels; keep their numbers"
-    )
+        "--precision", choices=fast.PRECISIONS,
+        help="of --engine openvino's encoder: auto is bf16 where the processor has it, else f32 (default: f32)",
+    )  # fmt: skip
+    p.add_argument("--engine-cache", type=Path, metavar="DIR", help="OpenVINO's graphs (default: the user's cache)")
+    p.add_argument("--boxes-from-masks", action="store_true", help="take exact boxes of the labels; keep their numbers")
     p.add_argument(
         "--looseness", type=float, default=0.0, metavar="SHARE",
         help="with --boxes-from-masks: move each side outward by 0.5 to 1.5 times this share of the object, as people do",
@@ -95,6 +94,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         p.error("--box takes 4 numbers, X0 Y0 X1 Y1, or in a volume 6, X0 Y0 Z0 X1 Y1 Z1; all of one kind")
     if args.box and (args.boxes_from_masks or args.draw):
         p.error("--box, --boxes-from-masks and --draw are three ways to say the boxes; give one of them")
+    if args.precision and args.engine != "openvino":
+        p.error("--precision is for --engine openvino; the other engines have their own")
     if args.looseness < 0 or (args.looseness and not args.boxes_from_masks):
         p.error("--looseness is 0 or more, and loosens the boxes of --boxes-from-masks")
     return args
@@ -148,15 +149,15 @@ def infer_cases(files: list[Path], args: argparse.Namespace) -> tuple[list[resul
                 raise
             for ending in results.RESULT_ENDINGS:  # an earlier run's result would be taken for this one's
                 (args.output / f"{name_of(path)}{ending}").unlink(missing_ok=True)
-            tqdm.write(f"04_infer.py: left out: {error}", file=sys.stderr)
+            tell(f"04_infer.py: left out: {error}", error=True)
             continue
         read_s = time.perf_counter() - start
         if segmenter is None:
             segmenter = load_segmenter(args)
-            tqdm.write(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
+            tell(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
         done.append(infer_case(segmenter, case, path, read_s, args))
         if told := results.objects_told(done[-1].objects):
-            tqdm.write(f"04_infer.py: {told}", file=sys.stderr)
+            tell(f"04_infer.py: {told}", error=True)
     return done, segmenter
 
 
@@ -182,7 +183,7 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
         return segment.load(*named)
     from fast import engines  # only here: whoever runs model.py as written need not load it
 
-    return engines.load(*named, cache=args.engine_cache)
+    return engines.load(*named, cache=args.engine_cache, precision=args.precision)
 
 
 def files_to_do(args: argparse.Namespace) -> list[Path]:
@@ -231,8 +232,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
     try:
         if not args.smoke:
             return infer_drawn(args) if args.draw else run(args)
+        import tempfile  # these only here: phantoms brings pydicom, a third of a second
+
         from files.npz import write_case
-        from phantoms import tiny_case  # only here: it brings pydicom, a third of a second
+        from phantoms import tiny_case
 
         with tempfile.TemporaryDirectory() as folder:
             for dims in (2, 3):

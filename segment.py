@@ -207,7 +207,7 @@ def load(
 
 def load_network(model: str, path: Path, preset: str | None, engine: str, force: bool, settings: Sequence[str]):
     """-> (the network of a checkpoint, what else the checkpoint holds, the preset)"""
-    if path.suffix == ".xml":
+    if path.suffix == ".static":
         raise InputError(f"{path}: is an OpenVINO network; add --engine openvino-int8, or give a checkpoint")
     network, stored = build(model), checkpoints.read_checkpoint(path)
     file_int8 = checkpoints.int8_scales(stored, path)  # None for float weights

@@ -38,8 +38,9 @@ from table5_work import BY_NAME, PARTS, SIX_OBJECTS, STAGES, TABLE5, draw, measu
 
 import segment
 from efficientvit import EMBED_DIM, EMBED_GRID
+from fast.cells import CELL
 from fast.counts import count_macs
-from fast.decoder import CELL, FastDecoder
+from fast.decoder import FastDecoder
 from fast.engines import ENGINES
 from figures import PALETTE
 from files import InputError
@@ -335,7 +336,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         "--slices", type=int, default=24, help="of a volume, by the published algorithm; 0: all; rest is scaled"
     )
     p.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and OpenCV")
-    p.add_argument("--static", type=Path, help="NAME.static.xml for engine openvino-int8 (default: its own)")
+    p.add_argument("--static", type=Path, help="NAME.static for engine openvino-int8 (default: its own)")
     p.add_argument("-o", "--out", type=Path, default=Path("results/table5"), help="folder for times and table")
     p.add_argument("--figure", action="store_true", help="measure nothing; table, stages.csv and figure of times.csv")
     args = p.parse_args(argv)

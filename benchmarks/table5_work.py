@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from efficientvit import EMBED_GRID
 from fast import engines
-from fast.decoder import cell_range
+from fast.cells import cell_range
 from files import InputError
 from files.case import Case
 from files.npz import read_npz

@@ -1,13 +1,16 @@
 """The same networks with less to wait for, on a CPU. No step of the paper needs this room, and no taught module imports it.
 
-engines.py          `load` a model for any engine; checks that an engine computes what model.py computes
+engines.py          `load` a model for any engine; which graphs belong to which weights and code
+compare.py          does an engine compute what model.py computes?
+torch_engine.py     engine `fast`: batch norms folded into convolutions
 decoder.py          the mask decoder with its sums in another order, the same logits but for rounding
-openvino_engine.py  the image encoder as a graph, run by Intel's OpenVINO
-static_int8.py      that graph with int8 layers: what `03_quantize.py --method static` does
+cells.py            which cells of the embedding a mask is wanted in
+graphs.py           the network as graphs, traced from PyTorch's
+openvino_engine.py  these graphs run by Intel's OpenVINO, without PyTorch
+static_int8.py      the encoder's graph with int8 layers: what `03_quantize.py --method static` does
 counts.py           multiply-adds and seconds of a network's parts, and how many of them int8 reaches
 report.py           the report of step 3 as text
 """
 
-ENGINES = ("fast", "openvino", "openvino-int8")  # beside segment.ENGINES, which run model.py as written
-
 ENGINES = ("fast", "openvino", "openvino-int8")  # of this room; segment.ENGINES are the others
+PRECISIONS = ("auto", "f32", "bf16")  # of engine openvino's encoder; auto: bf16 where the processor has it, else f32

@@ -36,11 +36,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from efficientvit import EMBED_GRID
+from fast.cells import OUTSIDE, cell_range, pixels
 from grid import GRID
 from model import Attention, BoxSegmenter
-
-CELL = GRID // EMBED_GRID  # pixels of the grid along a cell's side
-OUTSIDE = -100.0  # the logit of pixels that were not asked for
 
 
 def by_head(x: Tensor, heads: int) -> Tensor:
@@ -68,6 +66,16 @@ def sum_of_values(scores: Tensor, cells: Tensor, layer: Attention) -> Tensor:
     sums = (scores.softmax(dim=-1) @ cells).unflatten(0, (layer.heads, -1))  # (heads, T, 256)
     values = layer.v_proj.weight.unflatten(0, (layer.heads, -1)).transpose(1, 2)  # (heads, 256, width)
     return (sums @ values).transpose(0, 1).flatten(1) + layer.v_proj.bias
+
+
+def norm_and_scale(cells: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """A layer norm of cells (4096, 256), and 1 / deviation of each, (4096,)."""
+    if torch.jit.is_tracing():  # for a graph: OpenVINO has no layer norm that also says the deviation
+        centred = cells - cells.mean(dim=1, keepdim=True)
+        scale = (centred.square().mean(dim=1, keepdim=True) + norm.eps).rsqrt()
+        return centred * scale * norm.weight + norm.bias, scale[:, 0]
+    normed, _, scale = torch.native_layer_norm(cells, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return normed, scale[:, 0]
 
 
 @dataclass
@@ -105,7 +113,7 @@ class UpdatedProjection:
 
         of_image: W' of the image's cells, (heads, 4096, width)."""
         weights = scores.softmax(dim=-1).mul_(update.scale)
-        of_vectors = update.vectors @ self.by_head.mT  # (heads, heads * T, width)
+        of_vectors = update.vectors @ self.by_head.transpose(1, 2)  # (heads, heads * T, width)
         of_update = (weights @ update.weights.T).unflatten(0, (len(of_image), -1)) @ of_vectors
         sums = weights.unflatten(0, (len(of_image), -1)) @ of_image + of_update  # (heads, T, width)
         return sums.transpose(0, 1).flatten(1) + self.bias
@@ -149,29 +157,35 @@ class FastDecoder:
         cells that lie elsewhere are OUTSIDE.
         """
         if embedding is not self.seen:  # chunks of boxes of one image come one after another
-            self.image_side, self.seen = self.of_image(embedding), embedding
+            self.image_side, self.seen = self.of_image(embedding.flatten(2)[0].T.contiguous()), embedding
         logits = embedding.new_full((len(boxes), 1, GRID, GRID), OUTSIDE)
         if len(boxes) == 0:
             return logits, embedding.new_zeros(0, 1)
-        tokens, cells = self.transform(self.prompts(boxes)[0])
-        weights = self.decoder.output_hypernetworks_mlps[0](tokens[:, 1])  # (N, 32)
+        cells, weights, iou = self.of_boxes(boxes, self.image_side)
         for i, (cell, weight) in enumerate(zip(cells, weights, strict=True)):
             rows, columns = cell_range(None if within is None else within[i].tolist())
-            fine = self.upscale(cell.unflatten(0, (EMBED_GRID, EMBED_GRID))[rows, columns], weight)
-            logits[i, 0, pixels(rows), pixels(columns)] = fine
-        return logits, self.decoder.iou_prediction_head(tokens[:, 0])[:, :1]
+            logits[i, 0, pixels(rows), pixels(columns)] = self.upscale(cell[rows, columns], weight)
+        return logits, iou
+
+    def of_boxes(self, boxes: Tensor, image_side: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """boxes (N, 4) on the grid; what `of_image` returns -> each box's cells, N of (64, 64, 256), the weights (N, 32) by which
+        `upscale` makes its mask of them, predicted IoU (N, 1)"""
+        tokens, cells = self.transform(self.prompts(boxes)[0], image_side)
+        weights = self.decoder.output_hypernetworks_mlps[0](tokens[:, 1])
+        cells = [cell.unflatten(0, (EMBED_GRID, EMBED_GRID)) for cell in cells]
+        return cells, weights, self.decoder.iou_prediction_head(tokens[:, 0])[:, :1]
 
     def of_image(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        """All that does not depend on a box:
+        """All that does not depend on a box, of an embedding (4096, 256):
         cells (4096, 256);
         keys and queries of the first layer, then of the second before its update, each by head (heads, 16, 4096);
         values of the first layer, then of the second before its update, without bias, each (heads, 4096, 16)."""
-        cells = embedding.flatten(2)[0].T.contiguous() + self.prompts.no_mask_embed.weight
+        cells = embedding + self.prompts.no_mask_embed.weight
         projected = (self.weights @ cells.T).add_(self.of_place).unflatten(0, (4, self.heads, -1))
         values = by_head(cells @ self.value_weights.T, 2 * self.heads).contiguous()
         return cells, *projected, *values.unflatten(0, (2, self.heads))
 
-    def transform(self, sparse: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def transform(self, sparse: Tensor, image_side: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """`TwoWayTransformer` for prompts (N, 2, 256) -> the tokens of IoU and mask (N, 2, 256); N cells (4096, 256).
 
         In each step all tokens come first, then the cells box by box: the cells of one box are 4 MB, and what is used
@@ -179,18 +193,16 @@ class FastDecoder:
         """
         own = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight]).expand(len(sparse), -1, -1)
         token_pe = torch.cat([own, sparse], dim=1)  # (N, T, 256)
-        tokens, keys, vectors = self.first_layer(token_pe)
-        tokens, cells, updates = self.second_layer_tokens(tokens, token_pe, keys, vectors)
-        return self.last_look(tokens, token_pe, cells, updates)
+        image, first_keys, first_queries, second_keys, second_queries, first_values, second_values = image_side
+        tokens, keys, vectors = self.first_layer(token_pe, first_keys, first_values)
+        at_cells = (image, first_queries, second_keys, second_values)
+        tokens, cells, updates = self.second_layer_tokens(tokens, token_pe, keys, vectors, at_cells)
+        return self.last_look(tokens, token_pe, cells, updates, second_queries)
 
-    def first_layer(self, token_pe: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def first_layer(self, token_pe: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step 1. -> tokens (N, T, 256), and what the cells will see of them: keys (N, heads, T, width) and messages"""
-        _, keys, _, _, _, values, _ = self.image_side
-        layer, to_image, to_token = (
-            self.first,
-            self.first.cross_attn_token_to_image,
-            self.first.cross_attn_image_to_token,
-        )
+        layer, to_image = self.first, self.first.cross_attn_token_to_image
+        to_token = self.first.cross_attn_image_to_token
         tokens = layer.norm1(layer.self_attn(token_pe, token_pe, token_pe))
         queries = scaled_by_head(to_image.q_proj, tokens + token_pe, self.heads)
         seen = (queries.transpose(0, 1).flatten(1, 2) @ keys).softmax(-1) @ values  # (heads, N * T, width)
@@ -200,11 +212,11 @@ class FastDecoder:
         return tokens, scaled_by_head(to_token.k_proj, tokens + token_pe, self.heads), messages(tokens, to_token)
 
     def second_layer_tokens(
-        self, tokens: Tensor, token_pe: Tensor, keys: Tensor, vectors: Tensor
+        self, tokens: Tensor, token_pe: Tensor, keys: Tensor, vectors: Tensor, at_cells: tuple[Tensor, ...]
     ) -> tuple[Tensor, list[Tensor], list[Update]]:
         """Step 2: the first layer changes the cells, and the second layer's tokens look at them.
-        keys, vectors: what `first_layer` returns. -> tokens (N, T, 256); N cells (4096, 256); N updates"""
-        image, _, queries, for_keys, _, _, for_values = self.image_side
+        keys, vectors: what `first_layer` returns.   at_cells: of the image side. -> tokens (N, T, 256); N cells (4096, 256); N updates"""
+        image, queries, for_keys, for_values = at_cells
         norm, layer, to_image = self.first.norm4, self.second, self.second.cross_attn_token_to_image
         placed = tokens + token_pe
         tokens = layer.norm1(tokens + layer.self_attn(placed, placed, tokens))
@@ -213,8 +225,8 @@ class FastDecoder:
         for key, vector, query in zip(keys, vectors, asked, strict=True):
             weights = (key @ queries).softmax(1).flatten(0, 1)  # (heads * T, 4096)
             summed = torch.addmm(image, weights.T, vector)
-            cell, _, scale = torch.native_layer_norm(summed, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-            updates.append(Update(weights, vector, scale[:, 0]))
+            cell, scale = norm_and_scale(summed, norm)
+            updates.append(Update(weights, vector, scale))
             cells.append(cell)
             scores = self.second_keys.scores(query, for_keys, updates[-1])
             seen.append(self.second_values.sums(scores, for_values, updates[-1]))
@@ -222,10 +234,10 @@ class FastDecoder:
         return layer.norm3(tokens + layer.mlp(tokens)), cells, updates
 
     def last_look(
-        self, tokens: Tensor, token_pe: Tensor, cells: list[Tensor], updates: list[Update]
+        self, tokens: Tensor, token_pe: Tensor, cells: list[Tensor], updates: list[Update], for_queries: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """Steps 3 and 4: the second layer changes the cells, then the tokens of IoU and mask look at them."""
-        for_queries, layer, to_token = self.image_side[4], self.second, self.second.cross_attn_image_to_token
+        layer, to_token = self.second, self.second.cross_attn_image_to_token
         keys = scaled_by_head(to_token.k_proj, tokens + token_pe, self.heads)
         vectors = messages(tokens, to_token)
         tokens, seen = tokens[:, :2], []
@@ -251,16 +263,3 @@ class FastDecoder:
             cells = F.gelu(cells)
         logits = (cells @ weight).unflatten(-1, (2, 2)).unflatten(2, (2, 2))  # (R, C, y, x, finer y, finer x)
         return logits.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(0, 2)
-
-
-def cell_range(within: list[float] | None) -> tuple[slice, slice]:
-    """Rows and columns of the cells that hold pixels x0 y0 x1 y1 of the grid, at least one of each; None: all."""
-    if within is None:
-        return slice(0, EMBED_GRID), slice(0, EMBED_GRID)
-    x0, y0, x1, y1 = (min(max(int(value // CELL), 0), EMBED_GRID - 1) for value in within)
-    return slice(y0, y1 + 1), slice(x0, x1 + 1)
-
-
-def pixels(cells: slice) -> slice:
-    """Cells along one axis -> their pixels of the grid."""
-    return slice(CELL * cells.start, CELL * cells.stop)

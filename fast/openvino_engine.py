@@ -1,162 +1,173 @@
-"""An image encoder run by Intel's OpenVINO instead of PyTorch, and the files of a static int8 network.
+"""A network run by Intel's OpenVINO: graphs in a folder, behind the two calls of model.TorchEngine. No PyTorch.
 
-OpenVINO takes a network as a graph and fits it to the processor: neighbouring layers become one, weights are laid out as
-the processor reads them. A graph is two files, NAME.xml (its nodes) and NAME.bin (its weights). Ours is the encoder up to
-its last layer norm:   image (1, 3, 256, 256) -> (1, 64, 64, 256), channels last
-PyTorch does the rest: that norm, which OpenVINO would lay out twice, and the decoder, by decoder.py.
-
-A static int8 network is a graph NAME.static.xml and .bin, and beside it NAME.static.pt: the weights of the rest.
+OpenVINO takes a network as graphs and fits them to the processor: neighbouring layers become one, weights are laid out as the
+processor reads them. A graph is two files, NAME.xml (its nodes) and NAME.bin (its weights). Ours are three (graphs.py makes them):
+    encoder   image (1, 3, 256, 256)                       -> embedding (4096, 256), cell by cell
+    image     embedding                                    -> what the decoder computes once an image (decoder.py, `of_image`)
+    box       box (1, 4), cells that are wanted, of image  -> logits of those cells' pixels, predicted IoU (1, 1)
+Beside them lies info.json, which says what they were made of; engines.py compares that when it loads them.
 The package is optional and imported only where it is used: pip install -r requirements-fast.txt
 """
 
 from __future__ import annotations
 
+import json
+import locale
 import os
 import sys
-import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
-from efficientvit import EMBED_DIM, LayerNorm2d
+from fast.cells import cell_range, no_logits, pixels
 from files import InputError
-from files.checkpoints import LITE_MEDSAM_FILE, OUR_CHECKPOINT, load_weights, save_checkpoint
-from grid import GRID
-from model import BoxSegmenter
-from segment import architecture
 
 INSTALL = "pip install -r requirements-fast.txt"
+GRAPHS = ("encoder", "image", "box")
+FORM = 1  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's own choice is bfloat16 where the processor has it
+# Of the decoder: `one` puts all threads on one box, `many` a box on each thread, which is quicker for several boxes.
+AT_ONCE = 6  # the most boxes of `many`: those of a chunk (segment.BOX_CHUNK)
 
 
 def import_openvino():
-    """The package `openvino`. InputError says how to install it.
+    """The package `openvino`, what runs graphs of it. InputError says how to install it.
 
     OpenVINO and NNCF report over the network that they are used, if the package `openvino_telemetry` can be imported.
-    It is hidden here: a program for patients' images sends nothing.
+    It is hidden here: a program for patients' images sends nothing. So is the converter, `openvino.tools.ovc`, which takes as
+    long to import as all the rest; graphs.py brings it back.
     """
     sys.modules.setdefault("openvino_telemetry", None)
+    hidden = "openvino" not in sys.modules and "openvino.tools.ovc" not in sys.modules
+    if hidden:
+        sys.modules["openvino.tools.ovc"] = None
     try:
         import openvino
     except ImportError as error:
         raise InputError(f"OpenVINO is not installed, which this engine runs on; run: {INSTALL}") from error
+    finally:
+        if hidden:
+            del sys.modules["openvino.tools.ovc"]
     return openvino
 
 
-def cache_folder() -> Path:
-    """Where graphs are kept if no folder is named: ~/.cache/grays_anatomy_sam, or under XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grays_anatomy_sam"
+def has_bfloat16() -> bool:
+    """Whether this processor adds up bfloat16 numbers, 16 bits with the range of float32. On another one bf16 means f32."""
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-class OpenVINOEncoder:
-    """A compiled graph and the last layer norm: image (1, 3, 256, 256) -> embedding (1, 256, 64, 64)."""
+class OpenVINOEngine:
+    """The graphs of a folder, compiled. It remembers one image, so it serves one thread at a time."""
 
-    def __init__(self, graph, norm: LayerNorm2d, cache: Path | None = None) -> None:
-        """graph: an .xml file, or a graph in memory.   cache: where OpenVINO may keep what it compiled, for the next
-        start; nothing is kept by default."""
-        core = import_openvino().Core()
-        if cache is not None:
-            core.set_property({"CACHE_DIR": str(cache / "compiled")})
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY",  # one image at a time, all threads on it
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "ENABLE_CPU_PINNING": False,  # PyTorch's threads are on the same cores
-            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it: other masks elsewhere
-        }
-        graph = core.read_model(graph) if isinstance(graph, Path) else graph
-        self.graph, self.norm = core.compile_model(graph, "CPU", settings), norm
-
-    @torch.inference_mode()
-    def __call__(self, image: Tensor) -> Tensor:
-        """(1, 3, 256, 256) -> (1, 256, 64, 64)"""
-        threads = torch.get_num_threads()
-        # one, because PyTorch's others would go on looking for work, on cores that the next graph needs
-        torch.set_num_threads(1)
+    def __init__(
+        self, folder: Path, compiled: Path | None = None, precision: str = "f32", threads: int | None = None
+    ) -> None:
+        """compiled: where OpenVINO may keep what it compiled, for the next start; nothing is kept by default.
+        precision: of fast.PRECISIONS, for a float encoder.   threads: default all cores that this process may use.
+        InputError if a file is missing or damaged."""
+        check_files(folder)
+        openvino = import_openvino()
+        self.folder, self.core = folder, openvino.Core()
+        self.threads = threads or len(
+            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
+        )
+        if compiled is not None:
+            self.core.set_property({"CACHE_DIR": str(compiled)})
+        hints = {} if precision == "auto" else {"INFERENCE_PRECISION_HINT": precision}
+        before = locale.setlocale(locale.LC_ALL)
         try:
-            maps = torch.from_numpy(self.graph(image.numpy(), share_outputs=True)[0])  # OpenVINO's own memory
-            return self.norm(maps.permute(0, 3, 1, 2))  # new memory: the next call overwrites `maps`
-        finally:
-            torch.set_num_threads(threads)
+            with ThreadPoolExecutor(len(GRAPHS)) as pool:  # reading weights and laying them out keeps one core busy
+                encoder, image, one = pool.map(self.compile, GRAPHS, (hints, EXACT, EXACT))
+        finally:  # OpenVINO sets "C" while it reads, then what it found: with three threads "C" may stay, and text files are ASCII
+            locale.setlocale(locale.LC_ALL, before)
+        self.encoder, self.image, self.one = encoder, image, one
+        self.many = None  # an AsyncInferQueue, when first needed
+        self.queue_of = openvino.AsyncInferQueue
+        self.seen: np.ndarray | None = None  # the embedding that `image_side` was last computed of
+        self.image_side: list[np.ndarray] = []
+
+    def compile(self, name: str, settings: dict):
+        """A graph of the folder, ready to run. Programs beside this one want cores too: no thread is bound to a core."""
+        common = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads, "ENABLE_CPU_PINNING": False}
+        try:
+            return self.core.compile_model(str(self.folder / f"{name}.xml"), "CPU", common | settings)
+        except RuntimeError as error:
+            raise damaged(self.folder) from error
+
+    def encode(self, image: np.ndarray) -> np.ndarray:
+        """image (3, 256, 256) float32, see enhance.network_input -> its embedding, (4096, 256)"""
+        return self.encoder(image[None], share_inputs=True)[0]  # a copy: the next call overwrites OpenVINO's own memory
+
+    def decode(
+        self, embedding: np.ndarray, boxes: np.ndarray, within: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32
+
+        within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted; elsewhere logits are cells.OUTSIDE.
+        """
+        if embedding is not self.seen:  # chunks of boxes of one image come one after another
+            found = self.image(
+                [embedding], share_inputs=True, share_outputs=True
+            )  # OpenVINO's memory, until the next image
+            self.image_side, self.seen = list(found.values()), embedding
+        logits, iou = no_logits(len(boxes)), np.zeros(len(boxes), np.float32)
+        ranges = [cell_range(None if within is None else within[i].tolist()) for i in range(len(boxes))]
+
+        def keep(found, i: int) -> None:
+            rows, columns = ranges[i]
+            logits[i, pixels(rows), pixels(columns)], iou[i] = found[0], found[1][0, 0]
+
+        asked = [
+            [np.float32(box)[None], np.array([r.start, r.stop, c.start, c.stop]), *self.image_side]
+            for box, (r, c) in zip(boxes, ranges, strict=True)
+        ]
+        if len(boxes) == 1:
+            keep(self.one(asked[0], share_inputs=True, share_outputs=True), 0)
+        elif len(boxes) > 1:
+            queue = self.queue()
+            queue.set_callback(lambda request, i: keep([output.data for output in request.output_tensors], i))
+            for i, inputs in enumerate(asked):
+                queue.start_async(inputs, i, share_inputs=True)
+            queue.wait_all()
+        return logits, iou
+
+    def queue(self):
+        """Requests for several boxes at once, each on a thread of its own."""
+        if self.many is None:
+            streams = min(self.threads, AT_ONCE)
+            settings = EXACT | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+            self.many = self.queue_of(self.compile("box", settings), streams)
+        return self.many
 
 
-class _ChannelsLast(nn.Module):
-    """Stands in a graph where the last layer norm was."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1)
+# ---------------------------------------------------------------- a folder of graphs
 
 
-def last_norm(encoder: nn.Module) -> tuple[str, LayerNorm2d]:
-    """The layer norm with which an image encoder ends, and its name. InputError if it has none."""
-    found = [(name, layer) for name, layer in encoder.named_modules() if isinstance(layer, LayerNorm2d)]
-    if not found:
-        raise InputError(
-            "OpenVINO's engines run encoders that end with a LayerNorm2d, and this has none; use --engine fast"
-        )
-    return found[-1]
+def write_info(folder: Path, info: dict) -> None:
+    """info.json, with the sizes of the graphs' files added; their folder is complete then."""
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.suffix in (".xml", ".bin")}
+    (folder / "info.json").write_text(json.dumps({"form": FORM, "sizes": sizes} | info, indent=1), encoding="utf-8")
 
 
-def encoder_graph(encoder: nn.Module):
-    """A PyTorch image encoder -> its float32 graph without the last layer norm, which this takes away in place."""
-    openvino = import_openvino()
-    parent, _, child = last_norm(encoder)[0].rpartition(".")
-    setattr(encoder.get_submodule(parent), child, _ChannelsLast())
-    image = torch.zeros(1, 3, GRID, GRID)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of each `if` on a shape; the shapes they ask for are fixed
-        return openvino.convert_model(encoder, example_input=image, input=[tuple(image.shape)])
-
-
-# ---------------------------------------------------------------- static int8 files
-
-
-def default_static(model: str) -> Path:
-    """The static int8 file of a model when none is named: in the folder checkpoints/, named after its checkpoint."""
-    known = {"baseline": Path(LITE_MEDSAM_FILE), "proposed": OUR_CHECKPOINT}  # also if the checkpoint is not there
-    checkpoint = known.get(model) or architecture(model).weights()
-    return OUR_CHECKPOINT.with_name(f"{checkpoint.stem}.static.xml")
-
-
-def rest_file(path: Path) -> Path:
-    """NAME.static.xml, the encoder -> NAME.static.pt, the weights of what PyTorch runs, which lies beside it."""
-    return path.with_suffix(".pt")
-
-
-def save_static(path: Path, graph, network: BoxSegmenter, info: dict) -> int:
-    """Write an int8 encoder and the rest of its network; returns the bytes of all three files.
-
-    info: "architecture", the model's name; "preset" if the weights were trained with one; engines.code_info.
-    """
-    openvino = import_openvino()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rest = BoxSegmenter(last_norm(network.image_encoder)[1])  # named image_encoder.weight, image_encoder.bias
-    rest.prompt_encoder, rest.mask_decoder = network.prompt_encoder, network.mask_decoder
-    save_checkpoint(rest_file(path), {"static": info, "model": rest.state_dict()})
-    openvino.save_model(graph, path, compress_to_fp16=False)
-    return sum(file.stat().st_size for file in (path, path.with_suffix(".bin"), rest_file(path)))
-
-
-def load_static(path: Path, model: str, cache: Path) -> tuple[OpenVINOEncoder, BoxSegmenter, dict]:
-    """What `save_static` wrote -> the encoder, a network with its decoder, and its info.
-    InputError if a file is missing, damaged or another model's."""
-    import_openvino()
-    if path.suffix != ".xml":
-        raise InputError(
-            f"{path}: is no static int8 network; make one with 03_quantize.py --method static and give its "
-            "NAME.static.xml with --weights"
-        )
-    for file in (path, path.with_suffix(".bin"), rest_file(path)):
-        if not file.is_file():
-            raise InputError(f"{file}: no such file; make it with 03_quantize.py --method static")
-    rest = BoxSegmenter(LayerNorm2d(EMBED_DIM))
-    info = load_weights(rest_file(path), rest).get("static")
-    if not isinstance(info, dict) or "architecture" not in info:
-        raise InputError(f"{rest_file(path)}: does not say which model it is of; make it again with 03_quantize.py")
-    if info["architecture"] != model:
-        raise InputError(f"{path}: is the {info['architecture']} model, not {model}; name it with --model")
+def read_info(folder: Path) -> dict:
+    """What info.json says; {} if it is not there or was made in another form."""
     try:
-        return OpenVINOEncoder(path, rest.image_encoder, cache), rest, info
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{path}: no complete static network of ours; make it again with 03_quantize.py --method static"
-        ) from error
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return info if isinstance(info, dict) and info.get("form") == FORM else {}
+
+
+def check_files(folder: Path) -> None:
+    """InputError if a file of a folder of graphs is missing, or not as long as when it was written."""
+    for name, size in read_info(folder).get("sizes", {}).items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise damaged(folder)
+
+
+def damaged(folder: Path) -> InputError:
+    """The sentence for graphs that can't be read."""
+    again = "make it again with 03_quantize.py --method static" if folder.suffix == ".static" else "delete the folder"
+    return InputError(f"{folder}: the graphs are damaged or incomplete; {again}")

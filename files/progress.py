@@ -8,17 +8,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from tqdm import tqdm
+
+def progress(iterable: Iterable, what: str, total: int | None = None, unit: str = "it", **options) -> Iterable:
+    """An iterable in a bar, where somebody looks on.   what: the words before the bar.   options: tqdm's own."""
+    if not sys.stderr.isatty() and not someone_is_there():
+        return iterable  # tqdm takes as long to import as a small image to be read and written
+    return progress_bar(iterable, what, total, unit, **options)
 
 
-def progress(iterable: Iterable | None, what: str, total: int | None = None, unit: str = "it", **options):
-    """tqdm's bar round an iterable, or with None one to be moved by hand.   what: the words before it.   options: tqdm's own."""
-    bar = tqdm
+def progress_bar(iterable: Iterable | None, what: str, total: int | None = None, unit: str = "it", **options):
+    """The same as tqdm's object, which can be given a text or, with None, be moved by hand."""
+    from tqdm import tqdm as bar
+
     if someone_is_there():
         from tqdm.notebook import tqdm as bar  # only here: it needs Jupyter's widgets
     elif not sys.stderr.isatty():
         options["disable"] = True
     return bar(iterable, desc=what, total=total, unit=unit, **options)
+
+
+def tell(text: str, error: bool = False) -> None:
+    """A line on stdout, or for what went wrong on stderr, that breaks no bar."""
+    write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
+    write(text, file=sys.stderr if error else sys.stdout)
 
 
 def someone_is_there() -> bool:

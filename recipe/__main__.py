@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data import CacheEntry, SliceDataset, read_split, validation_item
 from figures import loss_curve, plot_dice
 from files import InputError
 from files.checkpoints import export_checkpoint
 from files.index import fingerprint
-from files.progress import progress
+from files.progress import progress, tell
 from files.writing import csv_text, save_figure, save_json, save_text
 from grid import case_rng, grid_size, loosen_boxes
 from presets import PRESETS, Preset, override
@@ -188,7 +187,7 @@ def run_stage(stage: TrainingRun, args: argparse.Namespace) -> bool:
         if run.validate(validation_items(args.cache, validation, preset)):
             run.save(out / "best.pt", must_match, best=True)
         write_log(out, run.log, stage.name)
-        tqdm.write(f"step {run.step}, Dice {run.log[-1]['validation_dice']:.4f}")
+        tell(f"step {run.step}, Dice {run.log[-1]['validation_dice']:.4f}")
 
     # 3. The steps
     batches, start = batches_of(args, preset, training, batch_size, range(run.step, steps)), time.monotonic()

@@ -12,8 +12,11 @@ import efficientvit
 import model
 import segment
 from fast import engines
-from fast.decoder import OUTSIDE, FastDecoder, cell_range
-from fast.engines import FastEngine, code_hash, fast_engine, fold_batch_norms
+from fast.cells import CELL, CELLS, OUTSIDE, cell_range
+from fast.compare import probe, probes_differ
+from fast.decoder import FastDecoder
+from fast.engines import code_hash
+from fast.torch_engine import FastEngine, fast_engine, fold_batch_norms
 from files import InputError
 from files.case import Case
 from files.checkpoints import OUR_CHECKPOINT
@@ -106,6 +109,7 @@ def test_within_a_region_the_logits_are_the_same_and_elsewhere_they_are_no_mask(
 
 
 def test_cell_range_by_hand():
+    assert (CELL, CELLS) == (256 // efficientvit.EMBED_GRID, efficientvit.EMBED_GRID)
     assert cell_range(None) == (slice(0, 64), slice(0, 64))
     assert cell_range([3.9, 4.0, 8.0, 255.0]) == (slice(1, 64), slice(0, 3))
     assert cell_range([-5.0, 254, -1, 900]) == (slice(63, 64), slice(0, 1))
@@ -335,7 +339,22 @@ def test_the_code_of_a_model_is_that_of_its_encoder_too(monkeypatch):
     before = engines.network_sources("proposed")
     monkeypatch.setitem(segment.MODELS, "tiny", segment.Architecture(__name__, "TinyEncoder", Path, False))
     assert set(engines.network_sources("tiny")) - set(before) == {Path(__file__).read_text(encoding="utf-8")}
+
+
+def test_a_probe_is_the_same_each_time_and_sees_edits_of_encoder_and_decoder(monkeypatch):
+    monkeypatch.setitem(segment.MODELS, "tiny", segment.Architecture(__name__, "TinyEncoder", Path, False))
     state = torch.random.get_rng_state()
-    first, second = engines.probe("tiny"), engines.probe("tiny")
-    assert torch.equal(first, second) and first.numel() == 1024 and first.std() > 0.1
+    first, second = probe("tiny"), probe("tiny")
+    assert first == second and not probes_differ(first, second)
+    assert {part: len(values) for part, values in first.items()} == {"embedding": 1024, "logits": 2048, "iou": 2}
+    assert all(np.std(values) > 1e-3 for values in first.values()), "values that say something"
     assert torch.equal(torch.random.get_rng_state(), state)
+    for part, edited in (
+        (TinyEncoder, lambda self, image: 1.1 * plain_tiny(self, image)),
+        (model.MaskDecoder, lambda self, *p: (1.01 * plain_decoder(self, *p)[0], plain_decoder(self, *p)[1])),
+        (model.MaskDecoder, lambda self, *p: (plain_decoder(self, *p)[0], plain_decoder(self, *p)[1] + 0.01)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, "forward", edited)
+            assert probes_differ(probe("tiny"), first)
+    assert probes_differ(first, {}) and probes_differ(first, {part: first[part] for part in ("embedding", "logits")})

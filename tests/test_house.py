@@ -201,7 +201,7 @@ PROGRAMS = [
     for module, path in SOURCES.items()
     if module[0].isdigit()
     or path.name == "__main__.py"
-    or (path.parent.name == "benchmarks" and "def main" in path.read_text())
+    or (path.parent.name == "benchmarks" and "def main" in path.read_text("utf-8"))
 ]
 
 
@@ -222,7 +222,9 @@ def test_help_works_and_every_flag_explains_itself(folder, module, capsys):
 
 
 def test_differences_that_are_cited_exist():
-    listed = {int(n) for n in re.findall(r"^\| #?(\d+) \|", (ROOT / "PAPER_VS_CODE.md").read_text(), re.MULTILINE)}
+    listed = {
+        int(n) for n in re.findall(r"^\| #?(\d+) \|", (ROOT / "PAPER_VS_CODE.md").read_text("utf-8"), re.MULTILINE)
+    }
     assert listed >= set(range(1, 51))
     for path in SOURCES.values():
         for cited in re.findall(r"#(\d+)\b", re.sub(r"#\d+\.png", "", path.read_text(encoding="utf-8"))):
@@ -230,14 +232,14 @@ def test_differences_that_are_cited_exist():
 
 
 def test_our_departures_stand_in_the_list_and_at_their_line():
-    rows = re.findall(r"^\| (D\d+) \|.*\| ([^|]*) \|$", (ROOT / "PAPER_VS_CODE.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (D\d+) \|.*\| ([^|]*) \|$", (ROOT / "PAPER_VS_CODE.md").read_text("utf-8"), re.MULTILINE)
     listed = {number: re.findall(r"`([\w/]+\.py)`", where) for number, where in rows}
     assert list(listed) == [f"D{i}" for i in range(1, len(listed) + 1)] and all(listed.values())
     for number, files in listed.items():
         for name in files:
-            assert re.search(rf"\b{number}\b", (ROOT / name).read_text()), f"{name} does not say {number}"
+            assert re.search(rf"\b{number}\b", (ROOT / name).read_text("utf-8")), f"{name} does not say {number}"
     for path in SOURCES.values():
-        for number in set(re.findall(r"(?<![\w#])D\d{1,2}\b(?! =)", path.read_text())):
+        for number in set(re.findall(r"(?<![\w#])D\d{1,2}\b(?! =)", path.read_text("utf-8"))):
             assert number in listed, f"{path.name} names {number}, which PAPER_VS_CODE.md does not list"
 
 

@@ -1,12 +1,18 @@
-"""fast/openvino_engine.py, fast/static_int8.py, 03_quantize.py --method static: the same masks as PyTorch's, graphs that
-are made once for each code, and one sentence for all that is missing or edited.
+"""fast/openvino_engine.py, graphs.py, static_int8.py, 03_quantize.py --method static: the same masks as PyTorch's, without PyTorch;
+graphs that are made once for each code and checkpoint; one sentence for all that is missing, damaged or edited.
 
 The packages are optional; without them only a few tests run.
 """
 
 import importlib
 import importlib.util
+import json
+import locale
+import os
+import shutil
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +24,21 @@ import efficientvit
 import model
 import segment
 from data import CacheEntry
-from fast import engines, openvino_engine
+from fast import engines, graphs, openvino_engine
 from fast.counts import count_macs
-from fast.openvino_engine import OpenVINOEncoder, last_norm, load_static, rest_file, save_static
+from fast.engines import static_info
+from fast.graphs import write_graphs
+from fast.openvino_engine import OpenVINOEngine, read_info
 from fast.static_int8 import COUNTED, calibration_entries, graph_macs
 from files import InputError
-from files.checkpoints import OUR_CHECKPOINT, lite_medsam_path, read_checkpoint, save_checkpoint
+from files.checkpoints import OUR_CHECKPOINT, lite_medsam_path, save_checkpoint
 from files.npz import write_case, write_training_case
 from grid import boxes_from_labels
 from phantoms import tiny_case
 from presets import PRESETS
+from volumes import segment_case
+
+ROOT = Path(__file__).parent.parent
 
 script = importlib.import_module("03_quantize")
 needs_openvino = pytest.mark.skipif(
@@ -47,6 +58,8 @@ class TinyEncoder(nn.Module):
         super().__init__()
         self.patch = efficientvit.ConvNorm(3, 256, 5, stride=4)
         self.norm = efficientvit.LayerNorm2d(256)
+        self.patch.norm.running_mean += 0.1 * torch.randn(256)  # so that it matters where the batch norm stands
+        self.patch.norm.running_var += torch.rand(256)
 
     def forward(self, image):
         return self.norm(self.patch(image))
@@ -73,12 +86,12 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def static(tiny, tmp_path_factory):
-    """A file in the form of a static network, its layers float. What is in it does not matter to the reader."""
-    path = tmp_path_factory.mktemp("static") / "ours.static.xml"
+    """A folder in the form of a static network, its layers float. What is in it does not matter to the reader."""
+    folder = tmp_path_factory.mktemp("static") / "ours.static"
     network = segment.load("tiny").engine.network
     info = {"architecture": "tiny", "preset": "paper"} | engines.code_info("tiny")
-    save_static(path, engines.folded_graph(network.image_encoder), network, info)
-    return path
+    write_graphs(folder, network, info, "openvino-int8", graphs.encoder_graph(network.image_encoder))
+    return folder
 
 
 def eight_boxes():
@@ -92,7 +105,50 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch, tiny
     monkeypatch.setitem(sys.modules, "openvino", None)
     for engine in ("openvino", "openvino-int8"):
         with pytest.raises(InputError, match=r"^OpenVINO is not installed.*requirements-fast\.txt$"):
-            engines.load("tiny", Path("ours.static.xml") if "int8" in engine else None, engine=engine)
+            engines.load("tiny", Path("ours.static") if "int8" in engine else None, engine=engine)
+
+
+# ---------------------------------------------------------------- without PyTorch
+
+# what a picture or a volume must not load
+HEAVY = {"torch", "matplotlib", "pydicom", "skimage", "scipy", "nibabel", "PIL", "tqdm", "openvino.tools.ovc"}
+
+
+def loaded_by_step_4(folder, engine, cache, cases, *more):
+    """Modules that 04_infer.py has loaded at its end."""
+    arguments = ["-i", str(cases), "-o", str(folder), "--engine", engine, "--engine-cache", str(cache), *map(str, more)]
+    code = f"import importlib, sys\nimportlib.import_module('04_infer').main({arguments})\nprint(*sys.modules)"
+    env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@needs_openvino
+@needs_weights
+def test_step_4_runs_pictures_and_volumes_without_pytorch(tmp_path, cache):
+    for dims in (2, 3):
+        write_case(tmp_path, tiny_case(dims=dims))
+    network = segment.load("proposed").engine.network
+    int8 = tmp_path / "ours.static"  # which layers are int8 does not matter here
+    info = {"architecture": "proposed", "preset": "fixed"} | engines.code_info("proposed")
+    write_graphs(int8, network, info, "openvino-int8", graphs.encoder_graph(network.image_encoder))
+    engines.load("proposed", engine="openvino", cache=cache)  # where there is no graph yet, PyTorch makes it
+    segs = tmp_path / "segs"
+    for engine, more in (("openvino", ()), ("openvino-int8", ("--weights", int8))):
+        found = loaded_by_step_4(segs, engine, cache, tmp_path / "imgs", *more)
+        assert {"openvino", "numpy", "cv2"} <= found and not HEAVY & found, HEAVY & found
+    wanted = segment.load("proposed")
+    for path in sorted(segs.glob("*.npz")):
+        case = tiny_case(dims=3 if "3D" in path.name else 2)
+        boxed = segment_boxes(case)
+        differ = (np.load(path)["segs"] != segment_case(wanted, boxed)).mean()
+        assert differ < 1e-4, f"{path.name}: {differ}"
+    assert len(list(segs.glob("*.npz"))) == 2
+
+
+def segment_boxes(case):
+    return replace(case, boxes=boxes_from_labels(case.labels)[1].astype(float))
 
 
 # ---------------------------------------------------------------- openvino
@@ -105,93 +161,164 @@ def test_masks_are_pytorchs_and_the_graph_is_made_once(cache, monkeypatch):
     want = segment.load("proposed").segment_image(image, boxes)
     found = engines.load("proposed", engine="openvino", cache=cache)
     assert want.any() and (found.segment_image(image, boxes) != want).mean() < 1e-4
-    monkeypatch.setattr(engines, "encoder_graph", lambda encoder: pytest.fail("converted again"))
+    one = found.segment_image(image, boxes[:1])  # another way to run the same graph
+    assert np.array_equal(one > 0, found.masks(found.embed(image), boxes[:2], image.shape[:2]).own(0))
+    monkeypatch.setattr(graphs, "encoder_graph", lambda encoder: pytest.fail("converted again"))
+    encoding = locale.getpreferredencoding(False)
     again = engines.load("proposed", engine="openvino", cache=cache)
     assert np.array_equal(again.segment_image(image, boxes), found.segment_image(image, boxes))
     assert again.preset == found.preset
+    assert locale.getpreferredencoding(False) == encoding, "files are read and written as before"
 
 
 @needs_openvino
-def test_the_proposed_encoder_as_a_graph_answers_as_pytorchs_and_has_the_multiply_adds_that_hooks_count():
+def test_graphs_of_the_proposed_network_answer_as_pytorch_and_have_the_multiply_adds_that_hooks_count(tmp_path):
+    torch.manual_seed(0)
     network = segment.build("proposed").eval()
-    images = torch.rand(2, 1, 3, 256, 256)
-    graph = engines.folded_graph(network.image_encoder)
+    graph = graphs.encoder_graph(network.image_encoder)
     found = sum(graph_macs(node) for node in graph.get_ops() if node.get_type_name() in COUNTED)
     wanted = sum(n for (part, _), n in count_macs(network).items() if part == "encoder")
     assert found == pytest.approx(wanted, rel=1e-3)
 
-    encoder = OpenVINOEncoder(graph, last_norm(network.image_encoder)[1])
-    threads = torch.get_num_threads()
-    first = encoder(images[0])
-    kept = first.clone()
-    second = encoder(images[1])
-    assert torch.equal(first, kept), "the next image must not overwrite an embedding"
-    with torch.inference_mode():
-        for image, embedding in zip(images, (first, second), strict=True):
-            assert torch.allclose(embedding, network.image_encoder(image), atol=1e-3, rtol=1e-3)
-    assert first.shape == (1, 256, 64, 64) and torch.get_num_threads() == threads
+    write_graphs(tmp_path / "made", network, {}, "openvino")
+    engine, plain = OpenVINOEngine(tmp_path / "made"), model.TorchEngine(network)
+    rng = np.random.default_rng(0)
+    images = rng.random((2, 3, 256, 256), np.float32)
+    first = engine.encode(images[0])
+    kept = first.copy()
+    second = engine.encode(images[1])
+    assert np.array_equal(first, kept), "the next image must not overwrite an embedding"
+    boxes = np.float32([[20, 30, 120, 140], [0, 0, 255, 255], [-3, 200, 60, 259], [7, 9, 7, 9], [9, 9, 250.5, 99.25]])
+    for image, embedding in ((images[0], first), (images[1], second), (images[0], first)):
+        in_torch = plain.encode(image)
+        assert np.allclose(embedding, in_torch.flatten(2)[0].T, atol=1e-3)
+        logits, iou = plain.decode(in_torch, boxes)
+        for n in (1, 5):
+            found, sure = engine.decode(embedding, boxes[:n])
+            assert np.abs(found - logits[:n]).max() < 1e-4 * np.abs(logits).max() and np.allclose(
+                sure, iou[:n], atol=1e-4
+            )
+    assert [values.shape for values in engine.decode(first, np.zeros((0, 4)))] == [(0, 256, 256), (0,)]
+    within = np.float32([[10, 12, 31.9, 200], [-50, -50, -40, 300]])
+    part, whole = engine.decode(first, boxes[:2], within)[0], engine.decode(first, boxes[:2])[0]
+    assert np.allclose(part[0, 12:204, 8:32], whole[0, 12:204, 8:32], atol=1e-4) and (part[0, :, 32:] == -100).all()
+    assert np.allclose(part[1, :, :4], whole[1, :, :4], atol=1e-4) and (part[1, :, 4:] == -100).all()
 
 
 @needs_openvino
-def test_a_graph_is_made_anew_for_edited_code_and_not_for_an_edited_comment(tiny, tmp_path, monkeypatch):
-    def folders():
-        engines.load("tiny", engine="openvino", cache=tmp_path)
-        return {path.name for path in tmp_path.glob("tiny-*")}
+def test_precisions_are_refused_elsewhere_and_on_a_processor_without_bfloat16_mean_float32(tiny, cache):
+    image, boxes = eight_boxes()
+    exact, auto, short = (
+        engines.load("tiny", engine="openvino", cache=cache, precision=name).segment_image(image, boxes)
+        for name in ("f32", "auto", "bf16")
+    )
+    assert np.array_equal(auto, short)
+    if not openvino_engine.has_bfloat16():
+        assert np.array_equal(exact, auto)
+    infer = importlib.import_module("04_infer")
+    with pytest.raises(SystemExit):
+        infer.main(["-i", "scan.png", "--box", "1", "2", "30", "40", "--engine", "fast", "--precision", "bf16"])
 
-    sources, first = engines.network_sources("tiny"), folders()
+
+@needs_openvino
+def test_graphs_are_made_anew_for_edited_code_and_replace_the_old_ones(tiny, tmp_path, monkeypatch):
+    def made():
+        engines.load("tiny", engine="openvino", cache=tmp_path)
+        (folder,) = tmp_path.iterdir()
+        return read_info(folder)["code"], (folder / "encoder.xml").stat().st_mtime_ns
+
+    sources, first = engines.network_sources("tiny"), made()
     monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
-    assert folders() == first and len(first) == 1
+    assert made() == first
     monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
-    assert len(folders()) == 2
-    next(tmp_path.glob("tiny-*/encoder.xml")).write_text("<?xml version")
-    with pytest.raises(InputError, match="damaged; delete the folder"):
-        for _ in range(2):  # one of the two folders is damaged
+    second = made()
+    assert second[0] != first[0] and second[1] > first[1] and made() == second
+
+
+@needs_openvino
+def test_graphs_are_made_anew_for_other_weights_and_not_for_a_touched_file(tiny, tmp_path, monkeypatch):
+    image, boxes = eight_boxes()
+    path, cache = tmp_path / "best.pt", tmp_path / "cache"
+    shutil.copy(tiny, path)
+    first = engines.load("tiny", path, engine="openvino", cache=cache).segment_image(image, boxes)
+    with monkeypatch.context() as patch:
+        patch.setattr(graphs, "write_graphs", lambda *a: pytest.fail("made again"))
+        os.utime(path, (1, 1))
+        engines.load("tiny", path, engine="openvino", cache=cache)
+    torch.manual_seed(1)
+    save_checkpoint(path, {"model": segment.build("tiny").state_dict(), "preset": "fixed"})
+    os.utime(path, (1, 1))  # the time is the old one, the size is not
+    found = engines.load("tiny", path, engine="openvino", cache=cache)
+    assert np.array_equal(found.segment_image(image, boxes), segment.load("tiny", path).segment_image(image, boxes))
+    assert not np.array_equal(found.segment_image(image, boxes), first) and found.preset == PRESETS["fixed"]
+    assert len(list(cache.iterdir())) == 1
+    path.unlink()
+    with pytest.raises(InputError, match="best.pt: no such checkpoint"):
+        engines.load("tiny", path, engine="openvino", cache=cache)
+
+
+@needs_openvino
+@pytest.mark.parametrize("name", ["encoder.bin", "box.xml"])
+def test_a_damaged_graph_is_told(name, tiny, tmp_path):
+    engines.load("tiny", engine="openvino", cache=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[:-100])
+    with pytest.raises(InputError, match="damaged or incomplete; delete the folder$"):
+        engines.load("tiny", engine="openvino", cache=tmp_path)
+    (folder / name).write_bytes(b"x" * len(content))
+    if name.endswith(".xml"):
+        shutil.rmtree(folder / "compiled")
+        with pytest.raises(InputError, match="damaged or incomplete; delete the folder$"):
             engines.load("tiny", engine="openvino", cache=tmp_path)
-            monkeypatch.setattr(engines, "network_sources", lambda name: sources)
 
 
 @needs_openvino
 def test_openvino_follows_an_edit_of_the_encoder_or_refuses_and_keeps_nothing(tiny, tmp_path, monkeypatch):
     image = np.random.default_rng(0).random((3, 256, 256), np.float32)
-    before = segment.load("tiny").engine.encode(image)
+
+    def cells(embedding):
+        return np.asarray(embedding.flatten(2)[0].T)
+
+    before = cells(segment.load("tiny").engine.encode(image))
     edited = lambda self, x: self.act(self.norm(self.conv(x)) + 1)  # noqa: E731
     monkeypatch.setattr(efficientvit.ConvNorm, "forward", edited)
-    wanted = segment.load("tiny").engine.encode(image)
+    wanted = cells(segment.load("tiny").engine.encode(image))
     found = engines.load("tiny", engine="openvino", cache=tmp_path / "a").engine.encode(image)
-    assert torch.allclose(found, wanted, atol=1e-3) and (wanted - before).norm() > 0.01 * before.norm()
+    assert np.allclose(found, wanted, atol=1e-3)
+    assert np.linalg.norm(wanted - before) > 0.01 * np.linalg.norm(before)
 
-    def unnormed(self, image):
-        return self.patch(image) + self.norm.weight[0]  # the norm is not there when the graph is made
-
-    for edited, message in (
-        (lambda self, image: 1.1 * plain_tiny(self, image), "its image encoder does not compute what"),
-        (lambda self, image: self.norm(torch.linalg.qr(self.patch(image))[0]), "can't convert"),
-        (unnormed, "can't convert"),
+    swapped = lambda self, x: self.norm(self.act(self.conv(x)))  # noqa: E731
+    for part, edited, message in (
+        (efficientvit.ConvNorm, swapped, "its image encoder does not compute what"),  # folding is not for this order
+        (TinyEncoder, lambda self, image: self.norm(torch.linalg.qr(self.patch(image))[0]), "can't convert"),
     ):
-        monkeypatch.setattr(TinyEncoder, "forward", edited)
-        with pytest.raises(InputError, match=f"^engine openvino: .*{message}.* use --engine torch$") as error:
-            engines.load("tiny", engine="openvino", cache=tmp_path / "b")
-        assert "\n" not in str(error.value)
+        with monkeypatch.context() as patch:
+            patch.setattr(part, "forward", edited)
+            with pytest.raises(InputError, match=f"^engine openvino: .*{message}.* use --engine torch$") as error:
+                engines.load("tiny", engine="openvino", cache=tmp_path / "b")
+            assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("b/*"))
 
 
-@needs_openvino
-@pytest.mark.parametrize("engine", ["openvino", "openvino-int8"])
-def test_both_refuse_an_edited_decoder(engine, tiny, static, cache, monkeypatch):
-    def louder(self, *prompt, **options):
-        logits, iou = plain_decoder(self, *prompt, **options)
-        return logits * 1.1, iou
+def louder(self, *prompt, **options):
+    logits, iou = plain_decoder(self, *prompt, **options)
+    return logits * 1.1, iou
 
+
+@needs_openvino
+def test_openvino_refuses_an_edited_decoder(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(model.MaskDecoder, "forward", louder)
-    with pytest.raises(InputError, match=f"^engine {engine}: its mask decoder .* use --engine torch$"):
-        engines.load("tiny", static if engine == "openvino-int8" else tiny, engine=engine, cache=cache)
+    with pytest.raises(InputError, match="^engine openvino: its mask decoder .* use --engine torch$"):
+        engines.load("tiny", engine="openvino", cache=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
-# ---------------------------------------------------------------- static int8 files
+# ---------------------------------------------------------------- static int8 networks
 
 
 @needs_openvino
-def test_a_static_file_brings_its_preset_and_says_whose_it_is(static, cache):
+def test_a_static_network_brings_its_preset_and_says_whose_it_is(static, cache):
     segmenter = engines.load("tiny", static, engine="openvino-int8", cache=cache)
     assert segmenter.preset == PRESETS["paper"] and segmenter.enhanced
     image, boxes = eight_boxes()
@@ -201,82 +328,86 @@ def test_a_static_file_brings_its_preset_and_says_whose_it_is(static, cache):
 
 
 @needs_openvino
-def test_a_static_file_is_refused_after_an_edit_that_changes_what_the_code_computes(static, cache, monkeypatch):
+def test_a_static_network_is_refused_after_an_edit_that_changes_what_the_code_computes(static, cache, monkeypatch):
     def load():
         return engines.load("tiny", static, engine="openvino-int8", cache=cache)
 
-    sources, probe = engines.network_sources("tiny"), engines.probe
-    monkeypatch.setattr(engines, "probe", lambda name: pytest.fail("the code is the same: nothing to compare"))
-    load()
-    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
-    load()
+    sources = engines.network_sources("tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr("fast.compare.probe", lambda name: pytest.fail("the code is the same: nothing to compare"))
+        load()
+        patch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
+        load()
     monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
-    monkeypatch.setattr(engines, "probe", probe)
     load()  # edited, and yet it computes the same
     swapped = lambda self, x: self.norm(self.act(self.conv(x)))  # noqa: E731
-    monkeypatch.setattr(efficientvit.ConvNorm, "forward", swapped)
-    with pytest.raises(
-        InputError, match="was made before .* was edited.* make it again .* use --engine torch"
-    ) as error:
-        load()
-    assert "\n" not in str(error.value)
+    for part, edited in ((efficientvit.ConvNorm, swapped), (model.MaskDecoder, louder)):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, "forward", edited)
+            with pytest.raises(
+                InputError, match="was made before .* was edited.* make it again .* use --engine torch"
+            ) as error:
+                load()
+            assert "\n" not in str(error.value)
 
 
 @needs_openvino
-def test_bad_files_are_told_in_one_sentence(static, cache, tmp_path):
-    (tmp_path / "cut.static.xml").write_text("<?xml version")
-    (tmp_path / "cut.static.bin").write_bytes(b"")
-    (tmp_path / "cut.static.pt").write_bytes(rest_file(static).read_bytes())
-    for name in ("alone", "bad", "whose"):
-        (tmp_path / f"{name}.static.xml").write_bytes(static.read_bytes())
-        (tmp_path / f"{name}.static.bin").write_bytes(b"")
-    (tmp_path / "bad.static.pt").write_bytes(rest_file(static).read_bytes()[:5000])
-    save_checkpoint(tmp_path / "whose.static.pt", {"model": read_checkpoint(rest_file(static))["model"]})
+def test_what_was_compiled_of_an_earlier_static_network_is_removed(static, tmp_path):
+    folder = tmp_path / "ours.static"
+    shutil.copytree(static, folder)
+    engines.load("tiny", folder, engine="openvino-int8", cache=tmp_path / "cache")
+    before = set(tmp_path.glob("cache/*/compiled/*"))
+    engines.load("tiny", folder, engine="openvino-int8", cache=tmp_path / "cache")
+    assert before and set(tmp_path.glob("cache/*/compiled/*")) == before
+    info = json.loads((folder / "info.json").read_text())
+    (folder / "info.json").write_text(json.dumps(info | {"made": "again"}))
+    (kept,) = tmp_path.glob("cache/*")
+    (kept / "compiled" / "old.blob").write_bytes(b"")
+    engines.load("tiny", folder, engine="openvino-int8", cache=tmp_path / "cache")
+    assert not (kept / "compiled" / "old.blob").exists() and len(list(tmp_path.glob("cache/*"))) == 1
+
+
+@needs_openvino
+def test_bad_folders_are_told_in_one_sentence(static, tmp_path):
+    for name, change in (("whose", ["architecture"]), ("old", ["form"]), ("code", ["probe"])):
+        shutil.copytree(static, tmp_path / f"{name}.static")
+        info = json.loads((static / "info.json").read_text())
+        for key in change:
+            del info[key]
+        (tmp_path / f"{name}.static" / "info.json").write_text(json.dumps(info))
+    (tmp_path / "empty.static").mkdir()
     for path, architecture, message in (
         (static, "baseline", "is the tiny model, not baseline"),
         (Path("best.pt"), "tiny", "is no static int8 network"),
-        (tmp_path / "none.static.xml", "tiny", "no such file; make it with"),
-        (tmp_path / "alone.static.xml", "tiny", "alone.static.pt: no such file"),
-        (tmp_path / "bad.static.xml", "tiny", "bad.static.pt: not a complete checkpoint file"),
-        (tmp_path / "whose.static.xml", "tiny", "whose.static.pt: does not say which model it is of"),
-        (tmp_path / "cut.static.xml", "tiny", "no complete static network"),
+        (tmp_path / "none.static", "tiny", "no such folder; make it with"),
+        *((tmp_path / f"{name}.static", "tiny", "make it again") for name in ("whose", "old", "code", "empty")),
     ):
         with pytest.raises(InputError, match=message) as error:
-            load_static(path, architecture, cache)
+            static_info(path, architecture)
         assert "\n" not in str(error.value)
-
-
-@needs_openvino
-def test_a_static_file_of_before_says_nothing_of_its_code_and_is_refused(static, cache, tmp_path):
-    for ending in (".xml", ".bin"):
-        (tmp_path / f"old.static{ending}").write_bytes(static.with_suffix(ending).read_bytes())
-    stored = read_checkpoint(rest_file(static))
-    save_checkpoint(tmp_path / "old.static.pt", stored | {"static": {"architecture": "tiny"}})
-    with pytest.raises(InputError, match="does not say of which code it was made; make it again"):
-        engines.load("tiny", tmp_path / "old.static.xml", engine="openvino-int8", cache=cache)
-
-
-@needs_openvino
-def test_the_rest_of_a_static_network_is_no_checkpoint(static):
-    with pytest.raises(InputError, match="weights of another architecture"):
-        segment.load("tiny", rest_file(static))
+    shutil.copytree(static, tmp_path / "cut.static")
+    (tmp_path / "cut.static" / "box.bin").unlink()
+    with pytest.raises(InputError, match="make it again with 03_quantize.py --method static$"):
+        engines.load("tiny", tmp_path / "cut.static", engine="openvino-int8", cache=tmp_path / "cache")
 
 
 def test_other_engines_refuse_a_graph():
     for engine in ("torch", "fast"):
         with pytest.raises(InputError, match="add --engine openvino-int8"):
-            engines.load("proposed", Path("ours.static.xml"), engine=engine)
+            engines.load("proposed", Path("ours.static"), engine=engine)
     with pytest.raises(InputError, match="is no static int8|not installed"):
         engines.load("baseline", lite_medsam_path(), engine="openvino-int8")
 
 
-def test_the_static_file_of_a_model_is_named_after_its_checkpoint(tiny):
-    found = [openvino_engine.default_static(name) for name in ("baseline", "proposed", "tiny")]
-    assert [path.name for path in found] == [
-        "lite_medsam.static.xml",
-        "grays_anatomy_sam_l0.static.xml",
-        "tiny.static.xml",
-    ]
+@needs_openvino
+def test_openvino_refuses_a_folder_for_a_checkpoint(static, cache):
+    with pytest.raises(InputError, match="add --engine openvino-int8"):
+        engines.load("tiny", static, engine="openvino", cache=cache)
+
+
+def test_the_static_network_of_a_model_is_named_after_its_checkpoint(tiny):
+    found = [engines.default_static(name) for name in ("baseline", "proposed", "tiny")]
+    assert [path.name for path in found] == ["lite_medsam.static", "grays_anatomy_sam_l0.static", "tiny.static"]
     assert {path.parent for path in found} == {OUR_CHECKPOINT.parent}
 
 
@@ -311,11 +442,11 @@ def inputs(tmp_path_factory):
 @pytest.mark.long  # NNCF takes half a minute
 def test_the_script_writes_files_that_step_4_reads(inputs, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "TIMED_BOXES", (1,))
-    case, out = tiny_case(), tmp_path / "lite.static.xml"
+    case, out = tiny_case(), tmp_path / "lite.static"
     report = script.main([*inputs, "-o", str(out)])
     assert 0.4 < report["weights"]["share"] < 0.7 and report["mac_share"]["encoder"] > 0.9
     assert report["mac_share"]["decoder"] == 0
-    assert 0.2 < report["bytes"]["int8"] / report["bytes"]["float"] < 0.75 and out.with_suffix(".md").is_file()
+    assert 0.2 < report["bytes"]["int8"] / report["bytes"]["float"] < 0.75 and out.with_name("lite.static.md").is_file()
     found = engines.load("baseline", out, engine="openvino-int8", cache=cache)
     want = segment.load("baseline")
     boxes = np.repeat(boxes_from_labels(case.labels)[1], 4, axis=0)  # eight: a chunk of six and one of two
@@ -329,7 +460,7 @@ def test_with_named_weights_openvinos_float_graph_is_timed_too(inputs, tiny, mon
     report = script.main([*inputs, "--model", "tiny", "--weights", str(tiny)])
     assert set(report["speed"]["encoder, 1 image"]) == {"float", "int8", "openvino", "ratio"}
     assert "float in OpenVINO, ms" in tiny.with_name("tiny.static.md").read_text()
-    loaded = engines.load("tiny", tiny.with_name("tiny.static.xml"), engine="openvino-int8")
+    loaded = engines.load("tiny", tiny.with_name("tiny.static"), engine="openvino-int8")
     assert loaded.preset == PRESETS["paper"]
 
 
@@ -337,8 +468,8 @@ def test_with_named_weights_openvinos_float_graph_is_timed_too(inputs, tiny, mon
     "arguments, message",
     [
         (["--method", "static"], "name a cache with --cache"),
-        (["--method", "static", "-o", "a.pt"], r"ends in \.xml"),
-        (["-o", "a.xml"], r"ends in \.pt"),
+        (["--method", "static", "-o", "a.pt"], r"ends in \.static"),
+        (["-o", "a.static"], r"ends in \.pt"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(arguments, message, tmp_path, monkeypatch):

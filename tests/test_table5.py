@@ -149,7 +149,7 @@ def test_the_released_algorithm_paints_what_the_released_preset_paints(name, net
 
 
 def test_the_released_algorithm_runs_the_network_as_written_and_ours_the_fast_one(monkeypatch):
-    monkeypatch.setattr(table5_work.engines, "fast_engine", lambda network: ("fast", network))  # its checks take long
+    monkeypatch.setattr("fast.torch_engine.fast_engine", lambda network: ("fast", network))  # its checks take long
     plain, fast = (table5_work.segmenter_of(*system.split()).engine for system in (RELEASED, OURS))
     assert type(plain) is TorchEngine and fast[0] == "fast"
     assert any(name.endswith("running_mean") for name in plain.network.state_dict()), "batch norms and all"
