@@ -93,7 +93,7 @@ class Segmenter:
         Raises InputError, one sentence, for boxes of another shape, swapped ones, or ones outside the image.
         """
         boxes, (height, width) = check_boxes(boxes, shape, "Segmenter.masks", flat=True), shape
-        canvas, patches, sure = self.new_canvas(shape, len(boxes)), [], []
+        canvas, patches, sure = self.new_canvas(np.zeros(shape, np.uint16), len(boxes)), [], []
         limited, reach = self.preset.reach == "box", reach_of(boxes, height, width)  # D18
         for first in range(0, len(boxes), self.box_chunk):  # D8
             chunk = slice(first, first + self.box_chunk)
@@ -120,9 +120,9 @@ class Segmenter:
         with self.stage("decode"):
             return self.engine.decode(embedding, boxes, within)
 
-    def new_canvas(self, shape: tuple[int, int], objects: int) -> Canvas:
-        """An empty label map (H, W) with this preset's overlap rule. One object overlaps nothing: it needs no logit map."""
-        return Canvas(shape, self.preset.overlap if objects > 1 else "last")
+    def new_canvas(self, labels: np.ndarray, objects: int) -> Canvas:
+        """A canvas on an empty label map (H, W), with this preset's overlap rule. One object overlaps nothing: it needs no logits."""
+        return Canvas(labels, self.preset.overlap if objects > 1 else "last")
 
     @contextmanager
     def stage(self, name: str):
@@ -139,9 +139,10 @@ class Canvas:
     overlap "logit" (D5): the object whose logit is higher keeps the pixel, whatever the order.
     """
 
-    def __init__(self, shape: tuple[int, int], overlap: str) -> None:
-        self.labels = np.zeros(shape, dtype=np.uint16)
-        self.best = np.zeros(shape, dtype=np.float32) if overlap == "logit" else None
+    def __init__(self, labels: np.ndarray, overlap: str) -> None:
+        """labels: (H, W) uint16, zeros, painted in place."""
+        self.labels = labels
+        self.best = np.zeros(labels.shape, dtype=np.float32) if overlap == "logit" else None
 
     def paint(self, label: int, mask: MaskPatch) -> None:
         """Paint the positive logits of a mask; NO_MASK paints nothing."""

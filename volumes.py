@@ -187,7 +187,7 @@ def prompted(
     from_middle = {}
     for z, objects in progress([(z, objects) for z, objects in upwards + downwards if len(objects)]):
         embedding = embeddings.of(z, again=z in visited_twice)
-        canvas = canvases.pop(z, None) or segmenter.new_canvas((height, width), len(boxes))
+        canvas = canvases.pop(z, None) or segmenter.new_canvas(labels[z], len(boxes))
         for index in objects[middle[objects] == z + 1]:
             followed[index] = from_middle[index]  # the way down starts from the mask of the middle slice
         asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in objects])
@@ -198,7 +198,6 @@ def prompted(
             followed[index] = mask_box(mask)
             if z == middle[index]:
                 from_middle[index] = followed[index]
-        labels[z] = canvas.labels
         if z in visited_twice:
             visited_twice.remove(z)
             canvases[z] = canvas

@@ -136,6 +136,9 @@ def float_graphs(path: Path, model: str, cache: Path) -> tuple[Path, dict]:
     info = read_info(folder)
     if info.get("architecture") == model and info.get("openvino") == version and same_code(info, sources):
         if same_file(info, path):
+            now = info | {"text": text_hash(sources)} | state_of(path)
+            if now != info:  # a comment was edited, or the file touched: next time a look at both is enough
+                save_text(folder / "info.json", json.dumps(now, indent=1))
             return folder, info
     from fast.graphs import write_graphs  # here and below: they bring PyTorch
 

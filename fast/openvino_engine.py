@@ -27,7 +27,7 @@ INSTALL = "pip install -r requirements-fast.txt"
 GRAPHS = ("encoder", "image", "box")
 FORM = 1  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's own choice is bfloat16 where the processor has it
-# Of the decoder: `one` puts all threads on one box, `many` a box on each thread, which is quicker for several boxes.
+# The graph `box` is compiled as `one`, all threads on one box, or as `many`, a box on each thread: quicker for several boxes.
 AT_ONCE = 6  # the most boxes of `many`: those of a chunk (segment.BOX_CHUNK)
 
 
@@ -122,9 +122,9 @@ class OpenVINOEngine:
             [np.float32(box)[None], np.array([r.start, r.stop, c.start, c.stop]), *self.image_side]
             for box, (r, c) in zip(boxes, ranges, strict=True)
         ]
-        if len(boxes) == 1:
+        if len(boxes) == 1 and self.many is None:
             keep(self.one(asked[0], share_inputs=True, share_outputs=True), 0)
-        elif len(boxes) > 1:
+        elif len(boxes):
             queue = self.queue()
             queue.set_callback(lambda request, i: keep([output.data for output in request.output_tensors], i))
             for i, inputs in enumerate(asked):
@@ -137,6 +137,7 @@ class OpenVINOEngine:
         if self.many is None:
             streams = min(self.threads, AT_ONCE)
             settings = EXACT | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+            self.one = None  # 100 MB: where several boxes were asked for once, `many` serves single ones too
             self.many = self.queue_of(self.compile("box", settings), streams)
         return self.many
 

@@ -101,7 +101,9 @@ def object_rows(
     seconds: of the whole case. Each object is given an equal share: embedding a slice serves them all. None: not measured.
     pixels (in a volume: voxels) and mm3 count what an object has in the label map; what another one covers is not its own.
     """
-    visible = np.bincount(labels.ravel(), minlength=int(numbers.max()) + 1)
+    most = max(int(numbers.max()), int(labels.max())) + 1
+    planes = labels if labels.ndim == 3 else labels[None]  # one by one: bincount takes 8 bytes a pixel
+    visible = sum(np.bincount(plane.ravel(), minlength=most) for plane in planes)
     voxel_mm3 = float(np.prod(case.spacing_mm)) if case.spacing_mm else None
     rows = []
     for i, label in enumerate(numbers.tolist()):

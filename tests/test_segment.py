@@ -80,7 +80,7 @@ def test_overlap_goes_to_the_last_object_or_to_the_higher_logit():
     sure = MaskPatch(np.full((4, 6), 5.0, np.float32), slice(0, 4), slice(0, 6))
     unsure = MaskPatch(np.full((4, 6), 1.0, np.float32), slice(0, 4), slice(3, 9))
     for overlap, want in (("last", [1, 1, 1, 2, 2, 2, 2, 2, 2]), ("logit", [1, 1, 1, 1, 1, 1, 2, 2, 2])):
-        canvas = Canvas((4, 9), overlap)
+        canvas = Canvas(np.zeros((4, 9), np.uint16), overlap)
         canvas.paint(1, sure)
         canvas.paint(2, unsure)
         canvas.paint(3, NO_MASK)

@@ -114,7 +114,7 @@ class Objects:
 
     def labels_of(self, z: int) -> np.ndarray:
         """The label map (H, W) of a slice, as far as its masks have been found."""
-        canvas = self.segmenter.new_canvas(self.shape, len(self.boxes))
+        canvas = self.segmenter.new_canvas(np.zeros(self.shape, np.uint16), len(self.boxes))
         for number, boxes in enumerate(self.boxes):
             if z in boxes and (z, boxes[z]) in self.masks:
                 canvas.paint(number + 1, self.masks[z, boxes[z]][0])
