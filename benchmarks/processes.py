@@ -142,7 +142,7 @@ def table_text(rows: list[dict], settings: dict) -> str:
         busy = any(row["case"] == case and row["beside"] == "competitor" for row in rows)
         header += ["beside the competitor, s", "beside / alone"] if busy else []
         lines = []
-        for engine in engines:
+        for engine in (engine for engine in engines if any((r["case"], r["engine"]) == (case, engine) for r in rows)):
             at = {"case": case, "engine": engine, "beside": "nothing"}
             seconds, beside = median(rows, "seconds", **at), median(rows, "seconds", **at | {"beside": "competitor"})
             ratio = median(rows, "seconds", **at | {"engine": "torch"}) / seconds
@@ -153,8 +153,8 @@ def table_text(rows: list[dict], settings: dict) -> str:
         blocks.append(f"## {case}: {size}, {BY_NAME[case].objects} objects\n\n{pipe_table([header, *lines])}\n")
     head = (
         "# Whole processes of step 4\n\n"
-        f"{settings['processor']}, {settings['cores']} cores, bfloat16: {settings['bfloat16']}; peaks of matrix products: "
-        f"{settings['float32 G/s']:.0f} G multiply-adds a second in float32, {settings['int8 G/s']:.0f} G in int8. Medians of "
+        f"{settings['processor']}, {settings['cores']} cores, {settings['float32 G/s']:.0f} G multiply-adds a second in "
+        f"float32 products; instructions for int8: {settings['int8']}, for bfloat16: {settings['bfloat16']}. Medians of "
         f"{max(row['repeat'] for row in rows):.0f} runs that took turns (the largest volume: one). Stages are seconds.\n"
         "The competitor is a process of PyTorch that multiplies matrices of 2,048 x 2,048 with two threads without a pause.\n"
     )
@@ -186,9 +186,12 @@ def current_settings() -> dict:
     """The machine, as table.md says it."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    peaks = {f"{kind} G/s": 1 / measure_peak({"system": kind})["seconds"] for kind in ("float32", "int8")}
-    processor = names[0].partition(":")[2].strip() if names else platform.machine()
-    return {"processor": processor, "cores": os.cpu_count(), "bfloat16": "yes" if has_bfloat16() else "no"} | peaks
+    flags = set(info.read_text().split()) & {"avx512_vnni", "avx_vnni", "amx_int8"} if info.is_file() else set()
+    return {
+        "processor": names[0].partition(":")[2].strip() if names else platform.machine(), "cores": os.cpu_count(),
+        "int8": ", ".join(sorted(flags)) or "none", "bfloat16": "yes" if has_bfloat16() else "none",
+        "float32 G/s": 1 / measure_peak({"system": "float32"})["seconds"],
+    }  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> Namespace:

@@ -127,7 +127,8 @@ def measure_all(args: Namespace) -> None:
     """Every measurement that times.csv does not hold yet; repeats are the outer loop, so that systems take turns."""
     path, skipped = args.out / "times.csv", set()
     done = {(row["case"], row["system"], row["repeat"]) for row in read_times(path)}
-    systems = dict.fromkeys(BY_NAME, [BASELINE, RELEASED, *(PROPOSED + engine for engine in args.engines)])
+    published = [RELEASED] if args.without_baseline else [BASELINE, RELEASED]
+    systems = dict.fromkeys(BY_NAME, [*published, *(PROPOSED + engine for engine in args.engines)])
     systems |= {"peak": ["float32", "int8"], "nsd": ["ours", "surface-distance"]}
     systems["encoder"] = list(dict.fromkeys([PLAIN, *args.engines]))
     turns = [(c, s, r) for c in args.cases for r in range(1, args.repeats + 1) for s in systems[c]]
@@ -336,6 +337,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
         "--slices", type=int, default=24, help="of a volume, by the published algorithm; 0: all; rest is scaled"
     )
     p.add_argument("--threads", type=int, default=2, help="CPU threads of PyTorch and OpenCV")
+    p.add_argument("--without-baseline", action="store_true", help="leave out LiteMedSAM, which takes longest")
     p.add_argument("--static", type=Path, help="NAME.static for engine openvino-int8 (default: its own)")
     p.add_argument("-o", "--out", type=Path, default=Path("results/table5"), help="folder for times and table")
     p.add_argument("--figure", action="store_true", help="measure nothing; table, stages.csv and figure of times.csv")

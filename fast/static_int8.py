@@ -20,6 +20,8 @@ from collections import defaultdict
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+
 from data import CacheEntry, epoch_entries, read_index, validation_item
 from fast.counts import count_macs
 from fast.engines import code_info
@@ -27,6 +29,7 @@ from fast.graphs import encoder_graph, write_graphs
 from fast.openvino_engine import INSTALL, import_openvino
 from files import InputError
 from files.index import check_version
+from model import BoxSegmenter
 from segment import Segmenter
 
 # operations with multiply-adds in OpenVINO's graphs; the first input is the activation
@@ -59,30 +62,36 @@ def calibration_entries(entries: list[CacheEntry], count: int) -> list[CacheEntr
 
 def quantize_static(segmenter: Segmenter, cache: Path, count: int) -> tuple:
     """A float segmenter -> the graph of its encoder with int8 layers, and the number of images that calibrated them."""
+    check_version(cache)
+    chosen = calibration_entries(read_index(cache), count)
+    if not chosen:
+        raise InputError(f"{cache}: holds no training image to calibrate with; make a cache with 01_preprocess.py")
+    images = [calibration_image(segmenter, cache, entry) for entry in chosen]
+    return int8_encoder(segmenter.engine.network, images), len(chosen)
+
+
+def calibration_image(segmenter: Segmenter, cache: Path, entry: CacheEntry) -> np.ndarray:
+    """A training image as the encoder sees it, (1, 3, 256, 256)."""
+    item = validation_item(cache, entry, segmenter.preset)
+    return item["image" if segmenter.enhanced else "raw"][None]
+
+
+def int8_encoder(network: BoxSegmenter, images: list[np.ndarray]):
+    """The graph of a network's encoder with int8 layers, whose ranges are those of these images (1, 3, 256, 256)."""
     import_openvino()
     try:
         import nncf
     except ImportError as error:
         raise InputError(f"NNCF is not installed, which static int8 needs; run: {INSTALL}") from error
     nncf.set_log_level(logging.ERROR)
-    check_version(cache)
-    chosen = calibration_entries(read_index(cache), count)
-    if not chosen:
-        raise InputError(f"{cache}: holds no training image to calibrate with; make a cache with 01_preprocess.py")
-
-    def image(entry: CacheEntry):
-        item = validation_item(cache, entry, segmenter.preset)
-        return item["image" if segmenter.enhanced else "raw"][None]  # (1, 3, 256, 256)
-
-    graph = nncf.quantize(
-        encoder_graph(segmenter.engine.network.image_encoder),
-        nncf.Dataset(chosen, image),
-        subset_size=len(chosen),
+    return nncf.quantize(
+        encoder_graph(network.image_encoder),
+        nncf.Dataset(images),
+        subset_size=len(images),
         preset=nncf.QuantizationPreset.MIXED,
         model_type=nncf.ModelType.TRANSFORMER,
         ignored_scope=nncf.IgnoredScope(patterns=[KEPT_FLOAT], validate=False),  # LiteMedSAM has none
     )
-    return graph, len(chosen)
 
 
 def static_reach(network, graph) -> dict:
