@@ -115,7 +115,7 @@ def agreement_table(rows: list[dict]) -> str:
     return f"# {__doc__.splitlines()[0]}\n\n{pipe_table(lines)}\n"
 
 
-def measured(args: argparse.Namespace) -> list[dict]:
+def agreements(args: argparse.Namespace) -> list[dict]:
     """Rows of every calibration set, after those of noise."""
     plain, groups = segment.load("proposed", args.weights), pictures(args.cases)
     folder, _ = float_graphs(args.weights, "proposed", args.engine_cache)
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     p.add_argument("-o", "--out", type=Path, default=Path("results/calibration"), help="folder for the tables")
     args = p.parse_args(argv)
     try:
-        rows = measured(args)
+        rows = agreements(args)
     except (InputError, OSError) as error:
         sys.exit(f"calibration.py: {error}")
     save_text(args.out / "objects.csv", csv_text(rows, ("set", "pictures", "case", "dice"), ".4f"))

@@ -87,7 +87,7 @@ def differing(engine: str, case: str) -> float:
     return float((found != wanted).mean())
 
 
-def measure_all(args: Namespace) -> list[dict]:
+def time_all(args: Namespace) -> list[dict]:
     """Every run; repeats are the outer loop, so that engines take turns."""
     rows = []
     for case in args.cases:
@@ -120,7 +120,7 @@ def measure_all(args: Namespace) -> list[dict]:
     return rows
 
 
-def read_runs(path: Path) -> list[dict]:
+def read_processes(path: Path) -> list[dict]:
     """The rows of runs.csv, numbers as numbers."""
     lines = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
     names = ("case", "engine", "beside")
@@ -182,7 +182,7 @@ def draw_stages(rows: list[dict], case: str) -> Figure:
     return figure
 
 
-def current_settings() -> dict:
+def this_machine() -> dict:
     """The machine, as table.md says it."""
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
@@ -218,9 +218,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
         if args.table:
             settings = json.loads((args.out / "settings.json").read_text(encoding="utf-8"))
         else:
-            settings = current_settings()
+            settings = this_machine()
             save_json(args.out / "settings.json", settings)
-        rows = read_runs(args.out / "runs.csv") if args.table else measure_all(args)
+        rows = read_processes(args.out / "runs.csv") if args.table else time_all(args)
         save_text(args.out / "table.md", table_text(rows, settings))
         save_figure(args.out / "stages.png", draw_stages(rows, rows[0]["case"]))
     except (InputError, OSError) as error:

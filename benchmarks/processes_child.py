@@ -63,7 +63,8 @@ class Clock:
         return wrapper
 
 
-def main(argv: list[str]) -> None:
+def run_timed(argv: list[str]) -> None:
+    """argv: where the marks go, then the arguments of 04_infer.py."""
     marks, arguments = Path(argv[0]), argv[1:]
     engine = arguments[arguments.index("--engine") + 1]
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
@@ -86,4 +87,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_timed(sys.argv[1:])
