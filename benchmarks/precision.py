@@ -61,7 +61,7 @@ class ImitatedEngine:
         return self.decoder.decode(*prompt)
 
 
-def systems_of(args: argparse.Namespace) -> dict[str, Segmenter]:
+def forms_of(args: argparse.Namespace) -> dict[str, Segmenter]:
     """name of a number's form -> what segments with it"""
     found = {FLOAT: engines.load("proposed", args.weights, engine="openvino", cache=args.engine_cache)}
     if has_bfloat16():
@@ -77,7 +77,7 @@ def systems_of(args: argparse.Namespace) -> dict[str, Segmenter]:
     return found
 
 
-def score_table(rows: list[dict], names: list[str]) -> str:
+def precision_table(rows: list[dict], names: list[str]) -> str:
     """table.md: a row a modality; DSC and NSD of each form, and what it moves the means by."""
     summary = tables.summarize(rows)
     modalities = list(dict.fromkeys(modality for _, modality in summary))
@@ -107,17 +107,17 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("-o", "--out", type=Path, default=Path("results/precision"), help="folder for the tables")
     args = p.parse_args(argv)
     try:
-        rows, systems = [], systems_of(args)
+        rows, systems = [], forms_of(args)
         with tempfile.TemporaryDirectory() as work:
             cases = exact_cases(args.cases, Path(work), only_2d=False)
             for name, segmenter in systems.items():
                 rows += scores_of(segmenter, cases, name, Path(work))
         columns = ("system", "case", "modality", "objects", *tables.score_names())
         save_text(args.out / "cases.csv", csv_text(rows, columns))
-        save_text(args.out / "table.md", score_table(rows, list(systems)))
+        save_text(args.out / "table.md", precision_table(rows, list(systems)))
     except (InputError, OSError) as error:
         sys.exit(f"precision.py: {error}")
-    print(score_table(rows, list(systems)))
+    print(precision_table(rows, list(systems)))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_the_table_says_whether_the_means_stay_within_what_is_allowed():
             row = {name: float("nan") for name in tables.score_names()}
             row |= {"case": case, "modality": modality, "system": system, "objects": 1}
             rows.append(row | {"dsc_strict": dsc, "nsd_strict": nsd})
-    text = precision.score_table(rows, ["float32", "bfloat16", "int8"])
+    text = precision.precision_table(rows, ["float32", "bfloat16", "int8"])
     assert "| US | 1 | 90.00 | 89.95 | 90.10 | 70.00 | 70.15 | 68.00 |" in text
     assert "- bfloat16: -0.050 DSC, +0.150 NSD, within 0.1 and 0.2." in text
     assert "- int8: +0.100 DSC, -2.000 NSD, beyond 0.1 and 0.2." in text
