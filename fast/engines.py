@@ -52,7 +52,7 @@ def load(
 
     weights: a checkpoint, or for openvino-int8 the folder NAME.static (default: the model's own).
     cache: folder in which OpenVINO's engines keep graphs (default: `cache_folder`).
-    precision: of engine openvino, see openvino_engine.PRECISIONS.   threads: of OpenVINO (default: all cores).
+    precision: of engine openvino, see fast.PRECISIONS (default: PRECISION).   threads: of OpenVINO (default: all cores).
     Raises InputError, one sentence, for all that segment.load refuses, for a package that is not installed, and if the
     engine computes something else than model.py.
     """
@@ -218,8 +218,8 @@ def static_info(path: Path, model: str) -> dict:
 def compiled_of(path: Path, cache: Path) -> Path:
     """Where OpenVINO keeps what it compiles of a folder NAME.static. What an earlier one of this name left is removed."""
     folder, made = folder_for(path, cache), sha256_of(path / "info.json")
-    note = folder / "made_of.json"
-    if not note.is_file() or json.loads(note.read_text(encoding="utf-8")) != made:
+    note = folder / "made_of.txt"
+    if not note.is_file() or note.read_text(encoding="utf-8") != made:
         shutil.rmtree(folder, ignore_errors=True)
-        save_text(note, json.dumps(made))
+        save_text(note, made)
     return folder / "compiled"

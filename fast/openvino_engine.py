@@ -107,9 +107,8 @@ class OpenVINOEngine:
         within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted; elsewhere logits are cells.OUTSIDE.
         """
         if embedding is not self.seen:  # chunks of boxes of one image come one after another
-            found = self.image(
-                [embedding], share_inputs=True, share_outputs=True
-            )  # OpenVINO's memory, until the next image
+            # without a copy: OpenVINO's own memory, which the next image overwrites
+            found = self.image([embedding], share_inputs=True, share_outputs=True)
             self.image_side, self.seen = list(found.values()), embedding
         logits, iou = no_logits(len(boxes)), np.zeros(len(boxes), np.float32)
         ranges = [cell_range(None if within is None else within[i].tolist()) for i in range(len(boxes))]
