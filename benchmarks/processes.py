@@ -12,7 +12,6 @@ Writes runs.csv, table.md, settings.json, stages.png.
 import csv
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
 from processes_child import MODULES, WRAPPED
-from table5 import DRAWN, number
+from table5 import DRAWN, number, processor_name
 from table5_work import BY_NAME, SIX_OBJECTS, draw, measure_peak
 
 from fast.openvino_engine import has_bfloat16
@@ -48,9 +47,9 @@ COMPETITOR = (
 )
 
 
-def arguments_of(engine: str, case: str, args: Namespace) -> list[str]:
-    """The command line of step 4."""
-    found = ["-i", str(DRAWN / f"{case}.npz"), "-o", str(SCRATCH / "segs" / engine), "--engine", engine]
+def arguments_of(engine: str, inputs: Path, args: Namespace) -> list[str]:
+    """The command line of step 4.   inputs: a folder of cases."""
+    found = ["-i", str(inputs), "-o", str(SCRATCH / "segs" / engine), "--engine", engine]
     if engine.startswith("openvino"):
         found += ["--engine-cache", str(args.engine_cache)]
     return found + (["--weights", str(args.static)] if engine == "openvino-int8" and args.static else [])
@@ -64,8 +63,7 @@ def start(engine: str, case: str, args: Namespace) -> dict:
         inputs = Path(scratch) / "imgs"
         inputs.mkdir()
         os.link((DRAWN / f"{case}.npz").resolve(), inputs / f"{case}.npz")
-        command = arguments_of(engine, case, args)
-        command[1] = str(inputs)
+        command = arguments_of(engine, inputs, args)
         wall, began = time.time(), time.perf_counter()
         child = subprocess.Popen([sys.executable, str(CHILD), str(marks), *command], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
@@ -185,10 +183,9 @@ def draw_stages(rows: list[dict], case: str) -> Figure:
 def this_machine() -> dict:
     """The machine, as table.md says it."""
     info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
     flags = set(info.read_text().split()) & {"avx512_vnni", "avx_vnni", "amx_int8"} if info.is_file() else set()
     return {
-        "processor": names[0].partition(":")[2].strip() if names else platform.machine(), "cores": os.cpu_count(),
+        "processor": processor_name(), "cores": os.cpu_count(),
         "int8": ", ".join(sorted(flags)) or "none", "bfloat16": "yes" if has_bfloat16() else "none",
         "float32 G/s": 1 / measure_peak({"system": "float32"})["seconds"],
     }  # fmt: skip

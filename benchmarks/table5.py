@@ -78,16 +78,22 @@ def fast_decoder_macs() -> dict[str, int]:
     return {"fast image": 2 * one - two, "fast box": two - one - cell, "fast cell": cell}
 
 
+def processor_name() -> str:
+    """As Linux has it, else the kind of machine."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    return names[0].partition(":")[2].strip() if names else platform.machine()
+
+
 def current_settings(args: Namespace) -> dict:
     """What all rows of one times.csv share: settings.json."""
-    counts, info = fast_decoder_macs(), Path("/proc/cpuinfo")
+    counts = fast_decoder_macs()
     for model, prefix in (("proposed", ""), ("baseline", "baseline ")):
         for (part, _), macs in count_macs(segment.build(model)).items():
             counts[prefix + part] = counts.get(prefix + part, 0) + macs
     installed = {found.name: found.version for found in importlib.metadata.distributions()}
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
     return {
-        "processor": names[0].partition(":")[2].strip() if names else platform.machine(), "cores": os.cpu_count(),
+        "processor": processor_name(), "cores": os.cpu_count(),
         "threads": args.threads, "slices": args.slices,
         "sha256 of weights": hashlib.sha256(OUR_CHECKPOINT.read_bytes()).hexdigest(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
