@@ -41,9 +41,10 @@ CHILD = Path(__file__).with_name("processes_child.py")
 STAGES = ("start of Python", "imports", *WRAPPED, "other", "exit")
 COLUMNS = ("case", "engine", "beside", "repeat", "seconds", "cpu_s", "peak_mb", "differ", *(f"{s} s" for s in STAGES))
 PICTURE, LARGEST = "2DBox_US_0525", "3DBox_CT_0566"
-COMPETITOR = (
-    "import torch; torch.set_num_threads(2); a = torch.rand(2048, 2048); a @ a; print('at work', flush=True)\n"
-    "while True: a @ a"
+COMPETITOR = (  # it ends with its parent, also if that is killed
+    "import os, torch; parent = os.getppid(); torch.set_num_threads(2); a = torch.rand(2048, 2048); a @ a\n"
+    "print('at work', flush=True)\n"
+    "while os.getppid() == parent: a @ a"
 )
 
 
