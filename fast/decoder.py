@@ -21,7 +21,8 @@ Once a box, in this order:
 5. Upscaling makes 4x4 pixels of each cell, without its neighbours. So only cells that the mask may reach are upscaled.
 
 Biases: attention weights sum to 1, so a bias of the values is added once, behind the sum. A bias of the keys adds the
-same to all scores of a query, which softmax does not see: it is left out.
+same to all scores of a query, which softmax does not see: it is left out. The last norm of the cells only centres and
+scales: its own weights and bias are moved into the layers behind it.
 
 Letters: N boxes, T tokens of a box. Cells are 4,096 = 64x64, row by row; a cell is 4x4 pixels of the grid. "By head" is
 (heads, width, cells) of cells and (heads, T, width) of tokens. Layers have the names of model.py.
@@ -60,20 +61,43 @@ def messages(tokens: Tensor, layer: Attention) -> Tensor:
     return (by_head(layer.v_proj(tokens), layer.heads) @ out + layer.out_proj.bias / layer.heads).flatten(1, 2)
 
 
-def sum_of_values(scores: Tensor, cells: Tensor, layer: Attention) -> Tensor:
-    """Attention's weighted sums of values, before `out_proj`. scores (heads * T, 4096), cells (4096, 256)
-    -> (T, heads * width). The cells are summed first, and the sums projected."""
-    sums = (scores.softmax(dim=-1) @ cells).unflatten(0, (layer.heads, -1))  # (heads, T, 256)
-    values = layer.v_proj.weight.unflatten(0, (layer.heads, -1)).transpose(1, 2)  # (heads, 256, width)
-    return (sums @ values).transpose(0, 1).flatten(1) + layer.v_proj.bias
+def softmax_sum(scores: Tensor, values: Tensor) -> Tensor:
+    """scores (..., T, 4096), values (..., 4096, width) -> `scores.softmax(-1) @ values`"""
+    if not torch.jit.is_tracing():
+        return scores.softmax(-1) @ values
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()  # for a graph: OpenVINO would make one step of all three,
+    return (weights @ values) / weights.sum(-1, keepdim=True)  # which takes three times as long for so few tokens
+
+
+def sum_of_values(scores: Tensor, cells: Tensor, projection: tuple[Tensor, Tensor], heads: int) -> Tensor:
+    """Attention's weighted sums of values, before `out_proj`. scores (heads * T, 4096), cells (4096, 256), projection: weight and
+    bias -> (T, heads * width). The cells are summed first, and the sums projected."""
+    weight, bias = projection
+    sums = softmax_sum(scores, cells).unflatten(0, (heads, -1))  # (heads, T, 256)
+    values = weight.unflatten(0, (heads, -1)).transpose(1, 2)  # (heads, 256, width)
+    return (sums @ values).transpose(0, 1).flatten(1) + bias
+
+
+def linear_of(up: nn.ConvTranspose2d) -> tuple[Tensor, Tensor]:
+    """A 2x2 transposed convolution of stride 2 as a linear layer to four pixels: weight (4 * outputs, inputs), bias."""
+    return up.weight.permute(2, 3, 1, 0).flatten(0, 2), up.bias.repeat(4)
+
+
+def of_normed(weight: Tensor, bias: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """A linear layer that follows a layer norm, with the norm's own weights and bias moved into it: weight, bias."""
+    return weight * norm.weight, bias + weight @ norm.bias
+
+
+def centred(x: Tensor) -> Tensor:
+    """(..., 256) less the mean of its 256 values: a layer norm's first step. A sum of such needs it no more."""
+    return x - x.mean(dim=-1, keepdim=True)
 
 
 def norm_and_scale(cells: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """A layer norm of cells (4096, 256), and 1 / deviation of each, (4096,)."""
+    """A layer norm of cells (4096, 256) whose mean is 0, and 1 / deviation of each, (4096,)."""
     if torch.jit.is_tracing():  # for a graph: OpenVINO has no layer norm that also says the deviation
-        centred = cells - cells.mean(dim=1, keepdim=True)
-        scale = (centred.square().mean(dim=1, keepdim=True) + norm.eps).rsqrt()
-        return centred * scale * norm.weight + norm.bias, scale[:, 0]
+        scale = (torch.linalg.vector_norm(cells, dim=1).square() / cells.shape[1] + norm.eps).rsqrt()
+        return cells * scale[:, None] * norm.weight + norm.bias, scale
     normed, _, scale = torch.native_layer_norm(cells, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
     return normed, scale[:, 0]
 
@@ -136,6 +160,10 @@ class FastDecoder:
         self.second_values = UpdatedProjection(self.second.cross_attn_token_to_image.v_proj, norm, self.heads)
         self.second_queries = UpdatedProjection(self.second.cross_attn_image_to_token.q_proj, norm, self.heads, place)
         self.last_place = F.linear(place, self.last.k_proj.weight).T.unflatten(0, (self.heads, -1)).contiguous()
+        last_norm, (coarse, _, _, fine, _) = self.second.norm4, self.decoder.output_upscaling
+        self.last_keys = (self.last.k_proj.weight * last_norm.weight).unflatten(0, (self.heads, -1))
+        self.last_values = of_normed(self.last.v_proj.weight, self.last.v_proj.bias, last_norm)
+        self.coarse, self.fine = of_normed(*linear_of(coarse), last_norm), linear_of(fine)
         # four projections of the image's cells in one product: keys and queries of the first layer, then of the second
         self.weights = torch.cat(
             [to_image.k_proj.weight, to_token.q_proj.weight, self.second_keys.weight, self.second_queries.weight]
@@ -177,13 +205,13 @@ class FastDecoder:
 
     def of_image(self, embedding: Tensor) -> tuple[Tensor, ...]:
         """All that does not depend on a box, of an embedding (4096, 256):
-        cells (4096, 256);
+        cells (4096, 256), each less its mean;
         keys and queries of the first layer, then of the second before its update, each by head (heads, 16, 4096);
         values of the first layer, then of the second before its update, without bias, each (heads, 4096, 16)."""
         cells = embedding + self.prompts.no_mask_embed.weight
         projected = (self.weights @ cells.T).add_(self.of_place).unflatten(0, (4, self.heads, -1))
         values = by_head(cells @ self.value_weights.T, 2 * self.heads).contiguous()
-        return cells, *projected, *values.unflatten(0, (2, self.heads))
+        return centred(cells), *projected, *values.unflatten(0, (2, self.heads))
 
     def transform(self, sparse: Tensor, image_side: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """`TwoWayTransformer` for prompts (N, 2, 256) -> the tokens of IoU and mask (N, 2, 256); N cells (4096, 256).
@@ -205,11 +233,12 @@ class FastDecoder:
         to_token = self.first.cross_attn_image_to_token
         tokens = layer.norm1(layer.self_attn(token_pe, token_pe, token_pe))
         queries = scaled_by_head(to_image.q_proj, tokens + token_pe, self.heads)
-        seen = (queries.transpose(0, 1).flatten(1, 2) @ keys).softmax(-1) @ values  # (heads, N * T, width)
+        seen = softmax_sum(queries.transpose(0, 1).flatten(1, 2) @ keys, values)  # (heads, N * T, width)
         seen = seen.unflatten(1, (len(token_pe), -1)).permute(1, 2, 0, 3).flatten(2) + to_image.v_proj.bias
         tokens = layer.norm2(tokens + to_image.out_proj(seen))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
-        return tokens, scaled_by_head(to_token.k_proj, tokens + token_pe, self.heads), messages(tokens, to_token)
+        keys = scaled_by_head(to_token.k_proj, tokens + token_pe, self.heads)
+        return tokens, keys, centred(messages(tokens, to_token))
 
     def second_layer_tokens(
         self, tokens: Tensor, token_pe: Tensor, keys: Tensor, vectors: Tensor, at_cells: tuple[Tensor, ...]
@@ -224,8 +253,7 @@ class FastDecoder:
         asked = scaled_by_head(to_image.q_proj, tokens + token_pe, self.heads)
         for key, vector, query in zip(keys, vectors, asked, strict=True):
             weights = (key @ queries).softmax(1).flatten(0, 1)  # (heads * T, 4096)
-            summed = torch.addmm(image, weights.T, vector)
-            cell, scale = norm_and_scale(summed, norm)
+            cell, scale = norm_and_scale(torch.addmm(image, weights.T, vector), norm)
             updates.append(Update(weights, vector, scale))
             cells.append(cell)
             scores = self.second_keys.scores(query, for_keys, updates[-1])
@@ -237,29 +265,26 @@ class FastDecoder:
         self, tokens: Tensor, token_pe: Tensor, cells: list[Tensor], updates: list[Update], for_queries: Tensor
     ) -> tuple[Tensor, list[Tensor]]:
         """Steps 3 and 4: the second layer changes the cells, then the tokens of IoU and mask look at them."""
-        layer, to_token = self.second, self.second.cross_attn_image_to_token
+        norm, to_token = self.second.norm4, self.second.cross_attn_image_to_token
         keys = scaled_by_head(to_token.k_proj, tokens + token_pe, self.heads)
         vectors = messages(tokens, to_token)
         tokens, seen = tokens[:, :2], []
-        last_keys = self.last.k_proj.weight.unflatten(0, (self.heads, -1))
         for i, query in enumerate(scaled_by_head(self.last.q_proj, tokens + token_pe[:, :2], self.heads)):
             scores = self.second_queries.scores(keys[i], for_queries, updates[i])
             weights = scores.unflatten(0, (self.heads, -1)).softmax(1).flatten(0, 1)
-            cells[i] = layer.norm4(cells[i].addmm_(weights.T, vectors[i]))
-            of_cells = F.linear(cells[i], (query @ last_keys).flatten(0, 1)).T
-            scores = (query @ self.last_place).flatten(0, 1).add_(of_cells)
-            seen.append(sum_of_values(scores, cells[i], self.last))
+            cells[i] = F.layer_norm(cells[i].addmm_(weights.T, vectors[i]), norm.normalized_shape, eps=norm.eps)
+            of_place, of_cells = (query @ self.last_place).flatten(0, 1), (query @ self.last_keys).flatten(0, 1)
+            scores = of_place.addmm_(of_cells, cells[i].T)  # (heads * T, 4096)
+            seen.append(sum_of_values(scores, cells[i], self.last_values, self.heads))
         tokens = tokens + self.last.out_proj(torch.stack(seen))
         return self.decoder.transformer.norm_final_attn(tokens), cells
 
     def upscale(self, cells: Tensor, weight: Tensor) -> Tensor:
         """Step 5: `output_upscaling` of a rectangle of cells (R, C, 256), then the mask's weighted sum of the 32 maps.
         weight: (32,) -> logits (4 R, 4 C)"""
-        coarse, norm, _, fine, _ = self.decoder.output_upscaling
-        for up in (coarse, fine):  # a 2x2 transposed convolution of stride 2 is a linear layer to four pixels
-            cells = (cells @ up.weight.permute(0, 2, 3, 1).flatten(1)).unflatten(-1, (4, -1)) + up.bias
-            if up is coarse:
-                cells = F.layer_norm(cells, norm.weight.shape, norm.weight, norm.bias, 1e-6)
-            cells = F.gelu(cells)
+        _, norm, *_ = self.decoder.output_upscaling
+        cells = F.linear(cells, *self.coarse).unflatten(-1, (4, -1))
+        cells = F.gelu(F.layer_norm(cells, norm.weight.shape, norm.weight, norm.bias, 1e-6))
+        cells = F.gelu(F.linear(cells, *self.fine).unflatten(-1, (4, -1)))
         logits = (cells @ weight).unflatten(-1, (2, 2)).unflatten(2, (2, 2))  # (R, C, y, x, finer y, finer x)
         return logits.permute(0, 2, 4, 1, 3, 5).flatten(3, 5).flatten(0, 2)
