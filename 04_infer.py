@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     p.add_argument(
         "--precision", choices=fast.PRECISIONS,
-        help="of --engine openvino's encoder: auto is bf16 where the processor has it, else f32 (default: f32)",
+        help="of the openvino engines' encoder: auto is bf16 where the processor has it, else f32 (default: auto)",
     )  # fmt: skip
     p.add_argument("--engine-cache", type=Path, metavar="DIR", help="OpenVINO's graphs (default: the user's cache)")
     p.add_argument("--boxes-from-masks", action="store_true", help="take exact boxes of the labels; keep their numbers")
@@ -94,8 +94,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         p.error("--box takes 4 numbers, X0 Y0 X1 Y1, or in a volume 6, X0 Y0 Z0 X1 Y1 Z1; all of one kind")
     if args.box and (args.boxes_from_masks or args.draw):
         p.error("--box, --boxes-from-masks and --draw are three ways to say the boxes; give one of them")
-    if args.precision and args.engine != "openvino":
-        p.error("--precision is for --engine openvino; the other engines have their own")
+    if args.precision and not args.engine.startswith("openvino"):
+        p.error("--precision is for the openvino engines; the others have their own")
     if args.looseness < 0 or (args.looseness and not args.boxes_from_masks):
         p.error("--looseness is 0 or more, and loosens the boxes of --boxes-from-masks")
     return args
@@ -183,7 +183,7 @@ def load_segmenter(args: argparse.Namespace) -> Segmenter:
         return segment.load(*named)
     from fast import engines  # only here: whoever runs model.py as written need not load it
 
-    return engines.load(*named, cache=args.engine_cache, precision=args.precision)
+    return engines.load(*named, cache=args.engine_cache, precision=args.precision or "auto")
 
 
 def files_to_do(args: argparse.Namespace) -> list[Path]:

@@ -89,13 +89,23 @@ def quantize_activation(x: Tensor, bits: int = 8) -> tuple[Tensor, float, int]:
 def int_matmul(a: Tensor, b: Tensor) -> Tensor:
     """(N, K) int8 times (O, K) int8, transposed -> (N, O) int32, exact for K below 2^17.
 
-    `torch._int_mm` is a private name of PyTorch: it may vanish, and on a GPU it refuses some shapes (17 rows at least,
-    K and O multiples of 8). Then float32 does the same sums.
+    `torch._int_mm` is a private name of PyTorch: it may vanish. On a GPU it refuses some shapes (17 rows at least, K and O
+    multiples of 8). On a CPU it is eight times slower than float32 if that has no VNNI, instructions that add up products of
+    int8. In these cases float32 does the same sums.
     """
-    fits = a.device.type == "cpu" or (len(a) > 16 and a.shape[1] % 8 == 0 and len(b) % 8 == 0)
+    if a.device.type == "cpu":
+        fits = has_vnni()
+    else:
+        fits = len(a) > 16 and a.shape[1] % 8 == 0 and len(b) % 8 == 0
     if hasattr(torch, "_int_mm") and fits:
         return torch._int_mm(a, b.mT)
     return float_int_matmul(a, b)
+
+
+def has_vnni() -> bool:
+    """Whether this processor adds up products of int8 in one instruction. True where PyTorch does not tell."""
+    tell = getattr(torch.cpu, "_is_vnni_supported", None)
+    return tell is None or tell()
 
 
 def float_int_matmul(a: Tensor, b: Tensor) -> Tensor:

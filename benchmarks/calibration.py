@@ -23,7 +23,7 @@ from table5_work import BY_NAME, draw
 import segment
 from data import read_index
 from enhance import network_input
-from fast.engines import PRECISION, float_graphs
+from fast.engines import float_graphs
 from fast.graphs import write_graphs
 from fast.openvino_engine import OpenVINOEngine
 from fast.static_int8 import calibration_entries, calibration_image, int8_encoder
@@ -119,7 +119,7 @@ def agreements(args: argparse.Namespace) -> list[dict]:
     """Rows of every calibration set, after those of noise."""
     plain, groups = segment.load("proposed", args.weights), pictures(args.cases)
     folder, _ = float_graphs(args.weights, "proposed", args.engine_cache)
-    exact = Segmenter(OpenVINOEngine(folder, precision=PRECISION), plain.preset, plain.enhanced)
+    exact = Segmenter(OpenVINOEngine(folder, precision="f32"), plain.preset, plain.enhanced)
     wanted = {group: [masks_of(exact, case).patches for case in cases] for group, cases in groups.items()}
     rows = []
     for levels in (1, 3):

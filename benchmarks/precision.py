@@ -2,9 +2,8 @@
 
     python benchmarks/precision.py --cases val --static NAME.static           20 min on 2 cores
 
-Engine openvino in float32 and bfloat16, and openvino-int8; decoders are float32 in all three. Where the processor has no
-bfloat16, it is imitated in PyTorch: weights, and what goes into and comes out of each layer, are rounded to bfloat16 (8 bits of
-precision), and sums stay float32, as a processor that has it does. Exact boxes. Writes results/precision/cases.csv and table.md.
+Engines openvino and openvino-int8; decoders are float32 always. It needs a processor that has bfloat16 (16 bits with the range
+of float32, 8 of them for the digits). Exact boxes. Writes results/precision/cases.csv and table.md.
 """
 
 import argparse
@@ -12,16 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import torch
 from choices import exact_cases, scores_of  # it puts the repository on the path too
-from torch import Tensor, nn
 
-import segment
 import tables
 from fast import engines
-from fast.openvino_engine import OpenVINOEngine, has_bfloat16
-from fast.torch_engine import fold_batch_norms
+from fast.openvino_engine import has_bfloat16
 from files import InputError
 from files.checkpoints import OUR_CHECKPOINT
 from files.writing import csv_text, save_text
@@ -31,49 +25,19 @@ FLOAT = "float32"
 ALLOWED = {"dsc_strict": 0.1, "nsd_strict": 0.2}  # points that bfloat16 may move the means and still be the default
 
 
-def rounded(value: Tensor) -> Tensor:
-    """A tensor with the precision of bfloat16, in float32."""
-    return value.bfloat16().float()
-
-
-class ImitatedEngine:
-    """The two calls of an engine: an encoder with bfloat16's rounding, OpenVINO's decoder."""
-
-    def __init__(self, encoder: nn.Module, decoder: OpenVINOEngine) -> None:
-        self.encoder, self.decoder = fold_batch_norms(encoder), decoder
-        for value in self.encoder.state_dict().values():
-            value.copy_(rounded(value))
-        for layer in self.encoder.modules():
-            layer.register_forward_pre_hook(lambda _, inputs: tuple(map(self.rounded_all, inputs)))
-            layer.register_forward_hook(lambda _, inputs, output: self.rounded_all(output))
-
-    def rounded_all(self, value):
-        """A tensor, or each of several."""
-        return rounded(value) if isinstance(value, Tensor) else tuple(map(rounded, value))
-
-    @torch.inference_mode()
-    def encode(self, image: np.ndarray) -> np.ndarray:
-        """image (3, 256, 256) -> embedding (4096, 256), as OpenVINOEngine has it"""
-        return np.ascontiguousarray(self.encoder(torch.from_numpy(image)[None]).flatten(2)[0].T.numpy())
-
-    def decode(self, *prompt):
-        """See OpenVINOEngine.decode."""
-        return self.decoder.decode(*prompt)
-
-
 def forms_of(args: argparse.Namespace) -> dict[str, Segmenter]:
-    """name of a number's form -> what segments with it"""
-    found = {FLOAT: engines.load("proposed", args.weights, engine="openvino", cache=args.engine_cache)}
-    if has_bfloat16():
-        found["bfloat16"] = engines.load(
-            "proposed", args.weights, engine="openvino", cache=args.engine_cache, precision="bf16"
-        )
-    else:
-        network, _, preset = segment.load_network("proposed", args.weights, None, "torch", False, ())
-        imitated = ImitatedEngine(network.image_encoder, found[FLOAT].engine)
-        found["bfloat16, imitated"] = Segmenter(imitated, preset, enhanced=True)
+    """name of the numbers -> what segments with them. InputError where the processor has no bfloat16."""
+    if not has_bfloat16():
+        raise InputError("this processor has no bfloat16, there is nothing to compare; use another machine")
+
+    def loaded(weights: Path | None, engine: str, precision: str) -> Segmenter:
+        return engines.load("proposed", weights, engine=engine, cache=args.engine_cache, precision=precision)
+
+    floats = {"float32": "f32", "bfloat16": "bf16"}
+    found = {name: loaded(args.weights, "openvino", precision) for name, precision in floats.items()}
     if args.static:
-        found["int8"] = engines.load("proposed", args.static, engine="openvino-int8", cache=args.engine_cache)
+        mixed = {"int8": "f32", "int8 and bfloat16": "bf16"}  # which the layers are in that are not int8
+        found |= {name: loaded(args.static, "openvino-int8", precision) for name, precision in mixed.items()}
     return found
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
-from processes_child import MODULES, WRAPPED
+from processes_child import WRAPPED
 from table5 import DRAWN, number, processor_name
 from table5_work import BY_NAME, SIX_OBJECTS, draw, measure_peak
 
@@ -40,6 +40,7 @@ SCRATCH = Path("out/processes")  # graphs and label maps
 CHILD = Path(__file__).with_name("processes_child.py")
 STAGES = ("start of Python", "imports", *WRAPPED, "other", "exit")
 COLUMNS = ("case", "engine", "beside", "repeat", "seconds", "cpu_s", "peak_mb", "differ", *(f"{s} s" for s in STAGES))
+ENGINES = ("torch", "fast", "openvino f32", "openvino", "openvino-int8")  # f32: of --precision, whose default is auto
 PICTURE, LARGEST = "2DBox_US_0525", "3DBox_CT_0566"
 COMPETITOR = (  # it ends with its parent, also if that is killed
     "import os, torch; parent = os.getppid(); torch.set_num_threads(2); a = torch.rand(2048, 2048); a @ a\n"
@@ -50,10 +51,12 @@ COMPETITOR = (  # it ends with its parent, also if that is killed
 
 def arguments_of(engine: str, inputs: Path, args: Namespace) -> list[str]:
     """The command line of step 4.   inputs: a folder of cases."""
-    found = ["-i", str(inputs), "-o", str(SCRATCH / "segs" / engine), "--engine", engine]
-    if engine.startswith("openvino"):
+    name, _, precision = engine.partition(" ")
+    found = ["-i", str(inputs), "-o", str(SCRATCH / "segs" / engine), "--engine", name]
+    found += ["--precision", precision] if precision else []
+    if name.startswith("openvino"):
         found += ["--engine-cache", str(args.engine_cache)]
-    return found + (["--weights", str(args.static)] if engine == "openvino-int8" and args.static else [])
+    return found + (["--weights", str(args.static)] if name == "openvino-int8" and args.static else [])
 
 
 def start(engine: str, case: str, args: Namespace) -> dict:
@@ -199,7 +202,7 @@ def parse(argv: list[str] | None) -> Namespace:
     )
     p.add_argument("--busy", nargs="*", choices=BY_NAME, default=[SIX_OBJECTS.name], help="cases also timed in company")
     p.add_argument(
-        "--engines", nargs="+", choices=MODULES, default=list(MODULES), help="torch is what others are held to"
+        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="torch is what others are held to"
     )
     p.add_argument("--static", type=Path, help="NAME.static for engine openvino-int8 (default: its own)")
     p.add_argument("--engine-cache", type=Path, default=SCRATCH / "graphs", help="where OpenVINO keeps graphs")

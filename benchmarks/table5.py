@@ -26,6 +26,8 @@ from multiprocessing import get_context
 from operator import itemgetter
 from pathlib import Path
 
+# as in 04_infer.py: NumPy's threads, once used, wait on a core that the network needs
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import torch
 from matplotlib.figure import Figure

@@ -34,7 +34,6 @@ from segment import Segmenter
 ENGINES = (*segment.ENGINES, *fast.ENGINES)
 NETWORK_CODE = ("efficientvit", "model", "baseline")  # modules; and that of the model's encoder, see segment.MODELS
 GRAPH_CODE = ("decoder", "graphs")  # of this room: what graphs are traced from
-PRECISION = "f32"  # of engine openvino, unless another is asked for
 
 
 def load(
@@ -45,14 +44,14 @@ def load(
     force: bool = False,
     settings: Sequence[str] = (),
     cache: Path | None = None,
-    precision: str | None = None,
+    precision: str = "auto",
     threads: int | None = None,
 ) -> Segmenter:
     """A model by name with its weights and preset, ready to segment, as `segment.load`, for every engine of ENGINES.
 
     weights: a checkpoint, or for openvino-int8 the folder NAME.static (default: the model's own).
     cache: folder in which OpenVINO's engines keep graphs (default: `cache_folder`).
-    precision: of engine openvino, see fast.PRECISIONS (default: PRECISION).   threads: of OpenVINO (default: all cores).
+    precision: of the OpenVINO engines, see fast.PRECISIONS.   threads: of OpenVINO (default: all cores).
     Raises InputError, one sentence, for all that segment.load refuses, for a package that is not installed, and if the
     engine computes something else than model.py.
     """
@@ -64,12 +63,12 @@ def load(
     if engine == "openvino-int8":
         path = weights or default_static(model)
         info = static_info(path, model)
-        made = OpenVINOEngine(path, compiled_of(path, cache), threads=threads)
+        made = OpenVINOEngine(path, compiled_of(path, cache), precision, threads)
         return Segmenter(made, segment.chosen_preset(path, preset, info.get("preset"), force, settings), row.enhanced)
     path = weights or row.weights()
     if engine == "openvino":
         folder, info = float_graphs(path, model, cache)
-        made = OpenVINOEngine(folder, folder / "compiled", precision or PRECISION, threads)
+        made = OpenVINOEngine(folder, folder / "compiled", precision, threads)
         return Segmenter(made, segment.chosen_preset(path, preset, info.get("preset"), force, settings), row.enhanced)
     from fast.torch_engine import fast_engine
 

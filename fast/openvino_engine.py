@@ -64,7 +64,7 @@ class OpenVINOEngine:
         self, folder: Path, compiled: Path | None = None, precision: str = "f32", threads: int | None = None
     ) -> None:
         """compiled: where OpenVINO may keep what it compiled, for the next start; nothing is kept by default.
-        precision: of fast.PRECISIONS, for a float encoder.   threads: default all cores that this process may use.
+        precision: of fast.PRECISIONS, for the encoder's float layers.   threads: default all cores that this process may use.
         InputError if a file is missing or damaged."""
         check_files(folder)
         openvino = import_openvino()

@@ -135,7 +135,10 @@ def test_step_4_runs_pictures_and_volumes_without_pytorch(tmp_path, cache):
     write_graphs(int8, network, info, "openvino-int8", graphs.encoder_graph(network.image_encoder))
     engines.load("proposed", engine="openvino", cache=cache)  # where there is no graph yet, PyTorch makes it
     segs = tmp_path / "segs"
-    for engine, more in (("openvino", ()), ("openvino-int8", ("--weights", int8))):
+    for engine, more in (
+        ("openvino", ("--precision", "f32")),
+        ("openvino-int8", ("--precision", "f32", "--weights", int8)),
+    ):
         found = loaded_by_step_4(segs, engine, cache, tmp_path / "imgs", *more)
         assert {"openvino", "numpy", "cv2"} <= found and not HEAVY & found, HEAVY & found
     wanted = segment.load("proposed")
@@ -159,13 +162,13 @@ def segment_boxes(case):
 def test_masks_are_pytorchs_and_the_graph_is_made_once(cache, monkeypatch):
     image, boxes = eight_boxes()
     want = segment.load("proposed").segment_image(image, boxes)
-    found = engines.load("proposed", engine="openvino", cache=cache)
+    found = engines.load("proposed", engine="openvino", cache=cache, precision="f32")
     assert want.any() and (found.segment_image(image, boxes) != want).mean() < 1e-4
     one = found.segment_image(image, boxes[:1])  # another way to run the same graph
     assert np.array_equal(one > 0, found.masks(found.embed(image), boxes[:2], image.shape[:2]).own(0))
     monkeypatch.setattr(graphs, "encoder_graph", lambda encoder: pytest.fail("converted again"))
     encoding = locale.getpreferredencoding(False)
-    again = engines.load("proposed", engine="openvino", cache=cache)
+    again = engines.load("proposed", engine="openvino", cache=cache, precision="f32")
     assert np.array_equal(again.segment_image(image, boxes), found.segment_image(image, boxes))
     assert again.preset == found.preset
     assert locale.getpreferredencoding(False) == encoding, "files are read and written as before"
@@ -283,7 +286,7 @@ def test_openvino_follows_an_edit_of_the_encoder_or_refuses_and_keeps_nothing(ti
     edited = lambda self, x: self.act(self.norm(self.conv(x)) + 1)  # noqa: E731
     monkeypatch.setattr(efficientvit.ConvNorm, "forward", edited)
     wanted = cells(segment.load("tiny").engine.encode(image))
-    found = engines.load("tiny", engine="openvino", cache=tmp_path / "a").engine.encode(image)
+    found = engines.load("tiny", engine="openvino", cache=tmp_path / "a", precision="f32").engine.encode(image)
     assert np.allclose(found, wanted, atol=1e-3)
     assert np.linalg.norm(wanted - before) > 0.01 * np.linalg.norm(before)
 

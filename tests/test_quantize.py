@@ -99,6 +99,10 @@ def test_integer_sums_equal_the_float_fallback_exactly(n, k, o, monkeypatch):
     exact = a.long() @ b.long().T
     assert torch.equal(int_matmul(a, b).long(), exact) and torch.equal(float_int_matmul(a, b).long(), exact)
     assert int_matmul(a, b).dtype == float_int_matmul(a, b).dtype == torch.int32
+    with monkeypatch.context() as without_vnni:
+        without_vnni.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
+        without_vnni.setattr(torch, "_int_mm", None, raising=False)  # calling it would fail
+        assert torch.equal(int_matmul(a, b).long(), exact)
     monkeypatch.delattr(torch, "_int_mm", raising=False)
     assert torch.equal(int_matmul(a, b).long(), exact)
 
