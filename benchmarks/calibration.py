@@ -1,10 +1,10 @@
 """Which images should calibrate static int8? Masks of crowded pictures with an int8 encoder, held to the float one's. (D17)
 
-    python benchmarks/calibration.py --cache cache --cases val               15 min on 2 cores
+    python benchmarks/calibration.py --cache cache --cases val               5 min on 2 cores
 
 An int8 layer rounds to 256 levels of a range that calibration images set. Here are several sets of them. Of each object of two drawn
 pictures (table5_work.py: 241 cells, 34 shapes) and of real ones with many objects, the Dice of the int8 mask with the float mask.
-For scale: the float masks of the same pictures with noise of 1 and of 3 grey levels. Writes results/calibration/table.md, objects.csv.
+For scale: the float masks of the same pictures with noise of 1 and of 3 grey levels. Writes results/calibration/table.md.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from files import InputError, modality_of
 from files.case import Case
 from files.checkpoints import OUR_CHECKPOINT
 from files.formats import list_cases, read_case
-from files.writing import csv_text, save_text
+from files.writing import save_text
 from grid import MaskPatch, boxes_from_labels
 from metrics import dsc
 from segment import Masks, Segmenter
@@ -135,7 +135,7 @@ def agreements(args: argparse.Namespace) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    """Returns the rows of objects.csv."""
+    """Returns a row for each set and object."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
     p.add_argument("--cache", type=Path, required=True, help="cache of step 1, whose training images calibrate")
     p.add_argument("--cases", type=Path, required=True, help="folder of real .npz cases with imgs and gts")
@@ -147,7 +147,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
         rows = agreements(args)
     except (InputError, OSError) as error:
         sys.exit(f"calibration.py: {error}")
-    save_text(args.out / "objects.csv", csv_text(rows, ("set", "pictures", "case", "dice"), ".4f"))
     save_text(args.out / "table.md", agreement_table(rows))
     print(agreement_table(rows))
     return rows
