@@ -198,7 +198,8 @@ class LayerNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(c))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6).permute(0, 3, 1, 2)
+        pixels = x.flatten(2).transpose(1, 2)  # (B, H * W, C)
+        return F.layer_norm(pixels, self.weight.shape, self.weight, self.bias, 1e-6).transpose(1, 2).reshape(x.shape)
 
 
 class ImageEncoder(nn.Module):

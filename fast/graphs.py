@@ -34,7 +34,7 @@ class EncoderGraph(nn.Module):
         self.encoder = encoder
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.encoder(image).permute(0, 2, 3, 1).reshape(EMBED_GRID**2, EMBED_DIM)
+        return self.encoder(image).flatten(2).transpose(1, 2).flatten(0, 1)
 
 
 class ImageGraph(nn.Module):
