@@ -64,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     p.add_argument(
         "--precision", choices=fast.PRECISIONS,
-        help="of the openvino engines' encoder: auto is bf16 where the processor has it, else f32 (default: auto)",
+        help="of the openvino engines: auto is bf16 where the processor has it, else f32 (default: auto)",
     )  # fmt: skip
     p.add_argument("--engine-cache", type=Path, metavar="DIR", help="OpenVINO's graphs (default: the user's cache)")
     p.add_argument("--boxes-from-masks", action="store_true", help="take exact boxes of the labels; keep their numbers")

@@ -1,9 +1,10 @@
-"""What does a shorter number cost? DSC and NSD of the encoder in float32, bfloat16 and int8, by modality. (D17)
+"""What does a shorter number cost? DSC and NSD of the network in float32, bfloat16 and int8, by modality. (D17)
 
-    python benchmarks/precision.py --cases val --static NAME.static           20 min on 2 cores
+    python benchmarks/precision.py --cases val --static NAME.static           5 min on 2 cores
 
-Engines openvino and openvino-int8; decoders are float32 always. It needs a processor that has bfloat16 (16 bits with the range
-of float32, 8 of them for the digits). Exact boxes. Writes results/precision/cases.csv and table.md.
+Engines openvino and openvino-int8. Only the encoder is int8; what else there is, the decoder too, is float32 or bfloat16. It needs a
+processor that has bfloat16: 16 bits with the range of float32, 8 of them for the digits. Exact boxes. Writes
+results/precision/cases.csv and table.md.
 """
 
 import argparse

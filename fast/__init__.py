@@ -13,5 +13,5 @@ report.py           the report of step 3 as text
 """
 
 ENGINES = ("fast", "openvino", "openvino-int8")  # of this room; segment.ENGINES are the others
-# Numbers of the OpenVINO engines' encoder, int8 layers apart. auto: bf16 where the processor has it, else f32
+# Numbers of the OpenVINO engines, int8 layers apart. auto: bf16 where the processor has it, else f32
 PRECISIONS = ("auto", "f32", "bf16")

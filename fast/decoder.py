@@ -189,16 +189,16 @@ class FastDecoder:
         logits = embedding.new_full((len(boxes), 1, GRID, GRID), OUTSIDE)
         if len(boxes) == 0:
             return logits, embedding.new_zeros(0, 1)
-        cells, weights, iou = self.of_boxes(boxes, self.image_side)
+        cells, weights, iou = self.of_prompts(self.prompts(boxes)[0], self.image_side)
         for i, (cell, weight) in enumerate(zip(cells, weights, strict=True)):
             rows, columns = cell_range(None if within is None else within[i].tolist())
             logits[i, 0, pixels(rows), pixels(columns)] = self.upscale(cell[rows, columns], weight)
         return logits, iou
 
-    def of_boxes(self, boxes: Tensor, image_side: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """boxes (N, 4) on the grid; what `of_image` returns -> each box's cells, N of (64, 64, 256), the weights (N, 32) by which
+    def of_prompts(self, sparse: Tensor, image_side: tuple[Tensor, ...]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Prompts (N, 2, 256) of boxes; what `of_image` returns -> each box's cells, N of (64, 64, 256), the weights (N, 32) by which
         `upscale` makes its mask of them, predicted IoU (N, 1)"""
-        tokens, cells = self.transform(self.prompts(boxes)[0], image_side)
+        tokens, cells = self.transform(sparse, image_side)
         weights = self.decoder.output_hypernetworks_mlps[0](tokens[:, 1])
         cells = [cell.unflatten(0, (EMBED_GRID, EMBED_GRID)) for cell in cells]
         return cells, weights, self.decoder.iou_prediction_head(tokens[:, 0])[:, :1]

@@ -48,29 +48,41 @@ class ImageGraph(nn.Module):
         return self.decoder.of_image(embedding)
 
 
+class PromptGraph(nn.Module):
+    """boxes (N, 4) on the grid -> their prompts (N, 2, 256)"""
+
+    def __init__(self, decoder: FastDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        return self.decoder.prompts(boxes)[0]
+
+
 class BoxGraph(nn.Module):
-    """box (1, 4) on the grid; corners (4,) of the cells that are wanted: first row, row after the last, the same of columns; the
+    """prompt (1, 2, 256); corners (4,) of the cells that are wanted: first row, row after the last, the same of columns; the
     image side -> logits of these cells' pixels (4 R, 4 C), predicted IoU (1, 1)"""
 
     def __init__(self, decoder: FastDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, box: Tensor, corners: Tensor, *image_side: Tensor) -> tuple[Tensor, Tensor]:
-        cells, weights, iou = self.decoder.of_boxes(box, image_side)
+    def forward(self, prompt: Tensor, corners: Tensor, *image_side: Tensor) -> tuple[Tensor, Tensor]:
+        cells, weights, iou = self.decoder.of_prompts(prompt, image_side)
         top, bottom, left, right = corners
         return self.decoder.upscale(cells[0][top:bottom, left:right], weights[0]), iou
 
 
 @torch.no_grad()
-def traced(module: nn.Module, *inputs: Tensor):
-    """A module as a graph, with inputs of these shapes."""
+def traced(module: nn.Module, *inputs: Tensor, shapes: list[tuple[int, ...]] | None = None):
+    """A module as a graph, with inputs of these shapes.   shapes: other ones; -1 for any number."""
+    shapes = shapes or [tuple(value.shape) for value in inputs]
     import_openvino()
     from openvino.tools.ovc import convert_model  # only here: it takes as long to import as all the rest of OpenVINO
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of each `if` on a shape; the shapes they ask for are fixed
-        return convert_model(module, example_input=inputs, input=[tuple(value.shape) for value in inputs])
+        return convert_model(module, example_input=inputs, input=shapes)
 
 
 def encoder_graph(encoder: nn.Module):
@@ -79,7 +91,7 @@ def encoder_graph(encoder: nn.Module):
 
 
 def decoder_graphs(network: BoxSegmenter) -> dict:
-    """The graphs "image" and "box" of a network's decoder."""
+    """The graphs "image", "prompt" and "box" of a network's decoder."""
     frozen = nn.ModuleDict({"prompts": network.prompt_encoder, "decoder": network.mask_decoder})
     frozen = copy.deepcopy(frozen).requires_grad_(False)  # a graph's constants cannot be trained
     only_decoder = BoxSegmenter(nn.Identity())
@@ -88,8 +100,11 @@ def decoder_graphs(network: BoxSegmenter) -> dict:
     with torch.no_grad():
         side = decoder.of_image(embedding)
     corners = torch.tensor([7, 36, 5, 31])
-    image, box = traced(ImageGraph(decoder), embedding), traced(BoxGraph(decoder), torch.zeros(1, 4), corners, *side)
-    return {"image": image, "box": box}
+    return {
+        "image": traced(ImageGraph(decoder), embedding),
+        "prompt": traced(PromptGraph(decoder), torch.zeros(2, 4), shapes=[(-1, 4)]),
+        "box": traced(BoxGraph(decoder), torch.zeros(1, 2, EMBED_DIM), corners, *side),
+    }
 
 
 def write_graphs(folder: Path, network: BoxSegmenter, info: dict, engine: str, encoder=None) -> int:

@@ -1,10 +1,11 @@
 """A network run by Intel's OpenVINO: graphs in a folder, behind the two calls of model.TorchEngine. No PyTorch.
 
 OpenVINO takes a network as graphs and fits them to the processor: neighbouring layers become one, weights are laid out as the
-processor reads them. A graph is two files, NAME.xml (its nodes) and NAME.bin (its weights). Ours are three (graphs.py makes them):
+processor reads them. A graph is two files, NAME.xml (its nodes) and NAME.bin (its weights). Ours are four (graphs.py makes them):
     encoder   image (1, 3, 256, 256)                       -> embedding (4096, 256), cell by cell
     image     embedding                                    -> what the decoder computes once an image (decoder.py, `of_image`)
-    box       box (1, 4), cells that are wanted, of image  -> logits of those cells' pixels, predicted IoU (1, 1)
+    prompt    boxes (N, 4)                                 -> their prompts (N, 2, 256)
+    box       a prompt, cells that are wanted, of image    -> logits of those cells' pixels, predicted IoU (1, 1)
 Beside them lies info.json, which says what they were made of; engines.py compares that when it loads them.
 The package is optional and imported only where it is used: pip install -r requirements-fast.txt
 """
@@ -24,9 +25,10 @@ from fast.cells import cell_range, no_logits, pixels
 from files import InputError
 
 INSTALL = "pip install -r requirements-fast.txt"
-GRAPHS = ("encoder", "image", "box")
-FORM = 1  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
-EXACT = {"INFERENCE_PRECISION_HINT": "f32"}  # OpenVINO's own choice is bfloat16 where the processor has it
+GRAPHS = ("encoder", "box", "image", "prompt")
+FORM = 2  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
+# Of `image` and `prompt`. OpenVINO's own choice is bfloat16 where the processor has it, which rounds a corner to half a pixel.
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 # The graph `box` is compiled as `one`, all threads on one box, or as `many`, a box on each thread: quicker for several boxes.
 AT_ONCE = 6  # the most boxes of `many`: those of a chunk (segment.BOX_CHUNK)
 
@@ -64,7 +66,7 @@ class OpenVINOEngine:
         self, folder: Path, compiled: Path | None = None, precision: str = "f32", threads: int | None = None
     ) -> None:
         """compiled: where OpenVINO may keep what it compiled, for the next start; nothing is kept by default.
-        precision: of fast.PRECISIONS, for the encoder's float layers.   threads: default all cores that this process may use.
+        precision: of fast.PRECISIONS, for `encoder` and `box`.   threads: default all cores that this process may use.
         InputError if a file is missing or damaged."""
         check_files(folder)
         openvino = import_openvino()
@@ -74,14 +76,14 @@ class OpenVINOEngine:
         )
         if compiled is not None:
             self.core.set_property({"CACHE_DIR": str(compiled)})
-        hints = {} if precision == "auto" else {"INFERENCE_PRECISION_HINT": precision}
+        self.hint = {} if precision == "auto" else {"INFERENCE_PRECISION_HINT": precision}
         before = locale.setlocale(locale.LC_ALL)
         try:
             with ThreadPoolExecutor(len(GRAPHS)) as pool:  # reading weights and laying them out keeps one core busy
-                encoder, image, one = pool.map(self.compile, GRAPHS, (hints, EXACT, EXACT))
-        finally:  # OpenVINO sets "C" while it reads, then what it found: with three threads "C" may stay, and text files are ASCII
+                found = pool.map(self.compile, GRAPHS, (self.hint, self.hint, EXACT, EXACT))
+                self.encoder, self.one, self.image, self.prompt = found
+        finally:  # OpenVINO sets "C" while it reads, then what it found: with several threads "C" may stay, and text files are ASCII
             locale.setlocale(locale.LC_ALL, before)
-        self.encoder, self.image, self.one = encoder, image, one
         self.many = None  # an AsyncInferQueue, when first needed
         self.queue_of = openvino.AsyncInferQueue
         self.seen: np.ndarray | None = None  # the embedding that `image_side` was last computed of
@@ -111,19 +113,22 @@ class OpenVINOEngine:
             found = self.image([embedding], share_inputs=True, share_outputs=True)
             self.image_side, self.seen = list(found.values()), embedding
         logits, iou = no_logits(len(boxes)), np.zeros(len(boxes), np.float32)
+        if len(boxes) == 0:
+            return logits, iou
         ranges = [cell_range(None if within is None else within[i].tolist()) for i in range(len(boxes))]
 
         def keep(found, i: int) -> None:
             rows, columns = ranges[i]
             logits[i, pixels(rows), pixels(columns)], iou[i] = found[0], found[1][0, 0]
 
+        prompts = self.prompt([np.float32(boxes)], share_inputs=True, share_outputs=True)[0]
         asked = [
-            [np.float32(box)[None], np.array([r.start, r.stop, c.start, c.stop]), *self.image_side]
-            for box, (r, c) in zip(boxes, ranges, strict=True)
+            [prompt[None], np.array([r.start, r.stop, c.start, c.stop]), *self.image_side]
+            for prompt, (r, c) in zip(prompts, ranges, strict=True)
         ]
         if len(boxes) == 1 and self.many is None:
             keep(self.one(asked[0], share_inputs=True, share_outputs=True), 0)
-        elif len(boxes):
+        else:
             queue = self.queue()
             queue.set_callback(lambda request, i: keep([output.data for output in request.output_tensors], i))
             for i, inputs in enumerate(asked):
@@ -135,7 +140,7 @@ class OpenVINOEngine:
         """Requests for several boxes at once, each on a thread of its own."""
         if self.many is None:
             streams = min(self.threads, AT_ONCE)
-            settings = EXACT | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
+            settings = self.hint | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
             self.one = None  # 100 MB: where several boxes were asked for once, `many` serves single ones too
             self.many = self.queue_of(self.compile("box", settings), streams)
         return self.many
