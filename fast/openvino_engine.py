@@ -27,7 +27,7 @@ from files import InputError
 INSTALL = "pip install -r requirements-fast.txt"
 GRAPHS = ("encoder", "box", "image", "prompt")
 FORM = 2  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
-# Of `image` and `prompt`. OpenVINO's own choice is bfloat16 where the processor has it, which rounds a corner to half a pixel.
+# Of `prompt`. OpenVINO's own choice is bfloat16 where the processor has it, which would move a box's corner by up to half a pixel.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 # The graph `box` is compiled as `one`, all threads on one box, or as `many`, a box on each thread: quicker for several boxes.
 AT_ONCE = 6  # the most boxes of `many`: those of a chunk (segment.BOX_CHUNK)
@@ -66,7 +66,7 @@ class OpenVINOEngine:
         self, folder: Path, compiled: Path | None = None, precision: str = "f32", threads: int | None = None
     ) -> None:
         """compiled: where OpenVINO may keep what it compiled, for the next start; nothing is kept by default.
-        precision: of fast.PRECISIONS, for `encoder` and `box`.   threads: default all cores that this process may use.
+        precision: of fast.PRECISIONS, for all graphs but `prompt`.   threads: default all cores that this process may use.
         InputError if a file is missing or damaged."""
         check_files(folder)
         openvino = import_openvino()
@@ -80,7 +80,7 @@ class OpenVINOEngine:
         before = locale.setlocale(locale.LC_ALL)
         try:
             with ThreadPoolExecutor(len(GRAPHS)) as pool:  # reading weights and laying them out keeps one core busy
-                found = pool.map(self.compile, GRAPHS, (self.hint, self.hint, EXACT, EXACT))
+                found = pool.map(self.compile, GRAPHS, (self.hint, self.hint, self.hint, EXACT))
                 self.encoder, self.one, self.image, self.prompt = found
         finally:  # OpenVINO sets "C" while it reads, then what it found: with several threads "C" may stay, and text files are ASCII
             locale.setlocale(locale.LC_ALL, before)
@@ -142,7 +142,8 @@ class OpenVINOEngine:
             streams = min(self.threads, AT_ONCE)
             settings = self.hint | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
             self.one = None  # 100 MB: where several boxes were asked for once, `many` serves single ones too
-            self.many = self.queue_of(self.compile("box", settings), streams)
+            # twice as many requests as streams: while the result of one is copied, its stream goes on with another
+            self.many = self.queue_of(self.compile("box", settings), 2 * streams)
         return self.many
 
 
