@@ -1,6 +1,6 @@
 """Whole processes of step 4, from start to exit, as the challenge times them: by engine, idle and beside another program. [P 4.3]
 
-    python benchmarks/processes.py --static NAME.static                      every engine; 40 min on 2 cores
+    python benchmarks/processes.py --static NAME.static                      every engine; 16 min on 2 cores
     python benchmarks/processes.py --cases 2DBox_US_tiny --engines torch openvino --repeats 1 -o out/try        1 min
 
 Each run is a real process of 04_infer.py, started by processes_child.py, which books its time by stage. Engines take turns. The
@@ -77,7 +77,7 @@ def start(engine: str, case: str, args: Namespace) -> dict:
         found = json.loads(marks.read_text(encoding="utf-8"))
     stages = found["seconds"] | {"start of Python": found["first_line"] - wall, "exit": wall + seconds - found["end"]}
     row = {f"{stage} s": stages.get(stage, 0.0) for stage in STAGES}
-    return row | {"seconds": seconds, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": usage.ru_maxrss * 1024 / 1e6}
+    return row | {"seconds": seconds, "cpu_s": usage.ru_utime + usage.ru_stime, "peak_mb": found["peak_mb"]}
 
 
 def differing(engine: str, case: str) -> float:

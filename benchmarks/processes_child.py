@@ -8,6 +8,8 @@ Time inside a stage that another stage takes counts for the inner one. Imports a
 import builtins
 import importlib
 import json
+import math
+import re
 import sys
 import time
 from collections import defaultdict
@@ -63,6 +65,13 @@ class Clock:
         return wrapper
 
 
+def peak_mb() -> float:
+    """The most memory that this process held so far, libraries included, in 10^6 bytes; nan where the system does not say."""
+    status = Path("/proc/self/status")  # of Linux. What its parent held does not count here, as it does for `wait4`
+    held = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
+    return int(held[1]) * 1024 / 1e6 if held else math.nan
+
+
 def run_timed(argv: list[str]) -> None:
     """argv: where the marks go, then the arguments of 04_infer.py."""
     marks, arguments = Path(argv[0]), argv[1:]
@@ -83,7 +92,8 @@ def run_timed(argv: list[str]) -> None:
                 setattr(owner, last, clock.timed(stage, getattr(owner, last)))
     modules["04_infer"].main(arguments)
     clock.switch()
-    marks.write_text(json.dumps({"first_line": FIRST_LINE, "end": time.time(), "seconds": clock.seconds}))
+    found = {"first_line": FIRST_LINE, "seconds": clock.seconds, "peak_mb": peak_mb(), "end": time.time()}
+    marks.write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

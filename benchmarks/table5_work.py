@@ -7,7 +7,6 @@ one, so with this preset `released_algorithm` does all of its work.
 """
 
 import math
-import re
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from processes_child import peak_mb
 
 from efficientvit import EMBED_GRID
 from fast import engines
@@ -320,7 +320,4 @@ def measure(job: dict) -> dict:
     cv2.setNumThreads(job["threads"])
     parts = {"peak": measure_peak, "encoder": measure_encoder, "nsd": measure_nsd}  # PARTS
     row = parts.get(job["case"], measure_case)(job)
-    status = Path("/proc/self/status")  # of Linux; libraries included
-    held = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None
-    peak_mb = int(held[1]) * 1024 / 1e6 if held else math.nan
-    return {key: job[key] for key in ("case", "system", "repeat")} | row | {"peak_mb": peak_mb}
+    return {key: job[key] for key in ("case", "system", "repeat")} | row | {"peak_mb": peak_mb()}
