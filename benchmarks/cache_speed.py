@@ -31,6 +31,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
+from processes_child import peak_mb
+
 from data import (
     CachedCase,
     CacheEntry,
@@ -61,8 +63,8 @@ seconds = time.perf_counter() - start
 main, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 cpu = main.ru_utime + main.ru_stime + workers.ru_utime + workers.ru_stime - imports
 sys.path.append("benchmarks")
-from cache_speed import peak_mb
-print(json.dumps({"seconds": seconds, "main_mb": peak_mb(), "worker_mb": workers.ru_maxrss / 1024, "cpu_s": cpu}))
+from processes_child import peak_mb
+print(json.dumps({"seconds": seconds, "main_mb": peak_mb(), "worker_mb": workers.ru_maxrss * 1024 / 1e6, "cpu_s": cpu}))
 """
 
 
@@ -136,12 +138,6 @@ def time_run(source: Path, cache: Path, jobs: int) -> dict:
     if done.returncode:
         raise OSError(f"step 1 failed: {done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def peak_mb() -> float:
-    """The largest memory that this process has had, MB (Linux)."""
-    found = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(found[0].split()[1]) / 1024
 
 
 def end_of_run(folder: Path, count: int) -> dict:

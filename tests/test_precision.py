@@ -6,6 +6,12 @@ import pytest
 import tables
 
 
+def test_without_bfloat16_one_sentence_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda: False)
+    with pytest.raises(SystemExit, match="^precision.py: this processor has no bfloat16.*another machine$"):
+        precision.main(["--cases", str(tmp_path)])
+
+
 def test_the_table_says_whether_the_means_stay_within_what_is_allowed():
     rows = []
     for system, dsc, nsd in (("float32", 0.9, 0.7), ("bfloat16", 0.8995, 0.7015), ("int8", 0.901, 0.68)):
