@@ -1,4 +1,4 @@
-"""What does a shorter number cost? DSC and NSD of the network in float32, bfloat16 and int8, by modality. (D17)
+"""What does a shorter number cost? DSC and NSD of the network in float32, bfloat16 and int8, by modality. (D17, D23)
 
     python benchmarks/precision.py --cases val --static NAME.static           5 min on 2 cores
 
