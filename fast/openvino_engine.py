@@ -66,7 +66,7 @@ class OpenVINOEngine:
         self, folder: Path, compiled: Path | None = None, precision: str = "f32", threads: int | None = None
     ) -> None:
         """compiled: where OpenVINO may keep what it compiled, for the next start; nothing is kept by default.
-        precision: of fast.PRECISIONS, for all graphs but `prompt`.   threads: default all cores that this process may use.
+        precision: of fast.PRECISIONS, for all graphs but `prompt` (D23).   threads: default all cores that this process may use.
         InputError if a file is missing or damaged."""
         check_files(folder)
         openvino = import_openvino()
