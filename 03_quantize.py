@@ -131,7 +131,7 @@ def dynamic(args: argparse.Namespace, out: Path, segmenter: Segmenter) -> tuple[
 def static(args: argparse.Namespace, out: Path, segmenter: Segmenter) -> tuple[dict, dict]:
     """Nearly all of the encoder in int8, activations measured on training images. Writes `out`. -> (the same)
 
-    Here float is --engine fast. OpenVINO's float graph is timed too. Both of its engines run in float32: int8 is all that differs."""
+    Here float is --engine fast. OpenVINO's float graph is timed too; where it is not int8, OpenVINO runs in float32 both times."""
     if args.cache is None:
         raise InputError("--method static measures activations on training images: name a cache with --cache")
     part = static_int8.write_static(segmenter, out, args.cache, args.calibration, carried(args))
