@@ -44,10 +44,9 @@ from files.journal import (
 )
 from files.npz import write_training_case
 from files.partners import list_pairs
-from files.progress import tell
 from files.recipes import RECIPES, list_recipe
 from files.sources import Options, Source, parse_shard, read_source, shard_of, write_validation_case
-from files.writing import save_json
+from files.writing import save_json, tell
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -23,8 +23,7 @@ from torch.utils.data import DataLoader
 from data import SliceDataset, read_split, steps_of_epoch, validation_item
 from files import InputError
 from files.index import fingerprint
-from files.progress import progress_bar, tell
-from files.writing import csv_text, save_figure, save_json, save_text
+from files.writing import csv_text, progress_bar, save_figure, save_json, save_text, tell
 from presets import PRESETS, Preset, override
 from segment import MODELS, build
 from training import LOG_COLUMNS, Training, starting_network

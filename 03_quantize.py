@@ -38,8 +38,7 @@ from files.case import check_labels
 from files.checkpoints import read_checkpoint
 from files.formats import list_cases, read_case
 from files.npz import write_case
-from files.progress import progress, tell
-from files.writing import save_json, save_text
+from files.writing import progress, save_json, save_text, tell
 from metrics import case_scores
 from model import TorchEngine
 from phantoms import tiny_case

@@ -31,9 +31,8 @@ from figures import PALETTE, flat_view, overlay
 from files import InputError, results
 from files.case import Case, check_boxes
 from files.formats import ending_of, list_cases, name_of, read_case
-from files.progress import progress, tell
-from files.writing import csv_text, save_image, save_json, save_text
-from grid import boxes_from_labels, case_rng, loosen_boxes
+from files.writing import csv_text, progress, save_image, save_json, save_text, tell
+from grid import boxes_from_labels, drawn_boxes
 from presets import PRESETS
 from segment import MODELS, Segmenter
 from volumes import segment_objects
@@ -112,8 +111,7 @@ def read_boxed(path: Path, args: argparse.Namespace) -> Case:
             "boxes.csv beside it, or take them from masks with --boxes-from-masks"
         )
     if args.looseness:
-        boxes = loosen_boxes(case.boxes, args.looseness, case_rng(case.name), *case.labels.shape[-2:])
-        case = replace(case, boxes=boxes)
+        case = replace(case, boxes=drawn_boxes(case.name, case.boxes, args.looseness, case.grid_shape))
     return case
 
 

@@ -25,9 +25,8 @@ from figures import figure2, figure3, figure3_row
 from files import InputError
 from files.case import Case
 from files.formats import list_cases, name_of, read_case
-from files.progress import progress
-from files.writing import csv_text, save_figure, save_json, save_text
-from grid import boxes_from_labels, case_rng, loosen_boxes
+from files.writing import csv_text, progress, save_figure, save_json, save_text
+from grid import boxes_from_labels, drawn_boxes
 from metrics import PROTOCOLS, filled_box
 from tables import REFERENCES, markdown_table, read_labels, score_case, score_names, summarize, terminal_table
 
@@ -144,8 +143,7 @@ def write_report(
         case = read_case(files[name])
         found, true = (read_labels(f / name, k, case.grid_shape)[0] for f, k in ((segs, "segs"), (args.gts, "gts")))
         boxes = boxes_from_labels(true)[1] if case.boxes is None else case.boxes
-        if args.looseness:
-            boxes = loosen_boxes(boxes, args.looseness, case_rng(case.name), *case.grid_shape[-2:])
+        boxes = drawn_boxes(case.name, boxes, args.looseness, case.grid_shape)
         pictures[name] = report.three_pictures(case, boxes, found, true)
     facts = [
         f"{len({row['case'] for row in rows})} cases of {args.gts}, protocol {protocol}. Scores are in per cent.",

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from enhance import grid_input, is_gray
-from files import MAX_LABEL, VOLUME_MODALITIES, InputError, modality_of, patient_of, person_of, submodality_of
+from files import MAX_LABEL, VOLUME_MODALITIES, InputError, patient_of, person_of, submodality_of
 from files.case import Case
 from files.index import SPLITS, CachedCase, CacheEntry, read_index, write_index  # noqa: F401  write_index is part of the cache
 from files.pickles import read_runs
@@ -142,7 +142,7 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "", keep_good
         raise InputError(f"{source}: has no key 'gts'; step 1 needs the masks, give training files")
     assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16  # 0..255, and 0..65535 = MAX_LABEL
     low, high, window = intensity_columns(case)
-    names = modality_of(case.name), submodality_of(case.name), patient_of(case.name)
+    names = case.modality, submodality_of(case.name), patient_of(case.name)
     entries, objects, empty, lost, written = [], set(), 0, 0, 0
     for name, z in slice_names(case):
         ids = label_ids(case.labels[z]).tolist()

@@ -178,6 +178,15 @@ def case_rng(name: str, seed: int = 0) -> np.random.Generator:
     return np.random.default_rng((seed, zlib.crc32(name.encode())))
 
 
+def drawn_boxes(name: str, boxes: np.ndarray, looseness: float, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """A case's boxes as a person might draw them, always the same ones for one case and looseness. (D20)
+
+    name : of the case.   shape : (H, W) or (D, H, W).   looseness 0 gives the boxes as they are. See `loosen_boxes`.
+    Steps 4 and 5 and the benchmarks call this, so that a prediction and its references get the same boxes.
+    """
+    return loosen_boxes(boxes, looseness, case_rng(name, seed), *shape[-2:]) if looseness else boxes
+
+
 def move_box(
     box: np.ndarray, jitter: str, looseness: float, rng: np.random.Generator, height: int, width: int
 ) -> np.ndarray:

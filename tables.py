@@ -17,7 +17,7 @@ import numpy as np
 from files import MODALITIES, InputError, modality_of
 from files.case import check_boxes, check_labels, spacing_zyx
 from files.npz import load_npz
-from grid import boxes_from_labels, case_rng, label_bounds, loosen_boxes
+from grid import boxes_from_labels, drawn_boxes, label_bounds
 from metrics import METRICS, PROTOCOLS, case_scores, filled_box, inscribed_ellipse
 
 # systems that never look at the image: what a box alone is worth
@@ -97,7 +97,7 @@ def score_case(
         gts, spacing_mm, ids, boxes = read_truth(truth)
     except ValueError as error:
         return [], [str(error) if isinstance(error, InputError) else f"{truth}: {error}"]
-    boxes = loosen_boxes(boxes, looseness, case_rng(truth.stem), *gts.shape[-2:]) if looseness else boxes
+    boxes = drawn_boxes(truth.stem, boxes, looseness, gts.shape)
     label_of = np.append(0, ids).astype(np.uint16)  # the references paint box i as i + 1; its label is ids[i]
     maps, problems = {name: label_of[paint(boxes, gts.shape)] for name, paint in REFERENCES.items()}, []
     for system, folder in systems.items():

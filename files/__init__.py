@@ -12,7 +12,7 @@
     checkpoints.py  weights
     pickles.py      an unpickler that cannot run code
     progress.py     how long a step still takes
-    writing.py      each file is written whole or not at all
+    writing.py      files out, each whole or not at all; the progress bar
 
 A fork for other data adds its modalities and data sets here, and its format in formats.py.
 """

@@ -8,12 +8,12 @@ Spacing is (z, y, x) in mm, in the order of the array's axes. Files store it as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from files import MAX_LABEL, InputError
+from files import MAX_LABEL, InputError, modality_of
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ class Case:
     affine: np.ndarray | None = None  # (4, 4), voxel (x, y, z) to mm, where the file has one
     window: tuple[float, float] | None = None  # width and level that the intensities were cut to; width 0: percentiles
     source_range: tuple[float, float] | None = None  # lowest and highest intensity of the file; None if it had 8 bits
+    modality: str = ""  # of MODALITIES; asked of the name once, when the case is made, unless it is given
+
+    def __post_init__(self) -> None:
+        if not self.modality:
+            object.__setattr__(self, "modality", modality_of(self.name))
+
+    def renamed(self, name: str) -> Case:
+        """The same case under another name, which may say another modality."""
+        return replace(self, name=name, modality="")
 
     @property
     def grid_shape(self) -> tuple[int, ...]:

@@ -55,9 +55,8 @@ def read_case(
     boxes_from_masks: the boxes are the exact ones of the file's labels, in the order of the labels.
     window: for intensities of more than 8 bits (intensity.py).   labels: whether to look for labels in files beside it.
     """
-    case = replace(
-        _image_of(path, window), name=name_of(path)
-    )  # results and the journal find a case by its file's name
+    # results and the journal find a case by its file's name
+    case = _image_of(path, window).renamed(name_of(path))
     if case.labels is None and (labels or boxes_from_masks) and READERS.get(ending_of(path)) != READERS[".npz"]:
         from files.partners import label_files  # only here: most cases of step 4 come with boxes
 
@@ -72,7 +71,7 @@ def read_case(
 
 def read_pair(image: Path, labels: Path, name: str, window: tuple[float, float] | None = None) -> Case:
     """An image and its labels, of any formats that go together. InputError if they don't fit, or hold no object."""
-    case = with_labels(replace(_image_of(image, window), name=name), image, [labels])
+    case = with_labels(_image_of(image, window).renamed(name), image, [labels])
     if not case.labels.any():
         raise InputError(f"{labels}: the mask holds no object; paint one, or leave the pair out")
     return case

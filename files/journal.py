@@ -23,8 +23,7 @@ from pathlib import Path
 
 from files import InputError, bare_name
 from files.index import CachedCase, CacheEntry
-from files.progress import progress, progress_bar
-from files.writing import save_json
+from files.writing import progress, progress_bar, save_json
 
 JOURNAL = "done.jsonl"
 CHUNK = 4  # jobs that a worker gets at once

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from files import InputError, modality_of
+from files import InputError
 from files.case import Case
 from files.formats import name_of
 from files.writing import save_bytes, save_image, save_npz
@@ -55,7 +55,7 @@ def efficiency_row(case: Case, spent: dict[str, float], read_s: float, write_s: 
     """A row of COLUMNS, times in seconds.   spent: by stage."""
     return {
         "case": f"{case.name}.npz",
-        "modality": modality_of(case.name),
+        "modality": case.modality,
         "shape": "x".join(map(str, case.image.shape)),
         "objects": len(case.boxes),
         "read_s": read_s,

@@ -75,7 +75,7 @@ def read_source(source: Source) -> tuple[Case, int]:
     if source.labels:
         case = read_pair(source.path, source.labels, source.name, window)
     else:
-        case = replace(read_case(source.path, window=window), name=source.name)
+        case = read_case(source.path, window=window).renamed(source.name)
     if case.labels is None:
         where = (
             "has no key 'gts'"
@@ -107,7 +107,7 @@ def write_validation_case(folder: Path, source: Source) -> int:
     except (InputError, KeyError):
         whole = False
     if truth.any() and not whole:
-        write_case(folder, replace(case, name=name, labels=truth))
+        write_case(folder, replace(case, labels=truth).renamed(name))
     return left_out
 
 

@@ -1,4 +1,4 @@
-"""Files out: each is written under a temporary name and then renamed, so that an interrupted run leaves no half file."""
+"""What a run writes: files, each whole or not at all, and on the screen a progress bar and lines that do not break it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import io
 import json
 import math
 import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -76,3 +78,39 @@ def save_figure(path: Path, figure) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     save_bytes(path, buffer.getvalue())
+
+
+# ---------------------------------------------------------------- progress and messages
+
+
+def progress(iterable: Iterable, what: str, total: int | None = None, unit: str = "it", **options) -> Iterable:
+    """An iterable in a bar, where somebody looks on.   what: the words before the bar.   options: tqdm's own."""
+    if not sys.stderr.isatty() and not someone_is_there():
+        return iterable  # tqdm takes as long to import as a small image to be read and written
+    return progress_bar(iterable, what, total, unit, **options)
+
+
+def progress_bar(iterable: Iterable | None, what: str, total: int | None = None, unit: str = "it", **options):
+    """tqdm's own bar object: it can show a text, and with iterable None it is moved by hand."""
+    from tqdm import tqdm as bar
+
+    if someone_is_there():
+        from tqdm.notebook import tqdm as bar  # only here: it needs Jupyter's widgets
+    elif not sys.stderr.isatty():
+        options["disable"] = True
+    return bar(iterable, desc=what, total=total, unit=unit, **options)
+
+
+def tell(text: str, error: bool = False) -> None:
+    """A line on stdout, or for what went wrong on stderr, that breaks no bar."""
+    write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
+    write(text, file=sys.stderr if error else sys.stdout)
+
+
+def someone_is_there() -> bool:
+    """True in a Jupyter page. A program that runs a notebook cannot answer questions, and so gets no bar: what is
+    committed then stays the same from run to run."""
+    if "IPython" not in sys.modules:
+        return False
+    kernel = getattr(sys.modules["IPython"].get_ipython(), "kernel", None)
+    return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.widgets import RectangleSelector
 
 from figures import overlay
-from files.progress import someone_is_there
+from files.writing import someone_is_there
 from notebooks.plots import BOX, DPI, show
 from segment import Segmenter
 from views.marks import place_label

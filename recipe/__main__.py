@@ -31,9 +31,8 @@ from figures import loss_curve, plot_dice
 from files import InputError
 from files.checkpoints import export_checkpoint
 from files.index import fingerprint
-from files.progress import progress, tell
-from files.writing import csv_text, save_figure, save_json, save_text
-from grid import case_rng, grid_size, loosen_boxes
+from files.writing import csv_text, progress, save_figure, save_json, save_text, tell
+from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override
 from recipe.average import export_average
 from recipe.batches import ResidentSlices
@@ -131,7 +130,7 @@ def validation_items(folder: Path, entries: list[CacheEntry], preset: Preset):
         item = validation_item(folder, entry, preset)
         if preset.looseness:
             size = grid_size(entry.height, entry.width)
-            loose = loosen_boxes(item["boxes"], preset.looseness / 2, case_rng(entry.name), *size)
+            loose = drawn_boxes(entry.name, item["boxes"], preset.looseness / 2, size)
             item["boxes"] = np.concatenate([item["boxes"], loose.astype(np.float32)])
             item["masks"] = np.concatenate([item["masks"], item["masks"]])
         yield entry.modality, item

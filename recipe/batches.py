@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from data import CacheEntry, load_entry, network_images
 from enhance import is_gray
 from files import InputError, bare_name
-from files.progress import progress
+from files.writing import progress
 from grid import GRID, move_box
 from presets import Preset
 

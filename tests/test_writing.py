@@ -1,11 +1,11 @@
-"""files/progress.py: a bar where somebody looks on, nothing in a log."""
+"""The progress bar: a bar where somebody looks on, nothing in a log."""
 
 import io
 from types import SimpleNamespace
 
 import pytest
 
-from files.progress import progress
+from files.writing import progress
 
 
 class Terminal(io.StringIO):
