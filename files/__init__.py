@@ -19,6 +19,7 @@ A fork for other data adds its modalities and data sets here, and its format in 
 
 from __future__ import annotations
 
+import os
 import re
 
 MAX_LABEL = 65_535  # labels are uint16 everywhere (D9): the challenge has images with more than 255 objects
@@ -26,6 +27,11 @@ MAX_LABEL = 65_535  # labels are uint16 everywhere (D9): the challenge has image
 
 class InputError(ValueError):
     """Bad input, told in one sentence: which file, what was found, what to do."""
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use; a container or a cluster may grant fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---------------------------------------------------------------- modalities and data sets, by the names of files

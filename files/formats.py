@@ -36,6 +36,27 @@ LABEL_READERS = {  # (path of the labels, path of the image) -> label map of the
 }
 
 
+# What --read KEY=VALUE takes: what only some files need
+READ_KEYS = {
+    "window": "grey levels that intensities are cut to: soft, lung, brain, bone, percentile or WIDTH/LEVEL",
+    "modality": "what the cases show, for files whose names do not begin with it: US, or US_MyHospital",
+    "dataset": "a public data set as it was downloaded, by its name in files/recipes.py",
+    "instances": "yes: each connected part of a label becomes an object of its own",
+    "smallest": "leave out objects of fewer pixels, in 3D voxels",
+}
+
+
+def read_options(texts: list[str], known: tuple[str, ...] = tuple(READ_KEYS)) -> dict[str, str]:
+    """["window=lung", "smallest=20"] -> {"window": "lung", "smallest": "20"}. InputError for another key than `known`."""
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if key not in known or not equals or not value:
+            raise InputError(f"--read {text}: give KEY=VALUE; the keys are {', '.join(known)}")
+        found[key] = value
+    return found
+
+
 def ending_of(path: Path) -> str | None:
     """The longest ending of READERS that a file's name has (".nii.gz" before ".nii"), or None."""
     found = [ending for ending in READERS if path.name.lower().endswith(ending)]
