@@ -5,13 +5,14 @@
     cache/index.csv        one row an image: a `CacheEntry`, see files/index.py
     cache/version.json     format of all this; another one is refused
 
-A volume becomes one image for each slice that holds an object, NAME-zzz. Read top to bottom: run-length masks -> one
-case into the cache -> the split -> what an epoch draws -> what one item of a batch is.
+A volume becomes one image for each slice that holds an object, NAME-zzz. Read top to bottom: run-length masks -> the
+PKL file -> an entry's files -> the split -> what an epoch draws -> what one item of a batch is.
 No PyTorch. Frame: the 256 grid; boxes x0 y0 x1 y1, pixels, inclusive.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import zlib
 from collections import defaultdict
@@ -20,23 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-from enhance import grid_input, is_gray
-from files import MAX_LABEL, VOLUME_MODALITIES, InputError, patient_of, person_of, submodality_of
-from files.case import Case
-from files.index import SPLITS, CachedCase, CacheEntry, read_index, write_index  # noqa: F401  write_index is part of the cache
-from files.pickles import read_runs
+from enhance import grid_input
+from files import MAX_LABEL, VOLUME_MODALITIES, InputError, person_of
+from files.index import SPLITS, CacheEntry, read_index
 from files.pictures import read_image
-from files.writing import save_bytes, save_image
-from grid import (
-    GRID,
-    boxes_from_labels,
-    grid_size,
-    label_ids,
-    move_box,
-    pad_to_square,
-    resize_labels_to_grid,
-    resize_to_grid,
-)
+from files.writing import save_bytes
+from grid import GRID, boxes_from_labels, grid_size, move_box
 from presets import Preset
 
 GROUP_SIZE = 1000  # images an epoch draws from each group [P 3.2]
@@ -90,21 +80,70 @@ def decode_runs(runs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return flat.reshape(shape)
 
 
-def save_mask(path: Path, mask: np.ndarray) -> int:
-    """Write the run-length code of a label map as a pickle, the paper's PKL. -> bytes written [P 2.1]"""
-    return save_bytes(path, pickle.dumps(encode_runs(mask), protocol=4))  # 4: the same bytes on every Python since 3.4
+# ---------------------------------------------------------------- the PKL file
+
+
+def save_mask(path: Path, runs: np.ndarray, shape: tuple[int, int]) -> int:
+    """Write a run-length code and its mask's shape as a pickle, the paper's PKL. -> bytes written [P 2.1]
+
+    A run is three int32, little-endian. The pickle holds numbers and bytes alone, and names no class or function.
+    """
+    return save_bytes(path, pickle.dumps((shape, runs.astype("<i4").tobytes()), protocol=4))
 
 
 def load_mask(path: Path, shape: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
-    """Read a pickled run-length mask -> (H, W) uint16. InputError for a hostile, cut, damaged or wrong file."""
-    runs = read_runs(path)
+    """Read a run-length mask -> (H, W) uint16. InputError for a hostile, cut, damaged or wrong file.
+
+    Reads our layout and the released one: a list of (start, length, value), counted from 1, background included.
+    """
     try:
-        return decode_runs(runs, shape)
-    except InputError as error:
-        raise InputError(f"{path}: not a run-length mask ({error}); run 01_preprocess.py again") from error
+        stored = _MaskUnpickler(io.BytesIO(path.read_bytes())).load()
+        if isinstance(stored, list):  # the released layout
+            runs = [(int(start) - 1, int(length), int(value)) for start, length, value in stored]
+            return decode_runs(np.array([run for run in runs if run[2]], np.int64).reshape(-1, 3), shape)
+        found, content = stored
+        if found != shape or len(content) % 12:
+            raise ValueError(f"its shape is {found} and its runs take {len(content)} bytes, not {shape} and 12 a run")
+        return decode_runs(np.frombuffer(content, "<i4").reshape(-1, 3), shape)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; run first: python 01_preprocess.py") from error
+    except Exception as error:  # bytes from outside can make an unpickler raise anything
+        why = " ".join(str(error).split())[:150] or type(error).__name__
+        raise InputError(f"{path}: not a run-length mask ({why}); run 01_preprocess.py again") from error
 
 
-# ---------------------------------------------------------------- one case into the cache
+class _MaskUnpickler(pickle.Unpickler):
+    """A pickle is a program: it names functions and calls them. This reader refuses names, so nothing can run.
+
+    The released layout needs two, because its numbers are NumPy's: scalar(dtype, bytes). Both get a stand-in that makes
+    whole numbers and nothing else, so that NumPy never sees the file.
+    """
+
+    def find_class(self, module: str, name: str):
+        if (module, name) == ("numpy", "dtype"):
+            return _WholeNumber
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":  # of NumPy 1, of NumPy 2
+            return lambda dtype, content: dtype.read(content)
+        raise pickle.UnpicklingError(f"it names what could run code; refused, nothing was run: {module}.{name}")
+
+
+class _WholeNumber:
+    """Stands for numpy.dtype("i8", False, True), which is followed by its state (version, byte order, ...)."""
+
+    def __init__(self, code: str, *_) -> None:
+        if code[0] not in "iu":
+            raise pickle.UnpicklingError(f"it holds {code!r} data in place of whole numbers")
+        self.signed = code[0] == "i"
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = "big" if state[1] == ">" else "little"
+
+    def read(self, content: bytes) -> int:
+        """The number in a scalar's bytes."""
+        return int.from_bytes(content, self.order, signed=self.signed)
+
+
+# ---------------------------------------------------------------- an entry's files
 
 
 def image_path(folder: Path, name: str) -> Path:
@@ -117,58 +156,6 @@ def mask_path(folder: Path, name: str) -> Path:
     return folder / "masks" / f"{name}.pkl"
 
 
-def slice_names(case: Case) -> list[tuple[str, object]]:
-    """[(name of the cached image, index of its plane)]: one for a picture, one a slice for a volume."""
-    if not case.is_3d:
-        return [(case.name, ...)]
-    return [(f"{case.name}-{z:03d}", z) for z in range(len(case.image))]
-
-
-def intensity_columns(case: Case) -> tuple[float | None, float | None, str]:
-    """The index's low, high and window of a case; None, None and "" for an image that came with 8 bits."""
-    low, high = (None, None) if case.source_range is None else map(float, case.source_range)
-    if case.window is None:
-        return low, high, ""
-    width, level = case.window
-    return low, high, f"{width:g}/{level:g}" if width else "percentile"
-
-
-def cache_case(folder: Path, case: Case, source: str, stamp: str = "", keep_good: bool = False) -> CachedCase:
-    """Write the images and masks of one case. keep_good: files of this case that exist and can be read stay as they are.
-
-    source : name of its file, for the index.   stamp : size and time of the file, by which the journal notices a change.
-    """
-    if case.labels is None:
-        raise InputError(f"{source}: has no key 'gts'; step 1 needs the masks, give training files")
-    assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16  # 0..255, and 0..65535 = MAX_LABEL
-    low, high, window = intensity_columns(case)
-    names = case.modality, submodality_of(case.name), patient_of(case.name)
-    entries, objects, empty, lost, written = [], set(), 0, 0, 0
-    for name, z in slice_names(case):
-        ids = label_ids(case.labels[z]).tolist()
-        objects.update(ids)
-        if not ids:
-            empty += 1
-            continue
-        small = resize_labels_to_grid(case.labels[z])
-        after = len(label_ids(small))
-        lost += len(ids) - after
-        if after == 0:
-            continue
-        height, width = case.labels[z].shape
-        entry = CacheEntry(name, *names, source, height, width, "", after, low, high, window)
-        if keep_good and is_readable(folder, entry):
-            written += sum(path(folder, name).stat().st_size for path in (image_path, mask_path))
-        else:
-            image = case.image[z]
-            image = resize_to_grid(image[..., 0] if image.ndim == 3 and is_gray(image) else image)
-            assert image.dtype == np.uint8 and small.dtype == np.uint16
-            written += save_image(image_path(folder, name), pad_to_square(image, GRID))
-            written += save_mask(mask_path(folder, name), pad_to_square(small, GRID))
-        entries.append(entry)
-    return CachedCase(case.name, stamp, entries, len(objects), empty, lost, bytes=written)
-
-
 def load_entry(folder: Path, entry: CacheEntry) -> tuple[np.ndarray, np.ndarray]:
     """Image (256, 256) or (256, 256, 3) RGB uint8, and label map (256, 256) uint16, both on the padded grid."""
     path = image_path(folder, entry.name)
@@ -176,15 +163,6 @@ def load_entry(folder: Path, entry: CacheEntry) -> tuple[np.ndarray, np.ndarray]
     if image.shape[:2] != (GRID, GRID):
         raise InputError(f"{path}: is {image.shape[:2]}, expected {GRID} x {GRID}; run 01_preprocess.py again")
     return image, load_mask(mask_path(folder, entry.name))
-
-
-def is_readable(folder: Path, entry: CacheEntry) -> bool:
-    """Whether both files of an entry are there and whole."""
-    try:
-        load_entry(folder, entry)
-    except InputError:
-        return False
-    return True
 
 
 # ---------------------------------------------------------------- the split

@@ -8,10 +8,8 @@
     intensity.py    more than 8 bits to grey levels: windows and percentiles
     geometry.py     how a volume lies in the patient, and how its slices are turned
     results.py      what step 4 writes
-    sources.py, recipes.py, objects.py, journal.py, index.py    what step 1 reads, keeps and has finished
+    sources.py, journal.py, index.py    what step 1 reads, has finished, and keeps
     checkpoints.py  weights
-    pickles.py      an unpickler that cannot run code
-    progress.py     how long a step still takes
     writing.py      files out, each whole or not at all; the progress bar
 
 A fork for other data adds its modalities and data sets here, and its format in formats.py.

@@ -40,7 +40,7 @@ LABEL_READERS = {  # (path of the labels, path of the image) -> label map of the
 READ_KEYS = {
     "window": "grey levels that intensities are cut to: soft, lung, brain, bone, percentile or WIDTH/LEVEL",
     "modality": "what the cases show, for files whose names do not begin with it: US, or US_MyHospital",
-    "dataset": "a public data set as it was downloaded, by its name in files/recipes.py",
+    "dataset": "a public data set as it was downloaded, by its name in files/sources.py",
     "instances": "yes: each connected part of a label becomes an object of its own",
     "smallest": "leave out objects of fewer pixels, in 3D voxels",
 }

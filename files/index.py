@@ -1,8 +1,4 @@
-"""The cache's index: one row an image, and the version of the whole format.
-
-index.csv is what training reads. `CacheEntry` names its columns; a cache of another version is refused.
-`CachedCase` is what became of one case: its entries, and what was left out of it.
-"""
+"""The cache's index, one row an image, which training reads; and the version of the whole format."""
 
 from __future__ import annotations
 
@@ -12,10 +8,11 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from files import InputError
+from files import InputError, patient_of, submodality_of
+from files.case import Case
 from files.writing import csv_text, save_json, save_text
 
-CACHE_VERSION = 2  # 2: columns for the range of the intensities and the window
+CACHE_VERSION = 3  # 3: masks are pickles that name nothing
 SPLITS = ("train", "val")
 
 
@@ -47,12 +44,23 @@ class CachedCase:
     objects: int  # of the case, at its original size
     empty: int  # slices without an object, left out
     lost: int  # objects of a slice that are too small for the grid
-    small: int = 0  # objects below --smallest, left out
+    small: int = 0  # objects below the smallest size, left out
     bytes: int = 0  # of its files in the cache
 
 
-def start_cache(folder: Path) -> None:
-    """Mark a folder as a cache of this version. InputError if it holds one of another version."""
+def entry_of(case: Case, name: str, source: str, shape: tuple[int, int], objects: int) -> CacheEntry:
+    """The row of one cached image of a case.   shape : of the original, (height, width).   objects : on the grid."""
+    groups = case.modality, submodality_of(case.name), patient_of(case.name)
+    low, high = map(float, case.source_range) if case.source_range else (None, None)
+    width, level = case.window or (None, None)
+    window = "" if width is None else f"{width:g}/{level:g}" if width else "percentile"
+    return CacheEntry(name, *groups, source, *shape, "", objects, low, high, window)
+
+
+def start_cache(folder: Path, *inputs: Path | None) -> None:
+    """Mark a folder as a cache of this version. InputError if it holds another version, or is one of the `inputs`."""
+    if folder.resolve() in [path.resolve() for path in inputs if path]:
+        raise InputError(f"{folder}: input and output are the same folder; name another one with --out")
     if (folder / "version.json").exists() or (folder / "index.csv").exists():
         check_version(folder)
         return

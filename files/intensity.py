@@ -84,7 +84,7 @@ def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None =
     if levels.min() == levels.max():
         raise InputError(
             f"{path}: its values, {low:g} to {high:g}, all become {levels.min()} in the window {window.width:g}/"
-            f"{window.level:g} (width/level); choose another one with --window"
+            f"{window.level:g} (width/level); choose another window"
         )
     return Gray(levels, window, (float(low), float(high)))
 

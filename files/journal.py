@@ -1,9 +1,7 @@
-"""Lets step 1 run in parallel, be stopped, resumed, shared among machines, and run again for more files.
+"""How step 1 works through many cases: on many cores or machines, stopped and resumed at any moment.
 
-cache/done.jsonl has a line for each finished file. A line is written when the file's images are on the disk. A run
-that comes later reads the journal, and does again only what is not in it, or what has changed since.
-A shard, one of N runs that share the work, has a journal of its own, done-03-of-16.jsonl, so that no two machines write
-one file; its shard-03-of-16.json says that it has come to its end. All journals together say what the cache holds.
+cache/done.jsonl, the journal, has a line for each finished case, written when its files are on the disk. A later run
+reads the journal, and does again only what is not in it, or what has changed since. One process writes it.
 """
 
 from __future__ import annotations
@@ -16,56 +14,96 @@ import sys
 import threading
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
-from files import InputError, bare_name
-from files.index import CachedCase, CacheEntry
-from files.writing import progress, progress_bar, save_json
+import cv2
+
+from files import InputError
+from files.case import Case
+from files.index import CachedCase, CacheEntry, read_index
+from files.sources import Source, leave_out, read_source, write_validation_case
+from files.writing import progress, progress_bar, tell
 
 JOURNAL = "done.jsonl"
 CHUNK = 4  # jobs that a worker gets at once
 AHEAD = 4  # chunks a worker that are handed out before the first one's results are taken
 
 
-# ---------------------------------------------------------------- in parallel
+# ---------------------------------------------------------------- many cores, many machines
 
 
-def in_parallel(function: Callable, jobs: Iterable, total: int, processes: int, what: str) -> Iterator:
-    """Results in the order of the jobs, with a progress bar. Jobs are drawn as they are needed: a million do not pile up."""
-    if processes == 1 or total < 2:
+def in_parallel(function: Callable, jobs: Iterable, total: int, workers: int | str, what: str) -> Iterator:
+    """Results in the order of the jobs, with a progress bar. Jobs are drawn as they are needed: a million do not pile up.
+
+    workers : how many processes, or the address of a Dask scheduler.
+    """
+    if workers == 1 or total < 2:
         yield from progress(map(function, jobs), what, total)
         return
-    processes, jobs, waiting = min(processes, total), iter(jobs), deque()
-    with (
-        ProcessPoolExecutor(processes, initializer=start_worker) as pool,
-        progress_bar(None, what, total) as bar,
-    ):
-        try:
-            while True:
-                while len(waiting) < AHEAD * processes and (chunk := list(islice(jobs, CHUNK))):
-                    waiting.append(pool.submit(all_of, function, chunk))
-                if not waiting:
-                    return
-                for result in waiting.popleft().result():
-                    bar.update()
-                    yield result
-        finally:
-            pool.shutdown(cancel_futures=True)
+    jobs, waiting = iter(jobs), deque()
+    with executor_of(workers, total) as (executor, count), progress_bar(None, what, total) as bar:
+        while True:
+            while len(waiting) < AHEAD * count and (chunk := list(islice(jobs, CHUNK))):
+                waiting.append(executor.submit(all_of, function, chunk, os.getcwd()))
+            if not waiting:
+                return
+            for result in waiting.popleft().result():
+                bar.update()
+                yield result
 
 
-def all_of(function: Callable, jobs: list) -> list:
-    """In a worker: the results of a few jobs."""
+def all_of(function: Callable, jobs: list, folder: str) -> list:
+    """In a worker: the results of a few jobs, whose paths are relative to the main process's folder."""
+    os.chdir(folder)
     return [function(job) for job in jobs]
 
 
-def start_worker() -> None:
-    """In a new worker: see to it that it ends when the main process is killed, for it would wait for work for ever.
+@contextmanager
+def executor_of(workers: int | str, total: int) -> Iterator[tuple[Executor, int]]:
+    """Processes of this machine, or those of a Dask scheduler, which has the same interface. -> (executor, processes)
 
-    And keep its memory: what an image has used is used again for the next one, in place of going back to the system and
-    coming anew, page by page, which took a tenth of the time. The C library keeps what is smaller than the largest block freed.
+    If a Dask worker ends, the scheduler gives its jobs to another one: a job that is done twice writes the same bytes.
+    """
+    if isinstance(workers, int):
+        count = min(workers, total, 61) if os.name == "nt" else min(workers, total)  # Windows waits for 61 at most
+        with ProcessPoolExecutor(count, initializer=start_worker) as executor:
+            try:
+                yield executor, count
+            except BrokenProcessPool as error:
+                raise ChildProcessError(
+                    "a process was killed, perhaps for want of memory: give fewer --jobs"
+                ) from error
+            finally:
+                executor.shutdown(cancel_futures=True)
+        return
+    try:
+        from distributed import CancelledError, Client, KilledWorker
+    except ImportError as error:
+        raise InputError(f"--jobs {workers}: needs Dask; run: pip install -r requirements-cluster.txt") from error
+    try:
+        with Client(workers) as client:
+            client.wait_for_workers(1, timeout=60)
+            client.run_on_scheduler(import_module, __name__)
+            client.run(import_module, __name__)
+            yield client.get_executor(pure=False), sum(client.nthreads().values())
+    except ModuleNotFoundError as error:
+        raise InputError(f"--jobs {workers}: {error} there; run there, in this folder: pip install -e .") from error
+    except (CancelledError, KilledWorker) as error:
+        raise ChildProcessError(f"--jobs {workers}: lost the scheduler, or too many workers ({error})") from error
+
+
+def start_worker() -> None:
+    """In a new process: see to it that it ends when the main process is killed, for it would wait for ever.
+
+    And let the C library keep the memory that an image has used for the next image. It keeps blocks smaller than the
+    largest block freed so far. To get them anew from the system took a tenth of the time.
     """
     bytearray(30 << 20)
 
@@ -76,189 +114,185 @@ def start_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def remove_leftovers(folder: Path, names: set[str] | None = None) -> int:
-    """Remove the temporary files that a killed run left in a cache. -> how many
+# ---------------------------------------------------------------- the cases
 
-    names : cases of this shard, if others may be writing now; their temporary files stay. None: all go.
+
+def slice_names(case: Case) -> list[tuple[str, object]]:
+    """[(name of the cached image, index of its plane)]: one for a picture, one a slice for a volume."""
+    if not case.is_3d:
+        return [(case.name, ...)]
+    return [(f"{case.name}-{z:03d}", z) for z in range(len(case.image))]
+
+
+def cache_sources(
+    folder: Path, sources: list[Source], workers: int | str, cache_case: Callable, load_entry: Callable
+) -> tuple[list[str], dict[str, CachedCase]]:
+    """Cache every source that is not done and whole. -> (names of those that are done, the journal). Bad ones are told.
+
+    cache_case(folder, case, source, stamp) writes a case's files.   load_entry(folder, entry) reads an image's back.
     """
-    mine = {bare_name(name) for name in names or ()}  # validation cases have 2DBox_ before it
-    found = 0
-    for place in (folder, *(folder / sub for sub in ("imgs", "masks", "cases/imgs", "cases/gts"))):
-        if not place.is_dir():
-            continue
-        with os.scandir(place) as files:  # a million names: no list of them, and no look at each file
-            stale = [Path(file.path) for file in files if file.name.endswith(".tmp")]
-        for path in stale:
-            owner = bare_name(re.sub(r"\.\w+(\.[0-9a-f]{8})?\.tmp$", "", path.name))
-            if names is None or {owner, case_of_slice(owner)} & mine:
-                path.unlink(missing_ok=True)
-                found += 1
-    return found
+    remove_leftovers(folder)
+    known, finished = read_journal(folder), []
+    taken = names_of_others({source.name for source in sources}, known)
+    jobs = ((source, known.get(source.name), taken.get(source.name, set())) for source in sources)
+    work = partial(cache_source, folder, cache_case, load_entry)
+    with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
+        for name, line, problem in in_parallel(work, jobs, len(sources), workers, "files"):
+            if problem:
+                leave_out(problem)
+                continue
+            finished.append(name)
+            journal.write(line)
+            journal.flush()
+    return finished, read_journal(folder)
 
 
-# ---------------------------------------------------------------- the journals
+def cache_source(
+    folder: Path, cache_case: Callable, load_entry: Callable, job: tuple[Source, CachedCase | None, set[str]]
+) -> tuple[str, str, str]:
+    """In a worker: cache one source, unless it is done and whole. -> (its name, its line for the journal, what is wrong)
 
-
-def journal_name(shard: tuple[int, int] | None) -> str:
-    """done.jsonl, or the journal of a shard (3, 16)."""
-    return f"done-{shard_name(shard)}.jsonl" if shard else JOURNAL
-
-
-def shard_name(shard: tuple[int, int]) -> str:
-    """(3, 16) -> "03-of-16": names sort as numbers do."""
-    digits = max(2, len(str(shard[1])))
-    return f"{shard[0]:0{digits}}-of-{shard[1]:0{digits}}"
-
-
-def mark_shard(folder: Path, shard: tuple[int, int] | None, finished: dict | None) -> None:
-    """Note that a shard has come to its end, and with what; None: that it has begun. A run without shards needs no mark."""
-    if shard and finished:
-        save_json(folder / f"shard-{shard_name(shard)}.json", finished)
-    elif shard:
-        (folder / f"shard-{shard_name(shard)}.json").unlink(missing_ok=True)
-
-
-def missing_shards(folder: Path, shard: tuple[int, int] | None) -> list[int]:
-    """The numbers of the shards, of as many as this one is of, that have not come to their end."""
-    parts = range(1, shard[1] + 1) if shard else ()
-    return [k for k in parts if not (folder / f"shard-{shard_name((k, shard[1]))}.json").exists()]
-
-
-def done_by_all(folder: Path, listed: list) -> list[str]:
-    """The cases that all shards together have done. InputError if some were read with other options than the others.
-
-    listed: the files.sources.Source of all shards.
+    The line is made here, because one main process has many workers.
     """
-    known, _ = read_journals(folder)
-    found = [source for source in listed if source.name in known]
-    other = [source for source in found if not known[source.name].stamp.endswith(f"| {source.options}")]
-    if other:
-        raise InputError(
-            f"{folder}: {len(other)} cases such as {other[0].name} were cached with other options than this shard's; "
-            "run all shards with the same ones, or once without --shard"
-        )
-    return [source.name for source in found]
+    cv2.setNumThreads(1)  # the other cores have workers of their own
+    source, before, taken = job  # taken: names in the cache that other cases have
+    try:
+        stamp = source.stamp()
+        if before and before.stamp == stamp:
+            with suppress(InputError):  # a damaged file: the case is done again
+                for entry in before.entries:
+                    load_entry(folder, entry)
+                return source.name, "", ""
+        case, small = read_source(source)
+        if clash := [name for name, z in slice_names(case) if name in taken and case.labels[z].any()]:
+            raise InputError(f"{source.path}: its image {clash[0]} would replace another case's; rename one of the two")
+    except (InputError, OSError) as error:
+        return source.name, "", str(error)
+    done = replace(cache_case(folder, case, source.path.name, stamp), small=small)  # a full disk stops the run
+    return source.name, "" if done == before else journal_line(done), ""
 
 
-def read_journals(folder: Path) -> tuple[dict[str, CachedCase], int]:
-    """What all runs finished, by name, and the highest turn. A line cut short by an interruption counts as not done.
-
-    A run's turn is 1 more than the highest that it finds. Of two lines for one case that of the later turn counts, and
-    in one journal the later line: no clock is needed, which machines would have to agree on.
-    """
-    done, turns = {}, {}
-    for path in sorted(folder.glob("done*.jsonl")):
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                    turn = int(record.pop("turn"))
-                    entries = [CacheEntry(**shared_text(entry)) for entry in record["entries"]]
-                    name = sys.intern(record["name"])
-                    if turn >= turns.get(name, 0):
-                        done[name] = CachedCase(**record | {"name": name, "entries": entries})
-                        turns[name] = turn
-                except (ValueError, KeyError, TypeError, AttributeError):
-                    continue
-    return done, max(turns.values(), default=0)
+def write_validation_cases(
+    folder: Path,
+    sources: list[Source],
+    entries: list[CacheEntry],
+    done: list[str],
+    known: dict[str, CachedCase],
+    workers: int | str,
+) -> int:
+    """Write the cases of which an image is for validation, at their original size. -> objects left out of them"""
+    held_out = {entry.name for entry in entries if entry.split == "val"}
+    names = {name for name in done if any(entry.name in held_out for entry in known[name].entries)}
+    chosen = [source for source in sources if source.name in names]
+    write = partial(write_validation_case, folder)
+    return sum(in_parallel(write, chosen, len(chosen), workers, "validation cases"))
 
 
-def shared_text(record: dict) -> dict:
-    """An entry's record whose texts are stored once, however many entries have them."""
-    return {column: sys.intern(value) if isinstance(value, str) else value for column, value in record.items()}
+# ---------------------------------------------------------------- the journal
 
 
-def journal_line(cached: CachedCase, turn: int) -> str:
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed run left in a cache."""
+    for place in ("", "imgs", "masks", "cases/imgs", "cases/gts"):
+        for path in (folder / place).glob("*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def read_journal(folder: Path) -> dict[str, CachedCase]:
+    """The finished cases by name. If a case has two lines, the later one is used; a line that was cut short is none."""
+    done = {}
+    if not (folder / JOURNAL).exists():
+        return done
+    with (folder / JOURNAL).open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+                for entry in record["entries"]:  # a text is stored once, however many entries have it
+                    entry |= {key: sys.intern(text) for key, text in entry.items() if isinstance(text, str)}
+                record["entries"] = [CacheEntry(**entry) for entry in record["entries"]]
+                done[record["name"]] = CachedCase(**record)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue
+    return done
+
+
+def journal_line(cached: CachedCase) -> str:
     """A case as a line of the journal. It begins with a line end, because the line before it may be cut short."""
 
     def record(thing: CachedCase | CacheEntry) -> dict:  # as dataclasses.asdict, in a tenth of its time
         return {column: getattr(thing, column) for column in thing.__slots__}
 
-    return f"\n{json.dumps({'turn': turn} | record(cached) | {'entries': [record(entry) for entry in cached.entries]})}"
-
-
-def case_of_slice(name: str) -> str:
-    """The volume that an image would be a slice of, by its name: "CT_a-003" -> "CT_a"; other names as they are."""
-    return re.sub(r"-\d{3,}$", "", name)
+    return f"\n{json.dumps(record(cached) | {'entries': [record(entry) for entry in cached.entries]})}"
 
 
 def names_of_others(names: set[str], known: dict[str, CachedCase]) -> dict[str, set[str]]:
-    """{case: names in the cache that it must not use, because another case owns them}.
+    """{case: names of images that it must not write, because another case has them}.
 
-    names : cases of this run, of all shards.   known : the journals; a name that they give to a case stays that case's.
-    A volume CT_a and a picture CT_a-003 collide: the volume's slice 3 is cached as CT_a-003 too.
+    names : cases of this run.   known : the journal.   A volume CT_a and a picture CT_a-003 collide, because the volume's
+    slice 3 is called so too. The picture has the name, unless the journal gives it to the volume.
     """
-
     taken = defaultdict(set)
-    for case in known.values():
-        for entry in case.entries:
-            if entry.name != case.name and entry.name in names:  # a slice; the picture of this name came later
-                taken[entry.name].add(entry.name)
-            elif entry.name == case.name and (volume := case_of_slice(entry.name)) != entry.name and volume in names:
-                taken[volume].add(entry.name)
-    for name in names:
-        volume = case_of_slice(name)
-        if volume != name and volume in names and name not in taken.get(name, ()):
+    for name in names | known.keys():
+        volume = re.sub(r"-\d{3,}$", "", name)
+        if volume in known and name not in known and any(entry.name == name for entry in known[volume].entries):
+            taken[name].add(name)
+        elif volume != name:
             taken[volume].add(name)
     return taken
 
 
+# ---------------------------------------------------------------- from the journal to the index
+
+
 def merged_entries(
-    before: list[CacheEntry], done: list[str], known: dict[str, CachedCase], splits: dict[str, str], excluded: set[str]
+    folder: Path, sources: list[Source], done: list[str], known: dict[str, CachedCase], excluded: set[str]
 ) -> list[CacheEntry]:
-    """The entries of an index after a run: those of the index before, as the journals have them now, and the new ones.
+    """The rows of the index after a run: those of this run's cases, and those that the index had. Sorted by name.
 
-    before: entries of the index.   done: cases of this run (with shards, of all of them).   known: the journals.
-    splits: the split given to each case's entries, "" if data.split_entries is to draw it; an entry that has a split keeps it.
+    done : cases of this run.   known : the journal.   A row keeps the split that it had in the index; without one it has
+    that of its source, and "" is still to be drawn. InputError if there is no row.
     """
-    entries, kept_splits = {}, {}
-    for old in before:
-        owners = [known[case] for case in {old.name, case_of_slice(old.name)} if case in known]
-        new = next((entry for case in owners for entry in case.entries if entry.name == old.name), None)
-        if new or not owners:  # else the journal has its case without this slice: the file has changed
-            entries[old.name] = replace(new, split=old.split) if new else old
-            kept_splits[old.name] = old.split
-    for case in done:
-        entries |= {e.name: replace(e, split=kept_splits.get(e.name, splits[case])) for e in known[case].entries}
-    gone = excluded | {entry.name for name in excluded & set(known) for entry in known[name].entries}
-    return [entry for name, entry in entries.items() if name not in gone]
-
-
-def split_warnings(entries: list, limit: int = 5) -> list[str]:
-    """A sentence for each patient who is in both training and validation; beyond `limit` patients, their number.
-
-    Only a warning: two patients may share a key (see `patient_of`), or the split was made so on purpose.
-    """
-    sides = defaultdict(lambda: defaultdict(list))
-    for entry in entries:
-        sides[entry.patient][entry.split].append(entry.name)
-    shared = [(patient, side["train"], side["val"]) for patient, side in sorted(sides.items()) if len(side) == 2]
-    told = [
-        f"patient {patient} is in training ({len(train)}, such as {train[0]}) and in validation ({len(val)}, such as "
-        f"{val[0]}): scores will be too good, unless these are two patients; move the files, or --exclude some"
-        for patient, train, val in shared[:limit]
+    splits = {row.name: row.split for row in read_index(folder)} if (folder / "index.csv").exists() else {}
+    given, new = {source.name: source.split for source in sources}, set(done)
+    rows = [
+        replace(entry, split=splits.get(entry.name, given.get(case.name, "")))
+        for case in known.values()
+        for entry in case.entries
+        if (case.name in new or entry.name in splits) and not {case.name, entry.name} & excluded
     ]
-    more = len(shared) - limit
-    return told + [f"so {'is 1 patient' if more == 1 else f'are {more} patients'} more"] * (more > 0)
+    if not rows:
+        raise InputError(f"{folder}: no file gave an image with an object, so there is nothing to train on")
+    return sorted(rows, key=lambda row: row.name)
 
 
-def summary(
-    folder: Path, finished: list[CachedCase], entries: list[CacheEntry], size: int, thin: int, excluded: int
-) -> str:
-    """One line: what a run of step 1 read, what the cache holds (`size` bytes), what was left out and why."""
-    count = Counter(entry.split for entry in entries)
+def tell_summary(
+    folder: Path, entries: list[CacheEntry], done: list[str], known: dict[str, CachedCase], thin: int, excluded: int
+) -> None:
+    """Print what a run of step 1 read, what the cache holds, what was left out and why; warn of patients on both sides.
+
+    done : cases of this run.   known : the journal.   thin : objects left out of validation cases.   excluded : files.
+    """
+    sides = defaultdict(set)
+    for entry in entries:
+        sides[entry.patient].add(entry.split)
+    if both := sorted(patient for patient, splits in sides.items() if len(splits) == 2):  # a drawn split has none
+        text = f"patients in training and in validation: {len(both)}, such as {', '.join(both[:3])}; scores will be too good"
+        tell(
+            f"01_preprocess.py: {text}, unless they only share a name: move their files, or --exclude some", error=True
+        )
+    finished, count = [known[name] for name in done], Counter(entry.split for entry in entries)
     reasons = {
         "images or slices without an object": sum(case.empty for case in finished),
         "objects of a slice too small for the grid": sum(case.lost for case in finished),
-        "objects below --smallest": sum(case.small for case in finished),
+        "objects below the smallest size": sum(case.small for case in finished),
         "objects too thin for a box in validation cases": thin,
         "files excluded": excluded,
     }
     left_out = ", ".join(f"{number:,} {what}" for what, number in reasons.items() if number) or "nothing"
     without = {entry.modality for entry in entries} - {entry.modality for entry in entries if entry.split == "val"}
     note = f"; no validation image of {', '.join(sorted(without))}, whose patients are too few" if without else ""
-    return (
-        f"{len(finished):,} files with {sum(case.objects for case in finished):,} objects; {folder} holds {len(entries):,} "
+    tell(
+        f"01_preprocess.py: {len(finished):,} files with {sum(case.objects for case in finished):,} objects; {folder} holds {len(entries):,} "
         f"images with {sum(e.objects for e in entries):,} objects, {count['train']:,} train and {count['val']:,} val, "
-        f"{size / 1e6:.1f} MB; left out: {left_out}{note}"
+        f"{sum(case.bytes for case in known.values()) / 1e6:.1f} MB; left out: {left_out}{note}"
     )

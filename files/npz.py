@@ -58,7 +58,7 @@ def read_npz(path: Path, window: tuple | None = None) -> Case:
     """
     if window is not None:
         raise InputError(
-            f"{path}: holds grey levels 0..255 already, which no window can be cut from; leave out --window"
+            f"{path}: holds grey levels 0..255 already, which no window can be cut from; leave out the window"
         )
     stored = load_npz(path)
     if "imgs" not in stored:

@@ -1,42 +1,36 @@
-"""What step 1 reads: one case's files, the options that change what becomes of them, and which shard they belong to."""
+"""What step 1 reads: which cases there are, and one case with its labels as --read wants them.
+
+To add a public data set, add a row to DATA_SETS.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from files import InputError, bare_name, patient_of, person_of
+from files import MAX_LABEL, InputError, bare_name, modality_of
 from files.case import Case
-from files.formats import ending_of, read_case, read_pair
+from files.formats import ending_of, list_cases, name_of, read_case, read_pair
 from files.intensity import parse_window
 from files.npz import load_npz, write_case
-from files.objects import instances_of, without_labels, without_small
-from files.partners import label_files
+from files.partners import label_files, list_pairs
+from files.writing import tell
 from grid import promptable_labels
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What may be done to a case before it is cached. Other options give other images: they are part of the stamp."""
+    """What is done to a case before it is cached."""
 
     window: str = ""  # NAME or WIDTH/LEVEL, "" for the file's own
     dropped: tuple[int, ...] = ()  # labels that become background
     instances: bool = False  # each connected part of a label becomes an object of its own
     smallest: int = 0  # objects of fewer pixels (2D) or voxels (3D), at the original size, become background
-
-    def checked(self) -> Options:
-        """The same. InputError, before any file is read, if the window is none."""
-        try:
-            parse_window(self.window or "soft")
-        except ValueError as error:
-            raise InputError(f"--{error}") from error
-        return self
-
-    def __str__(self) -> str:
-        return f"window {self.window or '-'} dropped {self.dropped} instances {self.instances} smallest {self.smallest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +40,191 @@ class Source:
     name: str  # of the case
     path: Path
     labels: Path | None
-    is_val: bool = False
-    options: Options = Options()
+    split: str  # "train" or "val" where a validation folder was named, else "": it is drawn
+    options: Options
 
     def stamp(self) -> str:
-        """Tells the file from another or a changed one of the same name, and from the same one read in another way.
+        """Sizes and times of the files, and the options: if one of them changes, the case is done again."""
+        beside = [] if self.labels or ending_of(self.path) == ".npz" else label_files(self.path)
+        found = [(path, path.stat()) for path in (self.path, self.labels, *beside) if path]
+        # a folder's name alone: on a shared disk the folders above it may differ from machine to machine
+        files = (f"{path.parent.name}/{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in found)
+        return " ".join([*files, str(self.options)])
 
-        Without the folders above the last: on a shared disk they have another name on each machine.
-        """
-        if self.labels:
-            labels = [self.labels]
-        else:
-            labels = [] if ending_of(self.path) == ".npz" else label_files(self.path)
-        files = []
-        for path in (self.path, *labels):
-            found = path.stat()
-            files.append(f"{path.parent.name}/{path.name} {found.st_size} {found.st_mtime_ns}")
-        return " ".join([*files, "|", str(self.options)])
+
+# ---------------------------------------------------------------- which cases
+
+
+def options_of(read: dict[str, str]) -> Options:
+    """The options among what --read says, see formats.READ_KEYS. InputError for a value that makes no sense."""
+    options = {"window": "soft", "instances": "no", "smallest": "0", "modality": "CT"} | read
+    try:
+        parse_window(options["window"])
+    except ValueError as error:
+        raise InputError(f"--read: {error}") from error
+    if options["instances"] not in ("yes", "no"):
+        raise InputError(f"--read instances={options['instances']}: give yes or no")
+    if not options["smallest"].isdecimal():
+        raise InputError(f"--read smallest={options['smallest']}: give a whole number of pixels, 0 or more")
+    modality = options["modality"]
+    if modality_of(modality) == "Other" or Path(modality).name != modality:
+        raise InputError(f"--read modality={modality}: begin with a known one: CT, MR, US, X-Ray, Fundus, OCT, ...")
+    return Options(read.get("window", ""), (), options["instances"] == "yes", int(options["smallest"]))
+
+
+def list_sources(folder: Path, masks: Path | None, val: Path | None, read: dict[str, str]) -> tuple[list[Source], int]:
+    """The cases of step 1, sorted by name; and how many files cannot be used, each of which is told.
+
+    masks : a folder of masks with the names of the images, or a COCO file.   val : a folder of challenge cases.
+    read : what --read says.   A case that is in both folders is for validation.
+    """
+    options, dataset, problems = options_of(read), read.get("dataset"), []
+    prefix = f"{read['modality']}_" if "modality" in read else ""
+    if dataset and (masks or prefix):
+        raise InputError(f"--read dataset={dataset}: knows masks and modality of its files; leave out yours")
+    if dataset:
+        options, cases, problems = list_data_set(dataset, folder, options)
+    elif masks:
+        pairs, problems = list_pairs(folder, masks)
+        cases = [(f"{prefix}{name_of(image)}", image, labels) for image, labels in pairs]
+    else:
+        cases = [(f"{prefix}{name_of(path)}", path, None) for path in list_cases(folder)]
+    found = [Source(name_of(path), path, None, "val", options_of(read)) for path in (list_cases(val) if val else ())]
+    found += [Source(*case, "train" if val else "", options) for case in cases]
+    sources = {}
+    for source in found:
+        first = sources.setdefault(source.name, source)
+        if first is not source:
+            where = first.path.parent
+            problems.append(InputError(f"{source.path}: {where} holds a case of this name too, which is kept"))
+    for problem in problems:
+        leave_out(problem)
+    return [source for _, source in sorted(sources.items())], len(problems)
+
+
+def leave_out(problem: InputError | str) -> None:
+    """Tell why a file is left out."""
+    tell(f"01_preprocess.py: left out: {problem}", error=True)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How the files of a public data set lie as it was downloaded. Paths are relative to its folder, with "/"."""
+
+    prefix: str  # modality, or modality and data set, that its cases' names begin with; "": the files' names say it
+    images: str  # what an image's path matches to its end (regular expression); its group "case" names the case
+    labels: tuple[str, ...]  # where its labels are: \1, \2, ... are groups of `images`; tried in turn; (): in the file
+    looks_like: str  # the layout in words
+    get: str  # where to download it
+    window: str = ""
+    dropped: tuple[int, ...] = ()  # labels left out
+    verified: bool = True  # False: no public code was found that settles the layout; a run tells that
+
+
+PICTURE = r"(?:jpg|jpeg|png|bmp|tif|tiff)"
+DATA_SETS = {
+    "challenge": DataSet(
+        "", r"(.*/)?(?P<case>[^/]+)\.npz", (),
+        "MODALITY/DATASET/NAME.npz with imgs and gts, at any depth",
+        "https://www.codabench.org/competitions/1847/",
+    ),
+    "nuclei": DataSet(
+        "nuclei", rf"(.*/)?(?P<case>(stage_(1_train)|[^/]+)/[^/]+)\.{PICTURE}",
+        (r"\1annotations/\3.json", r"\1annotations/stage\4.json"),  # there the folder is called stage_1_train
+        "SUBSET/*.jpg with annotations/SUBSET.json (COCO)",
+        "https://www.kaggle.com/gangadhar/nuclei-segmentation-in-microscope-cell-images",
+    ),
+    "btcv": DataSet(
+        "btcv", r"((?:[^/]+/)*?)(?:(img|imagesTr)/)?img(?P<case>\d+)\.nii\.gz",
+        (r"\1label/label\3.nii.gz", r"\1labelsTr/label\3.nii.gz", r"\1label\3.nii.gz"),
+        "img/img0001.nii.gz with label/label0001.nii.gz, or both in one folder",
+        "https://www.synapse.org/#!Synapse:syn3193805", "400/40",
+    ),
+    "microus": DataSet(
+        "microUS", r"(.*/)?train/micro_ultrasound_scans/microUS_(?P<case>[^/]+)\.nii\.gz",
+        (r"\1train/expert_annotations/expert_annotation_\2.nii.gz",),
+        "train/micro_ultrasound_scans/microUS_train_01.nii.gz with train/expert_annotations/expert_annotation_train_01.nii.gz",
+        "https://zenodo.org/records/10475293",
+    ),
+    "flare22": DataSet(
+        "CT", r"(.*/)?images/(?P<case>[^/]+)_0000\.nii\.gz", (r"\1labels/\2.nii.gz",),
+        "images/NAME_0000.nii.gz with labels/NAME.nii.gz",
+        "https://zenodo.org/record/7860267", "400/40", (12,),  # duodenum, as the challenge did
+    ),
+    "hipxray": DataSet(
+        "hipxray", rf"(.*/)?images/(?P<case>[^/]+)\.({PICTURE}|nii\.gz)",
+        (r"\1labels/\2.\3", r"\1masks/\2.\3", r"\1labels/\2.png", r"\1masks/\2.png"),
+        "images/NAME.png (or .jpg, .nii.gz) with labels/ or masks/ of the same name",
+        "https://data.mendeley.com/datasets/zm6bxzhmfz", verified=False,
+    ),
+    "toothseg": DataSet(
+        "teeth", rf"(.*/)?img/(?P<case>[^/]+)\.({PICTURE})", (r"\1ann/\2.\3.json", r"\1ann/\2.json"),
+        "img/1.jpg with ann/1.jpg.json (Supervisely)",
+        "https://www.kaggle.com/datasets/humansintheloop/teeth-segmentation-on-dental-x-ray-images", verified=False,
+    ),
+}  # fmt: skip
+
+
+def list_data_set(name: str, folder: Path, options: Options) -> tuple[Options, list[tuple], list[InputError]]:
+    """The cases of a data set -> (its options, (name, image, labels) each, one InputError for each image without labels).
+
+    A window in `options` takes the place of the data set's own. Images are found at any depth below the folder.
+    InputError, one sentence, if the folder does not look like the data set.
+    """
+    if name not in DATA_SETS:
+        raise InputError(f"--read dataset={name}: no such data set; there are {', '.join(DATA_SETS)}")
+    data_set, cases, problems = DATA_SETS[name], [], []
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; download {name} from {data_set.get} and name its folder")
+    if not data_set.verified:
+        text = f"data set {name} was written without its files at hand: look at some cached masks"
+        tell(f"01_preprocess.py: {text}", error=True)
+    places = ((Path(place).relative_to(folder), names) for place, _, names in os.walk(folder))
+    # a Mac's notes begin with a dot
+    files = sorted((below / name).as_posix() for below, names in places for name in names if not name.startswith("."))
+    there, wanted = set(files), re.compile(data_set.images, re.IGNORECASE)
+    for file in files:
+        if not (found := wanted.fullmatch(file)):
+            continue
+        expected = [found.expand(place) for place in data_set.labels]
+        labels = next((folder / place for place in expected if place in there), None)
+        if expected and not labels:
+            where = folder / expected[0]
+            problems.append(InputError(f"{folder / file}: has no labels at {where}; add them, or remove this image"))
+            continue
+        case = "_".join(filter(None, (data_set.prefix, found["case"].replace("/", "_"))))
+        if modality_of(case) == "Other":  # a challenge file whose folders say what it shows
+            case = name_of(Path(file.replace("/", "_")))
+        cases.append((case, folder / file, labels))
+    if not cases:
+        such = f", such as {', '.join(files[:2])}" if files else ""
+        raise InputError(
+            f"{folder}: data set {name} looks like {data_set.looks_like}, but of {len(files)} files here{such}, "
+            f"{len(problems)} are its images and none has labels; name the folder that the download unpacks to"
+        )
+    return replace(options, window=options.window or data_set.window, dropped=data_set.dropped), cases, problems
+
+
+# ---------------------------------------------------------------- one case
 
 
 def read_source(source: Source) -> tuple[Case, int]:
-    """Read a case with its labels as the options say. -> (case, objects left out as too small). InputError if it is bad."""
+    """Read a case with its labels as the options say. -> (case, objects left out as too small). InputError if it is bad.
+
+    In this order, at the original size: dropped labels, connected parts, small objects.
+    """
     options = source.options
-    eight_bits = (
-        source.is_val and ending_of(source.path) == ".npz"
-    )  # a challenge case for validation has no window to cut
-    window = parse_window(options.window) if options.window and not eight_bits else None
+    # a challenge case for validation has 8 bits: there is no window to cut
+    has_8_bits = source.split == "val" and ending_of(source.path) == ".npz"
+    window = parse_window(options.window) if options.window and not has_8_bits else None
     if source.labels:
         case = read_pair(source.path, source.labels, source.name, window)
     else:
         case = read_case(source.path, window=window).renamed(source.name)
     if case.labels is None:
-        where = (
-            "has no key 'gts'"
-            if source.path.suffix == ".npz"
-            else f"no labels such as {source.name}_mask lie beside it"
-        )
-        raise InputError(f"{source.path}: {where}; step 1 needs the masks, give training files")
+        lacks = f"no labels such as {source.name}_mask lie beside it"
+        lacks = "has no key 'gts'" if source.path.suffix == ".npz" else lacks
+        raise InputError(f"{source.path}: {lacks}; step 1 needs the masks, give training files")
     labels, small = case.labels, 0
     if options.dropped:
         labels = without_labels(labels, options.dropped)
@@ -90,14 +232,49 @@ def read_source(source: Source) -> tuple[Case, int]:
         try:
             labels = instances_of(labels)
         except ValueError as error:
-            raise InputError(f"{source.labels or source.path}: {error}; leave --instances away") from error
+            raise InputError(f"{source.labels or source.path}: {error}; leave out --read instances") from error
     if options.smallest:
         labels, small = without_small(labels, options.smallest)
     return replace(case, labels=labels), small
 
 
+def without_labels(labels: np.ndarray, dropped: Sequence[int]) -> np.ndarray:
+    """A copy of a uint16 label map in which the labels of `dropped` are background."""
+    kept = np.arange(MAX_LABEL + 1, dtype=np.uint16)
+    kept[list(dropped)] = 0
+    return kept[labels]
+
+
+def instances_of(labels: np.ndarray) -> np.ndarray:
+    """Each connected part of each label as an object of its own, numbered 1, 2, ... in the order of its first pixel.
+
+    labels : (H, W) or (D, H, W) uint16. Pixels that share a corner are connected: 8 neighbours in 2D, 26 in 3D.
+    Returns uint16 of this shape. ValueError if there are more than 65,535 parts.
+    >>> instances_of(np.array([[3, 0, 3], [0, 3, 0], [0, 0, 0], [3, 0, 5]], np.uint16)).tolist()
+    [[1, 0, 1], [0, 1, 0], [0, 0, 0], [2, 0, 3]]
+    """
+    from skimage.measure import label  # only here: slow to import
+
+    parts, count = label(labels, connectivity=labels.ndim, return_num=True, background=0)
+    if count > MAX_LABEL:
+        raise ValueError(f"has {count} connected parts, more than the {MAX_LABEL} labels that a mask can hold")
+    return parts.astype(np.uint16)
+
+
+def without_small(labels: np.ndarray, smallest: int) -> tuple[np.ndarray, int]:
+    """Objects of fewer than `smallest` pixels (2D) or voxels (3D) become background. -> (labels, objects dropped)
+
+    >>> kept, dropped = without_small(np.array([[1, 1, 2]], np.uint16), 2)
+    >>> kept.tolist(), dropped
+    ([[1, 1, 0]], 1)
+    """
+    found, pixels = np.unique(labels, return_counts=True)
+    dropped = found[(pixels < smallest) & (found > 0)]
+    return without_labels(labels, dropped), len(dropped)
+
+
 def write_validation_case(folder: Path, source: Source) -> int:
-    """In a worker: one case as a challenge input, at original size. -> objects left out of it, no box can prompt them"""
+    """In a worker: one case as a challenge input, at original size. -> objects left out: no box can prompt them"""
     case, _ = read_source(source)
     truth, left_out = promptable_labels(case.labels)
     name = f"{'3DBox' if case.is_3d else '2DBox'}_{bare_name(case.name)}"
@@ -109,22 +286,3 @@ def write_validation_case(folder: Path, source: Source) -> int:
     if truth.any() and not whole:
         write_case(folder, replace(case, labels=truth).renamed(name))
     return left_out
-
-
-def shard_of(name: str, count: int) -> int:
-    """The shard, 1 to `count`, that a case belongs to: by the SHA-256 of its person's key.
-
-    A new file moves no other case, and one person's images are on one machine, which is best for volumes cut to slices.
-    >>> [shard_of(name, 16) for name in ("US_0525", "CT_STS_STS-031-002", "PET_STS_STS-031-090")]
-    [11, 8, 8]
-    """
-    key = hashlib.sha256(person_of(patient_of(name)).encode()).digest()
-    return int.from_bytes(key[:8], "big") % count + 1
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """ "3/16" -> (3, 16). InputError if it is no such pair."""
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise InputError(f"--shard {text}: give the number of this run and of all, such as 3/16 for the third of 16")
-    return int(number), int(count)

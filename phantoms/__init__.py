@@ -10,13 +10,14 @@ The recipes stand in flat.py and volume.py, the real images in packaged.py.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from data import cache_case, write_index
 from files.case import Case
+from files.index import write_index
 from phantoms import flat, volume
 from phantoms.packaged import annotated_images
 from phantoms.volume import ball, field, mix, soft
@@ -91,7 +92,8 @@ def demo_cases(seed: int = 0) -> list[Case]:
 
 def tiny_cache(folder: Path) -> Path:
     """A cache of three tiny images and three tiny volumes; the first of each is for validation. Returns the folder."""
-    entries = []
+    # step 1's own function, from a script whose name `import` cannot say
+    cache_case, entries = importlib.import_module("01_preprocess").cache_case, []
     for seed, dims in ((seed, dims) for seed in range(3) for dims in (2, 3)):
         found = cache_case(folder, tiny_case(seed, dims), source="phantoms").entries
         entries += [replace(entry, split="train" if seed else "val") for entry in found]

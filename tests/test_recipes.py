@@ -1,15 +1,15 @@
-"""files/recipes.py: each public data set is found in a folder of its layout, and another layout is told in a sentence."""
+"""Data sets by name: each public data set is found in a folder of its layout, and another layout is told in a sentence."""
 
 import importlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from data import load_entry
 from files import SUBMODALITIES, InputError, modality_of, submodality_of
-from files.recipes import RECIPES, list_recipe
-from files.sources import Options
+from files.sources import DATA_SETS, Options, list_data_set
 from files.writing import save_image, save_json, save_npz
 from phantoms import tiny_case
 
@@ -58,20 +58,19 @@ LAYOUTS = {  # files of the download -> name of the case, image, labels
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DATA_SETS)
 def test_images_and_labels_are_found_in_the_data_set_s_layout(name, tmp_path):
     files, wanted = LAYOUTS[name]
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
-    sources, problems = list_recipe(name, tmp_path)
-    found = [(s.name, s.path, s.labels) for s in sources]
-    assert found == [(case, tmp_path / image, labels and tmp_path / labels) for case, image, labels in wanted]
-    assert not problems and all(modality_of(source.name) != "Other" for source in sources)
-    assert all(source.options.window == ("400/40" if name in ("btcv", "flare22") else "") for source in sources)
-    assert sources[0].options.dropped == ((12,) if name == "flare22" else ())
-    mine, _ = list_recipe(name, tmp_path, Options("1500/-600", (), True, 9))
-    assert mine[0].options == Options("1500/-600", sources[0].options.dropped, True, 9)
+    options, cases, problems = list_data_set(name, tmp_path, Options())
+    assert sorted(cases) == [(case, tmp_path / image, labels and tmp_path / labels) for case, image, labels in wanted]
+    assert not problems and all(modality_of(case) != "Other" for case, *_ in cases)
+    assert options.window == ("400/40" if name in ("btcv", "flare22") else "")
+    assert options.dropped == ((12,) if name == "flare22" else ())
+    mine, *_ = list_data_set(name, tmp_path, Options("1500/-600", (), True, 9))
+    assert mine == Options("1500/-600", options.dropped, True, 9)
 
 
 def test_the_challenge_s_34_groups_are_known_by_name():
@@ -79,27 +78,27 @@ def test_the_challenge_s_34_groups_are_known_by_name():
     assert all(submodality_of(f"{group}_case_0001") == group for group in SUBMODALITIES)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DATA_SETS)
 def test_another_layout_is_told_in_a_sentence_with_what_was_found(name, tmp_path):
     with pytest.raises(InputError, match="no such folder; download"):
-        list_recipe(name, tmp_path / "none")
-    with pytest.raises(InputError, match=f"recipe {name} looks for .* but the folder is empty"):
-        list_recipe(name, tmp_path)
+        list_data_set(name, tmp_path / "none", Options())
+    with pytest.raises(InputError, match=f"data set {name} looks like .* but of 0 files here, 0 are its images"):
+        list_data_set(name, tmp_path, Options())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file.mha").touch()
-    with pytest.raises(InputError, match=r"but found 1 files such as other/file\.mha; name the folder") as caught:
-        list_recipe(name, tmp_path)
+    with pytest.raises(InputError, match=r"but of 1 files here, such as other/file\.mha, 0 are .* name the") as caught:
+        list_data_set(name, tmp_path, Options())
     assert "\n" not in str(caught.value)
 
 
 def test_images_without_labels_are_told(tmp_path):
     for number in (1, 2):
         (tmp_path / f"img000{number}.nii.gz").touch()
-    with pytest.raises(InputError, match="found 2 images and labels of none"):
-        list_recipe("btcv", tmp_path)
+    with pytest.raises(InputError, match="2 are its images and none has labels"):
+        list_data_set("btcv", tmp_path, Options())
     (tmp_path / "label0001.nii.gz").touch()
-    sources, (problem,) = list_recipe("btcv", tmp_path)
-    assert len(sources) == 1 and "img0002.nii.gz: has no labels at" in str(problem)
+    _, cases, (problem,) = list_data_set("btcv", tmp_path, Options())
+    assert len(cases) == 1 and "img0002.nii.gz: has no labels at" in str(problem)
 
 
 def run(*args):
@@ -114,7 +113,7 @@ def test_the_challenge_s_folders_become_a_cache(tmp_path, capsys):
     ):
         case = tiny_case(seed, dims)
         save_npz(tmp_path / "data" / f"{place}.npz", imgs=case.image, gts=case.labels)
-    entries = run("--recipe", "challenge", "-i", tmp_path / "data", "-o", tmp_path / "cache")
+    entries = run("--read", "dataset=challenge", "-i", tmp_path / "data", "-o", tmp_path / "cache")
     assert {e.submodality for e in entries} == {"CT_AMOS", "US"} and len(entries) == 7
     assert "without its files at hand" not in capsys.readouterr().err
 
@@ -126,10 +125,10 @@ def test_picture_pairs_of_a_recipe_become_a_cache_and_an_unverified_one_is_told(
         save_image(tmp_path / "data" / "masks" / f"{seed}.png", np.minimum(case.labels, 1))
     save_image(tmp_path / "data" / "images" / "4.png", case.image)
     with pytest.raises(SystemExit, match="3 of 4 files done, 1 left out"):
-        run("--recipe", "hipxray", "-i", tmp_path / "data", "-o", tmp_path / "cache", "--instances")
+        run("--read", "dataset=hipxray", "instances=yes", "-i", tmp_path / "data", "-o", tmp_path / "cache")
     told = capsys.readouterr().err
     assert (
-        "01_preprocess.py: recipe hipxray was written without its files at hand" in told
+        "01_preprocess.py: data set hipxray was written without its files at hand" in told
         and "4.png: has no labels" in told
     )
     lines = [json.loads(line) for line in (tmp_path / "cache" / "done.jsonl").read_text().splitlines() if line]
@@ -159,7 +158,7 @@ def test_volumes_of_a_recipe_become_a_cache(name, window, kept, tmp_path):
         _, image, labels = next(case for case in LAYOUTS[name][1])
         there = [tmp_path / "data" / path.replace("01", f"0{number}", 1) for path in (image, labels)]
         volume_pair(*there, seed=number)
-    entries = run("--recipe", name, "-i", tmp_path / "data", "-o", tmp_path / "cache")
+    entries = run("--read", f"dataset={name}", "-i", tmp_path / "data", "-o", tmp_path / "cache")
     found = {label for e in entries for label in np.unique(load_entry(tmp_path / "cache", e)[1]).tolist()}
     assert found == {0, *kept} and len({e.patient for e in entries}) == 2
     assert {e.modality for e in entries} == {"US" if name == "microus" else "CT"}
@@ -180,7 +179,7 @@ def test_nuclei_of_a_coco_file_become_a_cache(tmp_path):
             objects.append({"image_id": number, "category_id": 1, "segmentation": {"size": [64, 80], "counts": counts}})
     content = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "nucleus"}]}
     save_json(tmp_path / "data" / "annotations" / "BBBC006.json", content)
-    entries = run("--recipe", "nuclei", "-i", tmp_path / "data", "-o", tmp_path / "cache")
+    entries = run("--read", "dataset=nuclei", "-i", tmp_path / "data", "-o", tmp_path / "cache")
     assert [(e.name, e.objects, e.submodality) for e in entries] == [
         ("nuclei_BBBC006_1", 2, "nuclei"), ("nuclei_BBBC006_2", 2, "nuclei"),
     ]  # fmt: skip
@@ -193,29 +192,15 @@ def test_teeth_of_supervisely_files_become_a_cache(tmp_path):
         tooth = {"classTitle": "11", "geometryType": "polygon", "points": square}
         content = {"size": {"height": 64, "width": 80}, "objects": [tooth]}
         save_json(tmp_path / "data" / "d2" / "ann" / f"{number}.jpg.json", content)
-    entries = run("--recipe", "toothseg", "-i", tmp_path / "data", "-o", tmp_path / "cache")
+    entries = run("--read", "dataset=toothseg", "-i", tmp_path / "data", "-o", tmp_path / "cache")
     assert [(e.name, e.objects, e.modality) for e in entries] == [("teeth_1", 1, "X-Ray"), ("teeth_2", 1, "X-Ray")]
 
 
-def test_dropped_labels_are_background(tmp_path):
+def test_dropped_labels_are_background(tmp_path, monkeypatch):
     case = tiny_case(0, 3)
     folder = tmp_path / "data"
     for seed in (1, 2):
         save_npz(folder / f"CT_a_{seed}.npz", imgs=case.image, gts=np.array([0, 12, 3], np.uint16)[case.labels])
-    recipe = RECIPES["challenge"]
-    try:
-        RECIPES["challenge"] = recipe.__class__(**vars(recipe) | {"options": Options(dropped=(12,))})
-        entries = run("--recipe", "challenge", "-i", folder, "-o", tmp_path / "cache")
-    finally:
-        RECIPES["challenge"] = recipe
+    monkeypatch.setitem(DATA_SETS, "challenge", replace(DATA_SETS["challenge"], dropped=(12,)))
+    entries = run("--read", "dataset=challenge", "-i", folder, "-o", tmp_path / "cache")
     assert entries and {n for e in entries for n in np.unique(load_entry(tmp_path / "cache", e)[1]).tolist()} == {0, 3}
-
-
-def test_a_recipe_needs_a_folder_and_a_known_name(capsys):
-    for args, words in ((["--recipe", "btcv"], "name the input"), (["--recipe", "none", "-i", "a"], "invalid choice")):
-        with pytest.raises(SystemExit):
-            preprocess.main(args)
-        assert words in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        preprocess.main(["--recipe", "btcv", "--images", "a", "--masks", "b", "--modality", "US"])
-    assert "--recipe needs -i" in capsys.readouterr().err

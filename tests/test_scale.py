@@ -1,4 +1,4 @@
-"""Step 1 on many cases: a stream that doesn't pile up, shards that make one cache, a run that is killed at any moment."""
+"""Step 1 on many cases: a stream that does not pile up, many machines, a run that is killed at any moment."""
 
 import csv
 import importlib
@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import CacheEntry, cache_case, load_entry, read_index, write_index
-from files import InputError, journal
+from data import load_entry
+from files import journal, usable_cores
 from files.case import Case
-from files.journal import in_parallel, names_of_others, remove_leftovers
+from files.index import CachedCase, CacheEntry, read_index, write_index
+from files.journal import executor_of, in_parallel, names_of_others
 from files.npz import load_npz
-from files.objects import instances_of, without_small
-from files.sources import parse_shard, shard_of
+from files.sources import instances_of, without_small
 from files.writing import save_npz
 from phantoms import tiny_case
 
 preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
+cache_case = preprocess.cache_case
 ROOT = Path(__file__).parent.parent
 
 
@@ -75,86 +77,120 @@ def test_jobs_are_drawn_as_they_are_needed_and_results_keep_their_order(processe
 
 def test_only_names_like_slices_can_be_claimed_twice():
     entry = CacheEntry("CT_v-002", "CT", "CT", "CT_v", "CT_v.npz", 9, 9, "", 1)
-    known = {"CT_v": journal.CachedCase("CT_v", "", [entry], 1, 0, 0)}
+    known = {"CT_v": CachedCase("CT_v", "", [entry], 1, 0, 0)}
     assert names_of_others({"CT_v", "US_1", "CT_v-002"}, known) == {"CT_v-002": {"CT_v-002"}}
     assert names_of_others({"CT_w", "CT_w-003"}, known) == {"CT_w": {"CT_w-003"}}
+    assert names_of_others({"CT_v", "CT_v-004"}, known) == {"CT_v": {"CT_v-004"}}  # the volume has no slice 4 yet
+    picture = {"CT_w-003": CachedCase("CT_w-003", "", [replace(entry, name="CT_w-003")], 1, 0, 0)}
+    assert names_of_others({"CT_w"}, picture) == {"CT_w": {"CT_w-003"}}
     assert names_of_others({"US_1", "US_2"}, known) == {}
 
 
-# ---------------------------------------------------------------- shards
+def test_jobs_follow_the_cores_that_the_process_may_use_and_windows_limit(monkeypatch):
+    assert preprocess.parse(["-i", "a"]).jobs == usable_cores()
+    monkeypatch.setattr(journal, "ProcessPoolExecutor", FakePool)
+    monkeypatch.setattr(journal.os, "name", "nt")
+    with executor_of(500, 1000) as (_, count):
+        assert count == 61
+    with executor_of(500, 7) as (_, count):
+        assert count == 7
 
 
-def test_a_case_keeps_its_shard_when_files_join_and_a_person_is_on_one():
-    names = [f"US_set_{i}" for i in range(4000)]
-    shards = [shard_of(name, 16) for name in names]
-    counts = np.bincount(shards, minlength=17)[1:]
-    assert counts.sum() == 4000 and counts.min() > 180 and counts.max() < 320
-    assert len({shard_of(f"{kind}_STS_STS-031-{z:03d}", 16) for kind in ("CT", "PET") for z in range(50)}) == 1
+class FakePool:
+    """An executor that starts no process."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+    def shutdown(self, **_):
+        pass
 
 
-@pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
-def test_shards_make_the_cache_of_one_run_and_the_last_writes_the_index(order, tmp_path, capsys):
-    train = write_cases(tmp_path / "train")
-    run("-i", train, "-o", tmp_path / "one", "--jobs", 1)
-    for k in order[:2]:
-        assert run("-i", train, "-o", tmp_path / "all", "--jobs", 1, "--shard", f"{k}/3") == []
-        assert not (tmp_path / "all" / "index.csv").exists()
-    assert f"no index yet, shards [{order[2]}] have not ended" in capsys.readouterr().out
-    entries = run("-i", train, "-o", tmp_path / "all", "--jobs", 1, "--shard", f"{order[2]}/3")
-    assert entries == read_index(tmp_path / "one") and len({shard_of(e.name, 3) for e in entries}) == 3
-    assert content(tmp_path / "all") == content(tmp_path / "one")
+def die(_):
+    os._exit(9)
 
 
-def test_shards_at_one_time_make_the_cache_of_one_run(tmp_path):
-    train = write_cases(tmp_path / "train")
-    run("-i", train, "-o", tmp_path / "one", "--jobs", 1)
-    command = [
-        sys.executable,
-        str(ROOT / "01_preprocess.py"),
-        "-i",
-        str(train),
-        "-o",
-        str(tmp_path / "all"),
-        "--jobs",
-        "1",
-    ]
-    together = [subprocess.Popen([*command, "--shard", f"{k}/3"], stderr=subprocess.PIPE) for k in (1, 2, 3)]
-    for process in together:
-        assert process.communicate(timeout=120)[1] == b"" and process.returncode == 0
-    assert content(tmp_path / "all") == content(tmp_path / "one")
+def test_a_process_that_is_killed_is_told_in_a_sentence():
+    with pytest.raises(ChildProcessError, match="a process was killed, perhaps for want of memory: give fewer --jobs"):
+        list(in_parallel(die, range(9), 9, 2, "jobs"))
 
 
-def test_a_plain_run_completes_what_shards_began_and_later_shards_join(tmp_path):
-    train = write_cases(tmp_path / "train")
-    run("-i", train, "-o", tmp_path / "one", "--jobs", 1)
-    run("-i", train, "-o", tmp_path / "all", "--jobs", 1, "--shard", "2/3")
-    run("-i", train, "-o", tmp_path / "all", "--jobs", 1)
-    assert content(tmp_path / "all") == content(tmp_path / "one")
-    before = read_index(tmp_path / "all")
-    write_cases(train, 40, 0)  # more files: four volumes' places are taken by pictures
-    for k in (1, 2, 3):
-        run("-i", train, "-o", tmp_path / "all", "--jobs", 1, "--shard", f"{k}/3")
-    after = read_index(tmp_path / "all")
-    assert {e.name: e for e in before}.items() <= {e.name: e for e in after}.items() and len(after) == len(before) + 16
+# ---------------------------------------------------------------- many machines
 
 
-def test_shards_with_other_options_and_wrong_shards_are_told(tmp_path):
-    train = write_cases(tmp_path / "train", 8, 0)
-    run("-i", train, "-o", tmp_path / "all", "--jobs", 1, "--shard", "1/2")
-    text = sentence("-i", train, "-o", tmp_path / "all", "--jobs", 1, "--shard", "2/2", "--smallest", 9)
-    assert "were cached with other options than this shard's" in text and not (tmp_path / "all" / "index.csv").exists()
-    for bad in ("0/3", "4/3", "3", "a/b", "1/"):
-        with pytest.raises(InputError, match="such as 3/16"):
-            parse_shard(bad)
+@pytest.fixture
+def cluster(tmp_path):
+    """A Dask scheduler and two workers, processes of their own in another folder. -> (address, workers)"""
+    pytest.importorskip("distributed")
+    (tmp_path / "elsewhere").mkdir()
+    file = tmp_path / "scheduler.json"
+    setting = {
+        "cwd": tmp_path / "elsewhere",
+        "env": os.environ | {"PYTHONPATH": str(ROOT)},
+        "stderr": subprocess.DEVNULL,
+    }
+    dask, where = (
+        [sys.executable, "-m", "dask"],
+        ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)],
+    )
+    processes = [subprocess.Popen([*dask, "scheduler", "--port", "0", *where], **setting)]
+    limit = time.monotonic() + 60
+    while not (file.exists() and file.read_text()) and time.monotonic() < limit:
+        time.sleep(0.05)
+    worker = [*dask, "worker", "--nworkers", "1", "--nthreads", "1", "--no-nanny", *where]
+    processes += [subprocess.Popen(worker, **setting) for _ in range(2)]
+    address = json.loads(file.read_text())["address"]
+    from distributed import Client
+
+    with Client(address) as client:
+        client.wait_for_workers(2, timeout=60)
+    yield address, processes[1:]
+    for process in processes:
+        process.kill()
+        process.wait(timeout=60)
 
 
-def test_bad_files_of_a_shard_are_told_and_the_others_make_an_index(tmp_path, capsys):
-    train = write_cases(tmp_path / "train", 8, 0)
-    (train / "US_bad_1.npz").write_bytes(b"no")
-    bad = shard_of("US_bad_1", 2)
-    text = sentence("-i", train, "-o", tmp_path / "all", "--jobs", 1, "--shard", f"{bad}/2")
-    assert "1 left out as told above" in text
-    assert len(run("-i", train, "-o", tmp_path / "all", "--jobs", 1, "--shard", f"{3 - bad}/2")) == 8
+def test_a_cluster_that_loses_a_worker_makes_the_cache_of_one_machine(tmp_path, cluster, monkeypatch):
+    address, workers = cluster
+    monkeypatch.chdir(tmp_path)  # paths are relative to the folder of the main process
+    write_cases(Path("train"), 60, 20)
+    run("-i", "train", "-o", "one", "--jobs", 2)
+    lines = []
+
+    def kill_one():
+        limit = time.monotonic() + 60
+        while lines_of(Path("all")) < 10 and time.monotonic() < limit:
+            time.sleep(0.001)
+        workers[0].kill()
+        lines.append(lines_of(Path("all")))
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    entries = run("-i", "train", "-o", "all", "--jobs", address)
+    killer.join()
+    assert 10 <= lines[0] < 80 and workers[0].wait(timeout=60) and workers[1].poll() is None
+    assert entries == read_index(Path("one")) and content(Path("all")) == content(Path("one"))
+    assert lines_of(Path("all")) == 80  # one line a case
+    times = [path.stat().st_mtime_ns for path in sorted(Path("all/imgs").iterdir())]
+    assert run("-i", "train", "-o", "all", "--jobs", address) == entries  # and it resumes
+    assert times == [path.stat().st_mtime_ns for path in sorted(Path("all/imgs").iterdir())]
+
+
+def test_without_dask_or_scheduler_a_sentence_says_what_to_do(tmp_path, monkeypatch):
+    write_cases(tmp_path / "train", 2, 0)
+    arguments = ("-i", tmp_path / "train", "-o", tmp_path / "all", "--jobs", "tcp://127.0.0.1:9")
+    dask = pytest.importorskip("dask")
+    pytest.importorskip("distributed")
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
+        assert "tcp://127.0.0.1:9" in (text := sentence(*arguments)) and "run the same command again" in text
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert "pip install -r requirements-cluster.txt" in sentence(*arguments)
 
 
 # ---------------------------------------------------------------- killed
@@ -222,34 +258,20 @@ def test_workers_end_when_the_main_process_alone_is_killed(tmp_path):
     assert workers(process.pid) == []
 
 
-def test_a_shard_removes_only_its_own_leftovers(tmp_path):
-    mine, others = (
-        ["US_1.png.0123abcd.tmp", "CT_v-003.pkl.0123abcd.tmp"],
-        ["US_2.png.0123abcd.tmp", "CT_w-003.pkl.ff.tmp"],
-    )
-    (tmp_path / "imgs").mkdir()
-    for name in (*mine, *others, "US_1.png"):
-        (tmp_path / "imgs" / name).write_bytes(b"half")
-    assert remove_leftovers(tmp_path, {"US_1", "CT_v"}) == 2
-    assert {path.name for path in (tmp_path / "imgs").iterdir()} == {*others, "US_1.png"}
-    assert remove_leftovers(tmp_path) == 2 and [path.name for path in (tmp_path / "imgs").iterdir()] == ["US_1.png"]
-
-
-def test_the_benchmark_writes_its_tables(tmp_path):
-    summary = importlib.import_module("cache_speed").main(["--smoke", "--jobs", "2", "-o", str(tmp_path)])
-    assert summary == json.loads((tmp_path / "summary.json").read_text()) and summary["index_images"] == 200
-    with (tmp_path / "runs.csv").open(newline="") as file:
-        assert [row["pairs"] for row in csv.DictReader(file)] == ["24", "48"]
-    with (tmp_path / "parts.csv").open(newline="") as file:
-        parts = {row["part"]: float(row["ms"]) for row in csv.DictReader(file)}
-    assert {"read: unpack the zip", "encode: PNG", "everything"} < set(parts) and min(parts.values()) > 0
+def test_a_run_removes_what_a_killed_one_left(tmp_path):
+    for place in ("", "imgs", "masks", "cases/imgs", "cases/gts"):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        for name in ("US_1.png.0123abcd.tmp", "US_1.png"):
+            (tmp_path / place / name).write_bytes(b"half")
+    journal.remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*.*") if path.is_file()} == {"US_1.png"}
+    journal.remove_leftovers(tmp_path / "none")
 
 
 def test_the_page_shows_the_plan_that_was_computed_from_the_measured_rate():
     plan = (ROOT / "results" / "cache_speed" / "plan.md").read_text(encoding="utf-8")
-    measured = json.loads((ROOT / "results" / "cache_speed" / "summary.json").read_text(encoding="utf-8"))
-    assert importlib.import_module("cache_speed").plan_table(measured) == plan
-    assert plan in (ROOT / "docs" / "cache.md").read_text(encoding="utf-8"), "paste results/cache_speed/plan.md there"
+    one_machine = plan[: plan.index("| 16 x 16")]
+    assert one_machine in (ROOT / "docs" / "cache.md").read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------- which labels become objects
@@ -291,11 +313,11 @@ def test_smallest_and_instances_redo_the_cases_and_are_counted(tmp_path, capsys)
         return entry.objects, (tmp_path / "cache" / "masks" / "US_a_1.pkl").stat().st_mtime_ns
 
     one, time_1 = found()
-    three, time_2 = found("--instances")
-    two, time_3 = found("--instances", "--smallest", 5)
-    again, time_4 = found("--instances", "--smallest", 5)
+    three, time_2 = found("--read", "instances=yes")
+    two, time_3 = found("--read", "instances=yes", "smallest=5")
+    again, time_4 = found("--read", "instances=yes", "smallest=5")
     assert (one, three, two, again) == (1, 3, 2, 2) and time_1 < time_2 < time_3 == time_4
-    assert "1 objects below --smallest" in capsys.readouterr().out
+    assert "1 objects below the smallest size" in capsys.readouterr().out
     assert found()[0] == 1
 
 
@@ -315,7 +337,7 @@ def test_the_index_tells_range_and_window_and_8_bit_input_leaves_them_blank(tmp_
     }  # fmt: skip
     with (tmp_path / "index.csv").open(newline="") as file:
         assert [row["low"] for row in csv.DictReader(file)] == ["", "-1024.0"]
-    assert json.loads((tmp_path / "version.json").read_text()) == {"cache": 2}
+    assert json.loads((tmp_path / "version.json").read_text()) == {"cache": 3}
 
 
 def test_images_that_are_not_8_bit_never_reach_the_grid(tmp_path):
@@ -338,7 +360,7 @@ def test_a_window_redoes_the_cases_stands_in_the_index_and_spares_validation_cas
             nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "train" / f"{name}.nii.gz")
     arguments = ("-i", tmp_path / "train", "--val", tmp_path / "val", "-o", tmp_path / "cache", "--jobs", 1)
     soft = [load_entry(tmp_path / "cache", entry)[0] for entry in run(*arguments)]
-    entries = run(*arguments, "--window", "lung")
+    entries = run(*arguments, "--read", "window=lung")
     lung = [load_entry(tmp_path / "cache", entry)[0] for entry in entries]
     assert {(e.low, e.high, e.window) for e in entries if e.modality == "CT"} == {(-1024.0, 2000.0, "1500/-600")}
     assert [e.split for e in entries if e.window == ""] == ["val"] and len(entries) == 5
@@ -349,7 +371,7 @@ def test_a_window_redoes_the_cases_stands_in_the_index_and_spares_validation_cas
     labels[:] = 0
     labels[8:30, 8:20, 2] = 2  # a mask beside the image has changed
     nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / "train" / "CT_a_2_mask.nii.gz")
-    assert len(run(*arguments, "--window", "lung")) == 4
+    assert len(run(*arguments, "--read", "window=lung")) == 4
     assert (
         sum(
             a != b
@@ -359,4 +381,4 @@ def test_a_window_redoes_the_cases_stands_in_the_index_and_spares_validation_cas
         )
         == 1
     )
-    assert "WIDTH/LEVEL" in sentence(*arguments, "--window", "no")
+    assert "WIDTH/LEVEL" in sentence(*arguments, "--read", "window=no")
