@@ -112,15 +112,15 @@ def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
 
     # The index, with the split: 1 % of each modality for validation [P 3.2]. The images of a patient stay together,
     # because to know a slice's neighbour is to know the slice.
-    entries = journal.merged_entries(args.out, sources, done, known, excluded)
+    entries = journal.merged_entries(args.out, done, known, excluded)
     entries = split_entries(entries, args.val_share, args.seed)
     write_index(args.out, entries)
 
     # The validation cases at their original size, where steps 4 and 5 segment and score them
-    thin = journal.write_validation_cases(args.out / "cases", sources, entries, done, known, args.jobs)
+    thin = journal.write_validation_cases(args.out / "cases", done, known, entries, args.jobs)
 
     save_json(args.out / "arguments.json", vars(args))
-    journal.tell_summary(args.out, entries, done, known, thin, len(listed) - len(sources))
+    journal.tell_summary(args.out, done, known, entries, thin, len(listed) - len(sources))
     return entries, len(done), len(sources) - len(done) + bad
 
 

@@ -77,9 +77,7 @@ def executor_of(workers: int | str, total: int) -> Iterator[tuple[Executor, int]
             try:
                 yield executor, count
             except BrokenProcessPool as error:
-                raise ChildProcessError(
-                    "a process was killed, perhaps for want of memory: give fewer --jobs"
-                ) from error
+                raise ChildProcessError("a process was killed; if memory is short, give fewer --jobs") from error
             finally:
                 executor.shutdown(cancel_futures=True)
         return
@@ -126,8 +124,8 @@ def slice_names(case: Case) -> list[tuple[str, object]]:
 
 def cache_sources(
     folder: Path, sources: list[Source], workers: int | str, cache_case: Callable, load_entry: Callable
-) -> tuple[list[str], dict[str, CachedCase]]:
-    """Cache every source that is not done and whole. -> (names of those that are done, the journal). Bad ones are told.
+) -> tuple[list[Source], dict[str, CachedCase]]:
+    """Cache every source that is not done and whole. -> (the sources that are done, the journal). Bad ones are told.
 
     cache_case(folder, case, source, stamp) writes a case's files.   load_entry(folder, entry) reads an image's back.
     """
@@ -137,11 +135,12 @@ def cache_sources(
     jobs = ((source, known.get(source.name), taken.get(source.name, set())) for source in sources)
     work = partial(cache_source, folder, cache_case, load_entry)
     with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
-        for name, line, problem in in_parallel(work, jobs, len(sources), workers, "files"):
+        results = in_parallel(work, jobs, len(sources), workers, "files")
+        for source, (line, problem) in zip(sources, results, strict=True):
             if problem:
                 leave_out(problem)
                 continue
-            finished.append(name)
+            finished.append(source)
             journal.write(line)
             journal.flush()
     return finished, read_journal(folder)
@@ -149,8 +148,8 @@ def cache_sources(
 
 def cache_source(
     folder: Path, cache_case: Callable, load_entry: Callable, job: tuple[Source, CachedCase | None, set[str]]
-) -> tuple[str, str, str]:
-    """In a worker: cache one source, unless it is done and whole. -> (its name, its line for the journal, what is wrong)
+) -> tuple[str, str]:
+    """In a worker: cache one source, unless it is done and whole. -> (its new line of the journal, what is wrong with it)
 
     The line is made here, because one main process has many workers.
     """
@@ -162,28 +161,22 @@ def cache_source(
             with suppress(InputError):  # a damaged file: the case is done again
                 for entry in before.entries:
                     load_entry(folder, entry)
-                return source.name, "", ""
+                return "", ""
         case, small = read_source(source)
         if clash := [name for name, z in slice_names(case) if name in taken and case.labels[z].any()]:
             raise InputError(f"{source.path}: its image {clash[0]} would replace another case's; rename one of the two")
     except (InputError, OSError) as error:
-        return source.name, "", str(error)
+        return "", str(error)
     done = replace(cache_case(folder, case, source.path.name, stamp), small=small)  # a full disk stops the run
-    return source.name, "" if done == before else journal_line(done), ""
+    return "" if done == before else journal_line(done), ""
 
 
 def write_validation_cases(
-    folder: Path,
-    sources: list[Source],
-    entries: list[CacheEntry],
-    done: list[str],
-    known: dict[str, CachedCase],
-    workers: int | str,
+    folder: Path, done: list[Source], known: dict[str, CachedCase], entries: list[CacheEntry], workers: int | str
 ) -> int:
     """Write the cases of which an image is for validation, at their original size. -> objects left out of them"""
     held_out = {entry.name for entry in entries if entry.split == "val"}
-    names = {name for name in done if any(entry.name in held_out for entry in known[name].entries)}
-    chosen = [source for source in sources if source.name in names]
+    chosen = [source for source in done if any(entry.name in held_out for entry in known[source.name].entries)]
     write = partial(write_validation_case, folder)
     return sum(in_parallel(write, chosen, len(chosen), workers, "validation cases"))
 
@@ -245,7 +238,7 @@ def names_of_others(names: set[str], known: dict[str, CachedCase]) -> dict[str, 
 
 
 def merged_entries(
-    folder: Path, sources: list[Source], done: list[str], known: dict[str, CachedCase], excluded: set[str]
+    folder: Path, done: list[Source], known: dict[str, CachedCase], excluded: set[str]
 ) -> list[CacheEntry]:
     """The rows of the index after a run: those of this run's cases, and those that the index had. Sorted by name.
 
@@ -253,12 +246,12 @@ def merged_entries(
     that of its source, and "" is still to be drawn. InputError if there is no row.
     """
     splits = {row.name: row.split for row in read_index(folder)} if (folder / "index.csv").exists() else {}
-    given, new = {source.name: source.split for source in sources}, set(done)
+    given = {source.name: source.split for source in done}
     rows = [
-        replace(entry, split=splits.get(entry.name, given.get(case.name, "")))
+        replace(entry, split=splits.get(entry.name) or given[case.name])
         for case in known.values()
         for entry in case.entries
-        if (case.name in new or entry.name in splits) and not {case.name, entry.name} & excluded
+        if (case.name in given or entry.name in splits) and not {case.name, entry.name} & excluded
     ]
     if not rows:
         raise InputError(f"{folder}: no file gave an image with an object, so there is nothing to train on")
@@ -266,7 +259,7 @@ def merged_entries(
 
 
 def tell_summary(
-    folder: Path, entries: list[CacheEntry], done: list[str], known: dict[str, CachedCase], thin: int, excluded: int
+    folder: Path, done: list[Source], known: dict[str, CachedCase], entries: list[CacheEntry], thin: int, excluded: int
 ) -> None:
     """Print what a run of step 1 read, what the cache holds, what was left out and why; warn of patients on both sides.
 
@@ -276,11 +269,10 @@ def tell_summary(
     for entry in entries:
         sides[entry.patient].add(entry.split)
     if both := sorted(patient for patient, splits in sides.items() if len(splits) == 2):  # a drawn split has none
-        text = f"patients in training and in validation: {len(both)}, such as {', '.join(both[:3])}; scores will be too good"
-        tell(
-            f"01_preprocess.py: {text}, unless they only share a name: move their files, or --exclude some", error=True
-        )
-    finished, count = [known[name] for name in done], Counter(entry.split for entry in entries)
+        text = f"patients in training and in validation: {len(both)}, such as {', '.join(both[:3])}"
+        advice = "scores will be too good, unless these only share a name: move their files, or --exclude some"
+        tell(f"01_preprocess.py: {text}; {advice}", error=True)
+    finished, count = [known[source.name] for source in done], Counter(entry.split for entry in entries)
     reasons = {
         "images or slices without an object": sum(case.empty for case in finished),
         "objects of a slice too small for the grid": sum(case.lost for case in finished),
@@ -292,7 +284,7 @@ def tell_summary(
     without = {entry.modality for entry in entries} - {entry.modality for entry in entries if entry.split == "val"}
     note = f"; no validation image of {', '.join(sorted(without))}, whose patients are too few" if without else ""
     tell(
-        f"01_preprocess.py: {len(finished):,} files with {sum(case.objects for case in finished):,} objects; {folder} holds {len(entries):,} "
-        f"images with {sum(e.objects for e in entries):,} objects, {count['train']:,} train and {count['val']:,} val, "
-        f"{sum(case.bytes for case in known.values()) / 1e6:.1f} MB; left out: {left_out}{note}"
+        f"01_preprocess.py: {len(finished):,} files with {sum(case.objects for case in finished):,} objects; "
+        f"{folder} holds {len(entries):,} images with {sum(e.objects for e in entries):,} objects, "
+        f"{count['train']:,} train and {count['val']:,} val, {sum(case.bytes for case in known.values()) / 1e6:.1f} MB; left out: {left_out}{note}"
     )
