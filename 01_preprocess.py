@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from files import InputError, journal, usable_cores
 from files.case import Case
 from files.formats import read_options
 from files.index import CachedCase, CacheEntry, entry_of, start_cache, write_index
-from files.npz import write_training_case
 from files.sources import list_sources
 from files.writing import save_image, save_json
 from grid import GRID, label_ids, pad_to_square, resize_labels_to_grid, resize_to_grid
@@ -38,24 +38,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "-i", "--input", type=Path, help="folder of images with labels in or beside them (docs/formats.md)"
-    )
+    what.add_argument("-i", "--input", type=Path, help="folder of images, labels in or beside them (docs/formats.md)")
+    what.add_argument("--smoke", action="store_true", help="tiny synthetic cases in place of --input")
     p.add_argument("--masks", type=Path, help="folder of masks with the names of the images, or a COCO file")
     p.add_argument("-o", "--out", type=Path, help="folder for the cache (cache, or with --smoke a temporary one)")
     p.add_argument("--val", type=Path, help="folder of challenge cases to validate on, in place of drawing some")
     p.add_argument("--val-share", type=float, default=0.01, help="share of each modality to draw for validation")
     p.add_argument("--seed", type=int, default=0, help="seed of the draw, 0 or more")
-    p.add_argument("--jobs", type=lambda text: int(text) if text.isdecimal() else text, default=usable_cores(), help="processes, or the address of a Dask scheduler such as tcp://HOST:8786")  # fmt: skip
+    p.add_argument("--jobs", type=journal.workers, default=usable_cores(), help="processes, or the address of a Dask scheduler such as tcp://HOST:8786")  # fmt: skip
     p.add_argument("--exclude", type=Path, help="text file of case or slice names to leave out, one a line")
     p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="what only some files need: window, modality, dataset, instances, smallest (docs/cache.md)")  # fmt: skip
-    what.add_argument("--smoke", action="store_true", help="tiny synthetic cases in place of --input")
     args = p.parse_args(argv)
     if not 0 < args.val_share <= 0.5 or args.seed < 0:
         p.error("--val-share must lie above 0 and up to 0.5, --seed be 0 or more")
-    if args.jobs < 1 if isinstance(args.jobs, int) else "://" not in args.jobs:
-        p.error(f"--jobs {args.jobs}: give a number of processes, 1 or more, or an address such as tcp://HOST:8786")
-    args.out = args.out or (None if args.smoke else Path("cache"))
     return args
 
 
@@ -89,8 +84,9 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
         # resizes: equal but for rounding.
         image, labels = pad_to_square(image, GRID), pad_to_square(labels, GRID)  # (256, 256)
 
-        # The image is stored as PNG, which loses nothing. Of the labels only runs of equal pixels are stored, as
-        # (start, length, label), in a pickle: some hundred bytes in place of 131,072.
+        # The image is stored as PNG, which loses nothing. Of the labels, row by row, only the runs of an object's pixels
+        # are stored, each as (start, length, label): 0 0 5 5 5 0 7 becomes (2, 3, 5), (6, 1, 7). They go into a pickle, PKL,
+        # of some hundred bytes in place of 131,072.
         size += save_image(image_path(folder, name), image)
         size += save_mask(mask_path(folder, name), encode_runs(labels), labels.shape)
 
@@ -106,12 +102,12 @@ def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
     listed, bad = list_sources(args.input, args.masks, args.val, read_options(args.read))
     sources = [source for source in listed if source.name not in excluded]
 
-    # Each case to PNG and PKL, `cache_case`, on all cores or many machines. The journal says which are done already.
+    # Each case to PNG and PKL: `cache_case`, on all cores or on many machines, for the cases that are not done yet
     start_cache(args.out, args.input, args.masks, args.val)
     done, known = journal.cache_sources(args.out, sources, args.jobs, cache_case, load_entry)
 
-    # The index, with the split: 1 % of each modality for validation [P 3.2]. The images of a patient stay together,
-    # because to know a slice's neighbour is to know the slice.
+    # The split: of each modality 1 % of the images go to validation, 99 % to training [P 3.2]. Whole patients are drawn,
+    # because to know a slice's neighbour is nearly to know the slice. What has been drawn once stays where it is.
     entries = journal.merged_entries(args.out, done, known, excluded)
     entries = split_entries(entries, args.val_share, args.seed)
     write_index(args.out, entries)
@@ -124,22 +120,17 @@ def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
     return entries, len(done), len(sources) - len(done) + bad
 
 
-def smoke(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
-    """A run on six tiny cases, 2D and 3D."""
-    from phantoms import tiny_case  # only here: it draws, and no other run does
-
-    with tempfile.TemporaryDirectory() as folder:
-        args.input, args.out = Path(folder) / "train", args.out or Path(folder) / "cache"
-        for case in (tiny_case(seed, dims) for seed in range(3) for dims in (2, 3)):
-            write_training_case(args.input, case)
-        return run(args)
-
-
 def main(argv: list[str] | None = None) -> list[CacheEntry]:
     """Returns the rows of index.csv."""
     args = parse(argv)
     try:
-        entries, good, bad = smoke(args) if args.smoke else run(args)
+        with tempfile.TemporaryDirectory() if args.smoke else nullcontext() as scratch:
+            if args.smoke:
+                from phantoms import write_tiny_cases  # only here: it draws, and no other run does
+
+                args.input = write_tiny_cases(Path(scratch) / "train")
+            args.out = args.out or Path(scratch or "") / "cache"
+            entries, good, bad = run(args)
     except (InputError, OSError) as error:
         again = "; mend that and run the same command again, what is done is kept" * isinstance(error, OSError)
         sys.exit(f"01_preprocess.py: {error}{again}")

@@ -39,6 +39,13 @@ AHEAD = 4  # chunks a worker that are handed out before the first one's results 
 # ---------------------------------------------------------------- many cores, many machines
 
 
+def workers(text: str) -> int | str:
+    """--jobs: how many processes, or the address of a Dask scheduler. ValueError for anything else."""
+    if not re.fullmatch(r"[1-9]\d*|\w+://\S+", text):
+        raise ValueError(text)
+    return int(text) if text.isdecimal() else text
+
+
 def in_parallel(function: Callable, jobs: Iterable, total: int, workers: int | str, what: str) -> Iterator:
     """Results in the order of the jobs, with a progress bar. Jobs are drawn as they are needed: a million do not pile up.
 

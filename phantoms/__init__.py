@@ -18,6 +18,7 @@ import numpy as np
 
 from files.case import Case
 from files.index import write_index
+from files.npz import write_training_case
 from phantoms import flat, volume
 from phantoms.packaged import annotated_images
 from phantoms.volume import ball, field, mix, soft
@@ -88,6 +89,13 @@ def real_cases() -> list[Case]:
 def demo_cases(seed: int = 0) -> list[Case]:
     """The whole demo: the real images, then one synthetic case of each modality."""
     return real_cases() + [synthetic_case(modality, seed) for modality in RECIPES]
+
+
+def write_tiny_cases(folder: Path) -> Path:
+    """Three tiny images and three tiny volumes as training files, for step 1's --smoke. Returns the folder."""
+    for seed, dims in ((seed, dims) for seed in range(3) for dims in (2, 3)):
+        write_training_case(folder, tiny_case(seed, dims))
+    return folder
 
 
 def tiny_cache(folder: Path) -> Path:

@@ -413,8 +413,8 @@ def test_arguments_that_do_not_fit_are_told(folder, capsys):
         ([], "one of the arguments -i/--input --smoke is required"),
         (["--masks", "a"], "one of the arguments -i/--input --smoke is required"),
         (["-i", "a", "--val-share", "0"], "--val-share"),
-        (["-i", "a", "--jobs", "0"], "--jobs 0: give a number of processes"),
-        (["-i", "a", "--jobs", "localhost"], "--jobs localhost: give a number of processes"),
+        (["-i", "a", "--jobs", "0"], "argument --jobs: invalid workers value: '0'"),
+        (["-i", "a", "--jobs", "localhost"], "argument --jobs: invalid workers value: 'localhost'"),
     ):
         with pytest.raises(SystemExit):
             preprocess.main(args)
