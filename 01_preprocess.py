@@ -1,15 +1,16 @@
 """Step 1 of 5, preprocess. Reads images with masks, writes the cache that step 2 trains on. [P 2.1]
 
-    python 01_preprocess.py -i data/train --val data/val              folders of challenge cases (.npz with imgs, gts)
-    python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital     two folders, or a COCO file
-    python 01_preprocess.py -i FOLDER --read dataset=btcv             a public data set, see files/sources.py
-    python 01_preprocess.py -i data/train --jobs tcp://HOST:8786      on many machines, see docs/cache.md
-    python 01_preprocess.py --smoke                                   tiny synthetic cases, 5 s
+    python 01_preprocess.py -i data/train --val data/val      folders of challenge cases
+    python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital
+    python 01_preprocess.py -i FOLDER --read dataset=btcv     a public data set (files/sources.py)
+    python 01_preprocess.py -i data/train --jobs tcp://HOST:8786    many machines (docs/cache.md)
+    python 01_preprocess.py --smoke                           tiny synthetic cases, 5 s
 
-Each image, and each slice of a volume, becomes 256 x 256 pixels: the image a PNG, its masks run lengths in a PKL. 1 % of
-the images are kept for validation. Writes cache/imgs, cache/masks, cache/index.csv, and the validation cases at their
-original size, cache/cases: the input of steps 4 and 5. Run it again after an interruption, or with another folder for
-the same cache: what is done stays, and so does the split.
+Each image, and each slice of a volume, becomes 256 x 256 pixels: the image a PNG, its masks run
+lengths in a PKL. 1 % of the images are kept for validation. Writes cache/imgs, cache/masks,
+cache/index.csv, and the validation cases at their original size, cache/cases: the input of steps 4
+and 5. Run it again after an interruption, or with another folder for the same cache: what is done
+stays, and so does the split.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> CachedCase:
     """Write the images and masks of one case, a picture or the slices of a volume. [P 2.1]
 
-    folder : the cache.   source : name of the case's file.   stamp : tells that file from a changed one.
+    folder : the cache.   source : name of the case's file.   stamp : tells a changed file.
     Runs on any core or machine: a case needs nothing of another one.
     """
     assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16
@@ -70,8 +71,9 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
             empty += 1
             continue
 
-        # One size for all: the long side becomes 256 pixels. An image's pixels are averaged. A label map takes the nearest
-        # pixel's label, so that no label is invented; an object smaller than a pixel of the grid may be lost.
+        # One size for all: the long side becomes 256 pixels. An image's pixels are averaged. A label
+        # map takes the nearest pixel's label, so that no label is invented. An object smaller than a
+        # pixel of the grid may be lost.
         if image.ndim == 3 and is_gray(image):
             image = image[..., 0]
         image, labels = resize_to_grid(image), resize_labels_to_grid(labels)  # (h, w), the longer of the two 256
@@ -80,17 +82,18 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
         if kept == 0:
             continue
 
-        # Zeros at the right and at the bottom make it a square; no anatomy is stretched. [P 2.1] pads first and then
-        # resizes: equal but for rounding.
+        # Zeros at the right and at the bottom make it a square, so that no anatomy is stretched.
+        # [P 2.1] pads first and then resizes: equal but for rounding.
         image, labels = pad_to_square(image, GRID), pad_to_square(labels, GRID)  # (256, 256)
 
-        # The image is stored as PNG, which loses nothing. Of the labels, row by row, only the runs of an object's pixels
-        # are stored, each as (start, length, label): 0 0 5 5 5 0 7 becomes (2, 3, 5), (6, 1, 7). They go into a pickle, PKL,
-        # of some hundred bytes in place of 131,072.
+        # The image is stored as PNG, which loses nothing. Of the labels, row by row, only the runs of
+        # an object's pixels are stored, each as (start, length, label): 0 0 5 5 5 0 7 becomes
+        # (2, 3, 5), (6, 1, 7). They go into a pickle, PKL: some thousand bytes in place of 131,072.
         size += save_image(image_path(folder, name), image)
         size += save_mask(mask_path(folder, name), encode_runs(labels), labels.shape)
 
-        # Its row of the index: the modality and sub-modality that step 2 draws by, the patient that the split goes by.
+        # Its row of the index has the modality and sub-modality that step 2 draws by, and the
+        # patient that the split goes by.
         entries.append(entry_of(case, name, source, case.labels[z].shape, kept))
     return CachedCase(case.name, stamp, entries, len(objects), empty, lost, bytes=size)
 
@@ -102,12 +105,13 @@ def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
     listed, bad = list_sources(args.input, args.masks, args.val, read_options(args.read))
     sources = [source for source in listed if source.name not in excluded]
 
-    # Each case to PNG and PKL: `cache_case`, on all cores or on many machines, for the cases that are not done yet
+    # Each case that is not done yet to PNG and PKL: `cache_case`, on all cores or many machines
     start_cache(args.out, args.input, args.masks, args.val)
     done, known = journal.cache_sources(args.out, sources, args.jobs, cache_case, load_entry)
 
-    # The split: of each modality 1 % of the images go to validation, 99 % to training [P 3.2]. Whole patients are drawn,
-    # because to know a slice's neighbour is nearly to know the slice. What has been drawn once stays where it is.
+    # The split: of each modality 1 % of the images go to validation, 99 % to training [P 3.2]. Whole
+    # patients are drawn, because to know a slice's neighbour is nearly to know the slice. What has
+    # been drawn once stays where it is.
     entries = journal.merged_entries(args.out, done, known, excluded)
     entries = split_entries(entries, args.val_share, args.seed)
     write_index(args.out, entries)

@@ -113,10 +113,10 @@ def load_mask(path: Path, shape: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
 
 
 class _MaskUnpickler(pickle.Unpickler):
-    """A pickle is a program: it names functions and calls them. This reader refuses names, so nothing can run.
+    """A pickle is a program: it names functions and calls them. Here names are refused: nothing can run.
 
-    The released layout needs two, because its numbers are NumPy's: scalar(dtype, bytes). Both get a stand-in that makes
-    whole numbers and nothing else, so that NumPy never sees the file.
+    The released layout needs two, because its numbers are NumPy's: scalar(dtype, bytes). Both get a
+    stand-in that makes whole numbers and nothing else, so that NumPy never sees the file.
     """
 
     def find_class(self, module: str, name: str):

@@ -1,7 +1,8 @@
 """How step 1 works through many cases: on many cores or machines, stopped and resumed at any moment.
 
-cache/done.jsonl, the journal, has a line for each finished case, written when its files are on the disk. A later run
-reads the journal, and does again only what is not in it, or what has changed since. One process writes it.
+cache/done.jsonl, the journal, has a line for each finished case, written when its files are on the
+disk. A later run reads the journal, and does again only what is not in it, or what has changed
+since. One process writes it.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def workers(text: str) -> int | str:
 
 
 def in_parallel(function: Callable, jobs: Iterable, total: int, workers: int | str, what: str) -> Iterator:
-    """Results in the order of the jobs, with a progress bar. Jobs are drawn as they are needed: a million do not pile up.
+    """Results in the order of the jobs, with a progress bar.
 
+    Jobs are drawn as they are needed: a million do not pile up.
     workers : how many processes, or the address of a Dask scheduler.
     """
     if workers == 1 or total < 2:
@@ -74,9 +76,10 @@ def all_of(function: Callable, jobs: list, folder: str) -> list:
 
 @contextmanager
 def executor_of(workers: int | str, total: int) -> Iterator[tuple[Executor, int]]:
-    """Processes of this machine, or those of a Dask scheduler, which has the same interface. -> (executor, processes)
+    """Processes of this machine, or those of a Dask scheduler: one interface. -> (executor, processes)
 
-    If a Dask worker ends, the scheduler gives its jobs to another one: a job that is done twice writes the same bytes.
+    If a Dask worker ends, the scheduler gives its jobs to another one. A job that is done twice
+    writes the same bytes.
     """
     if isinstance(workers, int):
         count = min(workers, total, 61) if os.name == "nt" else min(workers, total)  # Windows waits for 61 at most
@@ -105,10 +108,10 @@ def executor_of(workers: int | str, total: int) -> Iterator[tuple[Executor, int]
 
 
 def start_worker() -> None:
-    """In a new process: see to it that it ends when the main process is killed, for it would wait for ever.
+    """In a new process: see to it that it ends when the main process is killed; else it waits for ever.
 
-    And let the C library keep the memory that an image has used for the next image. It keeps blocks smaller than the
-    largest block freed so far. To get them anew from the system took a tenth of the time.
+    And let the C library keep an image's memory for the next image. It keeps blocks smaller than
+    the largest block freed so far. To get them anew from the system took a tenth of the time.
     """
     bytearray(30 << 20)
 
@@ -132,9 +135,10 @@ def slice_names(case: Case) -> list[tuple[str, object]]:
 def cache_sources(
     folder: Path, sources: list[Source], workers: int | str, cache_case: Callable, load_entry: Callable
 ) -> tuple[list[Source], dict[str, CachedCase]]:
-    """Cache every source that is not done and whole. -> (the sources that are done, the journal). Bad ones are told.
+    """Cache every source that is not done and whole. -> (the sources that are done, the journal)
 
-    cache_case(folder, case, source, stamp) writes a case's files.   load_entry(folder, entry) reads an image's back.
+    cache_case(folder, case, source, stamp) writes a case's files.   load_entry(folder, entry) reads
+    an image's back.   A line on stderr says why a source is left out.
     """
     remove_leftovers(folder)
     known, finished = read_journal(folder), []
@@ -156,7 +160,7 @@ def cache_sources(
 def cache_source(
     folder: Path, cache_case: Callable, load_entry: Callable, job: tuple[Source, CachedCase | None, set[str]]
 ) -> tuple[str, str]:
-    """In a worker: cache one source, unless it is done and whole. -> (its new line of the journal, what is wrong with it)
+    """In a worker: cache one source, unless it is done and whole. -> (its journal line, what is wrong)
 
     The line is made here, because one main process has many workers.
     """
@@ -199,7 +203,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def read_journal(folder: Path) -> dict[str, CachedCase]:
-    """The finished cases by name. If a case has two lines, the later one is used; a line that was cut short is none."""
+    """The finished cases by name. Of a case's two lines the later is used; one that was cut short is none."""
     done = {}
     if not (folder / JOURNAL).exists():
         return done
@@ -228,8 +232,9 @@ def journal_line(cached: CachedCase) -> str:
 def names_of_others(names: set[str], known: dict[str, CachedCase]) -> dict[str, set[str]]:
     """{case: names of images that it must not write, because another case has them}.
 
-    names : cases of this run.   known : the journal.   A volume CT_a and a picture CT_a-003 collide, because the volume's
-    slice 3 is called so too. The picture has the name, unless the journal gives it to the volume.
+    names : cases of this run.   known : the journal.   A volume CT_a and a picture CT_a-003 collide,
+    because the volume's slice 3 is called so too. The picture has the name, unless the journal gives
+    it to the volume.
     """
     taken = defaultdict(set)
     for name in names | known.keys():
@@ -247,10 +252,10 @@ def names_of_others(names: set[str], known: dict[str, CachedCase]) -> dict[str, 
 def merged_entries(
     folder: Path, done: list[Source], known: dict[str, CachedCase], excluded: set[str]
 ) -> list[CacheEntry]:
-    """The rows of the index after a run: those of this run's cases, and those that the index had. Sorted by name.
+    """The rows of the index after a run: this run's, and those that the index had. Sorted by name.
 
-    done : cases of this run.   known : the journal.   A row keeps the split that it had in the index; without one it has
-    that of its source, and "" is still to be drawn. InputError if there is no row.
+    done : cases of this run.   known : the journal.   A row keeps the split that it had in the index.
+    A new row has that of its source; "" is still to be drawn. InputError if there is no row.
     """
     splits = {row.name: row.split for row in read_index(folder)} if (folder / "index.csv").exists() else {}
     given = {source.name: source.split for source in done}
@@ -268,9 +273,10 @@ def merged_entries(
 def tell_summary(
     folder: Path, done: list[Source], known: dict[str, CachedCase], entries: list[CacheEntry], thin: int, excluded: int
 ) -> None:
-    """Print what a run of step 1 read, what the cache holds, what was left out and why; warn of patients on both sides.
+    """Print what a run read, what the cache holds, what was left out; warn of patients on both sides.
 
-    done : cases of this run.   known : the journal.   thin : objects left out of validation cases.   excluded : files.
+    done : cases of this run.   known : the journal.   thin : objects left out of validation cases.
+    excluded : files left out.
     """
     sides = defaultdict(set)
     for entry in entries:

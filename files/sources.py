@@ -73,10 +73,10 @@ def options_of(read: dict[str, str]) -> Options:
 
 
 def list_sources(folder: Path, masks: Path | None, val: Path | None, read: dict[str, str]) -> tuple[list[Source], int]:
-    """The cases of step 1, sorted by name; and how many files cannot be used, each of which is told.
+    """The cases of step 1, sorted by name; and how many files cannot be used (stderr says why).
 
-    masks : a folder of masks with the names of the images, or a COCO file.   val : a folder of challenge cases.
-    read : what --read says.   A case that is in both folders is for validation.
+    masks : a folder of masks with the names of the images, or a COCO file.   val : a folder of
+    challenge cases. A case that is in both is for validation.   read : what --read says.
     """
     options, dataset, problems = options_of(read), read.get("dataset"), []
     prefix = f"{read['modality']}_" if "modality" in read else ""
