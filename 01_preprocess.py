@@ -18,14 +18,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import zlib
+from collections import defaultdict
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from data import encode_runs, image_path, load_entry, mask_path, save_mask, split_entries
+from data import encode_runs, image_path, load_entry, mask_path, save_mask
 from enhance import is_gray
-from files import InputError, journal, usable_cores
+from files import InputError, journal, person_of, usable_cores
 from files.case import Case
 from files.formats import read_options
 from files.index import CachedCase, CacheEntry, entry_of, start_cache, write_index
@@ -98,6 +101,42 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
     return CachedCase(case.name, stamp, entries, len(objects), empty, lost, bytes=size)
 
 
+def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[CacheEntry]:
+    """Fill in the split of the rows that have none: 1 % of each modality for validation. [P 3.2]
+
+    Whole patients are drawn, because to know a slice's neighbour is nearly to know the slice. A row
+    that has a split keeps it (with --val all have one), and a new image follows its patient. The
+    order of the rows does not matter.
+    """
+    groups = defaultdict(lambda: defaultdict(list))  # modality -> patient -> rows
+    for entry in entries:
+        groups[entry.modality][entry.patient].append(entry)
+    sizes = {modality: sum(map(len, patients.values())) for modality, patients in groups.items()}
+
+    # A person scanned in two modalities is on one side with both. Who holds more than half of a
+    # modality is needed in training.
+    sides = {person_of(entry.patient): entry.split for entry in entries if entry.split}
+    needed = {person_of(p) for m, patients in groups.items() for p in patients if 2 * len(patients[p]) > sizes[m]}
+    chosen = {}
+    for modality, patients in sorted(groups.items()):
+        splits = {key: sides.get(person_of(key), "") for key in patients}
+        splits |= {key: e.split for key, group in patients.items() for e in group if e.split}
+
+        # Patients are drawn until the share is reached, at least one; an only patient is for training.
+        held = sum(len(patients[key]) for key, split in splits.items() if split == "val")
+        free = sorted(key for key, split in splits.items() if not split and person_of(key) not in needed)
+        rng = np.random.default_rng((seed, zlib.crc32(modality.encode())))
+        for i in rng.permutation(len(free)):
+            if held >= max(1, round(val_share * sizes[modality])):
+                break
+            if held + len(patients[free[i]]) < sizes[modality]:
+                splits[free[i]] = "val"
+                held += len(patients[free[i]])
+        chosen |= {(modality, key): split or "train" for key, split in splits.items()}
+        sides |= {person_of(key): split or "train" for key, split in splits.items()}
+    return [entry if entry.split else replace(entry, split=chosen[entry.modality, entry.patient]) for entry in entries]
+
+
 def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
     """-> (rows of the index, files that were read, files that were left out)"""
     # Which cases: images with their masks, sorted by name
@@ -109,9 +148,7 @@ def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
     start_cache(args.out, args.input, args.masks, args.val)
     done, known = journal.cache_sources(args.out, sources, args.jobs, cache_case, load_entry)
 
-    # The split: of each modality 1 % of the images go to validation, 99 % to training [P 3.2]. Whole
-    # patients are drawn, because to know a slice's neighbour is nearly to know the slice. What has
-    # been drawn once stays where it is.
+    # The index, a row an image, and the split: 99 % for training [P 3.2]
     entries = journal.merged_entries(args.out, done, known, excluded)
     entries = split_entries(entries, args.val_share, args.seed)
     write_index(args.out, entries)

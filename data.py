@@ -6,7 +6,7 @@
     cache/version.json     format of all this; another one is refused
 
 A volume becomes one image for each slice that holds an object, NAME-zzz. Read top to bottom: run-length masks -> the
-PKL file -> an entry's files -> the split -> what an epoch draws -> what one item of a batch is.
+PKL file -> the cache's entries -> what an epoch draws -> what one item of a batch is.
 No PyTorch. Frame: the 256 grid; boxes x0 y0 x1 y1, pixels, inclusive.
 """
 
@@ -14,15 +14,13 @@ from __future__ import annotations
 
 import io
 import pickle
-import zlib
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from enhance import grid_input
-from files import MAX_LABEL, VOLUME_MODALITIES, InputError, person_of
+from files import MAX_LABEL, VOLUME_MODALITIES, InputError
 from files.index import SPLITS, CacheEntry, read_index
 from files.pictures import read_image
 from files.writing import save_bytes
@@ -143,7 +141,7 @@ class _WholeNumber:
         return int.from_bytes(content, self.order, signed=self.signed)
 
 
-# ---------------------------------------------------------------- an entry's files
+# ---------------------------------------------------------------- the cache
 
 
 def image_path(folder: Path, name: str) -> Path:
@@ -165,9 +163,6 @@ def load_entry(folder: Path, entry: CacheEntry) -> tuple[np.ndarray, np.ndarray]
     return image, load_mask(mask_path(folder, entry.name))
 
 
-# ---------------------------------------------------------------- the split
-
-
 def read_split(folder: Path) -> tuple[list[CacheEntry], list[CacheEntry]]:
     """The training and the validation entries of a cache. InputError if there are none of either."""
     entries = read_index(folder)
@@ -175,36 +170,6 @@ def read_split(folder: Path) -> tuple[list[CacheEntry], list[CacheEntry]]:
     if not training or not validation:
         raise InputError(f"{folder}: {len(training)} training and {len(validation)} validation images; both are needed")
     return training, validation
-
-
-def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[CacheEntry]:
-    """Fill in the split of the entries that have none: 1 % of each modality to validation, by patient. [P 3.2]
-
-    An entry that has a split keeps it (with --val all have one), and a new image follows its patient. Then whole patients are
-    drawn until the share is reached, at least one. Who holds more than half of a modality stays in training, and so does an
-    only patient. A patient of two modalities is on one side with both. The order of the entries does not matter.
-    """
-    groups: dict[str, dict[str, list[CacheEntry]]] = defaultdict(lambda: defaultdict(list))
-    for entry in entries:
-        groups[entry.modality][entry.patient].append(entry)
-    chosen, sides = {}, {person_of(entry.patient): entry.split for entry in entries if entry.split}
-    sizes = {modality: sum(map(len, patients.values())) for modality, patients in groups.items()}
-    needed = {person_of(p) for m, patients in groups.items() for p in patients if 2 * len(patients[p]) > sizes[m]}
-    for modality, patients in sorted(groups.items()):
-        splits = {key: sides.get(person_of(key), "") for key in patients}
-        splits |= {key: e.split for key, group in patients.items() for e in group if e.split}
-        held = sum(len(patients[key]) for key, split in splits.items() if split == "val")
-        free = sorted(key for key, split in splits.items() if not split and person_of(key) not in needed)
-        rng = np.random.default_rng((seed, zlib.crc32(modality.encode())))
-        for i in rng.permutation(len(free)):
-            if held >= max(1, round(val_share * sizes[modality])):
-                break
-            if held + len(patients[free[i]]) < sizes[modality]:
-                splits[free[i]] = "val"
-                held += len(patients[free[i]])
-        chosen |= {(modality, key): split or "train" for key, split in splits.items()}
-        sides |= {person_of(key): split or "train" for key, split in splits.items()}
-    return [entry if entry.split else replace(entry, split=chosen[entry.modality, entry.patient]) for entry in entries]
 
 
 # ---------------------------------------------------------------- what training draws

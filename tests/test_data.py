@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import decode_runs, encode_runs, image_path, load_entry, load_mask, mask_path, save_mask, split_entries
+from data import decode_runs, encode_runs, image_path, load_entry, load_mask, mask_path, save_mask
 from files import InputError
 from files.case import Case
 from files.index import CachedCase, CacheEntry, fingerprint, read_index, write_index
@@ -19,7 +19,8 @@ from files.journal import journal_line, read_journal
 from grid import grid_size
 from phantoms import tiny_case
 
-cache_case = importlib.import_module("01_preprocess").cache_case  # `import 01_preprocess` is a syntax error
+preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
+cache_case, split_entries = preprocess.cache_case, preprocess.split_entries
 GOLDEN = Path(__file__).parent / "golden"
 RELEASED = GOLDEN / "released_rle_mask.pkl"
 
