@@ -42,36 +42,35 @@ from files.writing import progress, save_image, tell
 from presets import preset_options
 from volumes import Found, segment_volume
 
-# Where the seconds of a case go, besides reading and writing [P Table 5]. enhance: the three channels;
-# encode: once an image or slice; decode: once a box; upsample: masks at the image's own size.
-STAGES = ("enhance", "encode", "decode", "upsample")
-
 
 def find_masks(segmenter: segment.Segmenter, case: Case) -> Found:
     """The masks of a case's boxes: one embedding, and from it a mask for each box. [P 2.2]"""
     if case.is_3d:
-        # A volume goes slice by slice, from the middle of each 3D box outwards, and a slice's box comes
-        # from the object's mask on the slice before. A slice is encoded once for all objects in it.
+        # A volume goes slice by slice, from the middle slice of each 3D box outwards both ways. The middle
+        # is asked with the box itself, every other slice with a box made of the object's mask on the slice
+        # before. A slice is encoded once for all objects in it.
         return segment_volume(segmenter, case, lambda slices: progress(slices, case.name, unit="slice", leave=False))
 
-    # The heavy part, once: no box goes in
+    # The heavy part, once, without any box: to the 256 grid, three channels, image encoder
     embedding = segmenter.embed(case.image)  # (1, 256, 64, 64)
 
-    # The light part, once a box: its mask in pixels of the image, and the IoU that the network predicts for
-    # it. Where two masks overlap, the canvas gives the pixel to the higher logit (another preset: to the later box)
+    # The light part, once a box: prompt encoder and mask decoder give logits, here upsampled to pixels of
+    # the image, and the IoU that the network expects of its mask. Where two masks overlap, the canvas
+    # gives the pixel to the higher logit (D5), or, as the released code does, to the later box
     canvas = segmenter.new_canvas(np.zeros(case.grid_shape, np.uint16), len(case.boxes))
     predicted_iou, own_pixels = [], []
     for label, (mask, iou) in enumerate(segmenter.decode_boxes(embedding, case.boxes, case.grid_shape), start=1):
         with segmenter.stage("upsample"):
             canvas.paint(label, mask)
         predicted_iou.append(iou)
-        own_pixels.append(np.count_nonzero(mask.values > 0))  # those that another object covers, too
+        # Pixels of the mask, also those that another object covers
+        own_pixels.append(np.count_nonzero(mask.values > 0))
     return Found(canvas.labels, np.array(predicted_iou), np.array(own_pixels))
 
 
 def run(args: argparse.Namespace) -> list[dict]:
     """Segment every case, write its label map, and note what took how long. -> rows of efficiency.csv"""
-    segmenter, rows, objects = None, [], []
+    segmenter, rows, objects, names = None, [], [], []
     files, cases = results.cases_to_do(args.input, args.output, args.box, args.boxes_from_masks, window_of(args.read))
     for path, case, read_s in cases:
         # The model is loaded for the first good case, and outside of every case's time
@@ -85,9 +84,17 @@ def run(args: argparse.Namespace) -> list[dict]:
         names = results.save_label_map(args.output, case, labels, path, PALETTE)
         written = time.perf_counter()
 
-        # Running time of this case alone, from file to file, as the challenge's clock runs [P 4.3]
-        seconds = {f"{stage}_s": segmenter.seconds[stage] - before.get(stage, 0.0) for stage in STAGES}
-        seconds = {"read_s": read_s, **seconds, "write_s": written - segmented, "total_s": read_s + written - start}
+        # Running time of this case alone, from file to file, as the challenge's clock runs [P 4.3, Table 5]
+        spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in segmenter.seconds.items()}
+        seconds = {
+            "read_s": read_s,
+            "enhance_s": spent["enhance"],  # 256 grid, three channels
+            "encode_s": spent["encode"],  # once an image or slice
+            "decode_s": spent["decode"],  # once a box
+            "upsample_s": spent["upsample"],  # masks at the image's size
+            "write_s": written - segmented,
+            "total_s": read_s + written - start,
+        }
         rows.append(results.efficiency_row(case, seconds))
         objects += results.object_rows(case, labels, numbers, iou, own, segmented - start)
 
@@ -97,12 +104,12 @@ def run(args: argparse.Namespace) -> list[dict]:
             save_image(args.output / names[-1], overlay(*flat_view(case.image, labels, case.boxes), numbers=True))
     if rows:
         results.save_tables(args.output, rows, objects, vars(args) | {"preset_fields": vars(segmenter.preset)})
-    print(results.last_line(args.input, args.output, files, rows, objects, names if rows else [], args.smoke))
+    print(results.last_line(args.input, args.output, files, rows, objects, names, args.smoke))
     return rows
 
 
 def load_model(args: argparse.Namespace) -> segment.Segmenter:
-    """The network with its weights, a reading of the paper (presets.py), and what runs it."""
+    # A preset is a reading of the paper (presets.py); torch-int8 is the paper's quantized model [P 2.3]
     preset, force, settings = preset_options(args.preset)
     engine, options = segment.engine_options(args.engine)
     segmenter = segment.load(args.model, None, preset, engine, force, settings, **options)
