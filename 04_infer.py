@@ -1,4 +1,15 @@
-"""Step 4 of 5, infer. Reads images and boxes, writes label maps, overlays, a table of objects and running times.
+"""Step 4 of 5, infer: boxes to masks, and the seconds that it takes. [P 2.2, 4.3]
+
+The image encoder does nine tenths of the network's work, and it sees no box. So an image is encoded
+once, and each of its boxes then costs one pass of the light mask decoder [P 2.2]:
+
+    image (H, W) -> 256 grid, three channels -> image encoder -> embedding (1, 256, 64, 64), kept
+    box (4,) -> 256 grid -> prompt encoder, and with the embedding the mask decoder
+             -> logits (256, 256) and a predicted IoU -> upsampled to (H, W), a mask where above 0
+             -> painted onto the label map: box i becomes label i + 1
+
+The paper measures running time on a CPU, file by file, and speeds the network up by dynamic int8
+[P 2.3, 4.3]: `--engine torch-int8`. Where the seconds of each case went stands in efficiency.csv.
 
     python 04_infer.py -i examples -o out                   a folder of images with boxes.csv
     python 04_infer.py -i demo/cache/cases/imgs -o segs     a folder of challenge cases (.npz)
@@ -6,9 +17,7 @@
     python 04_infer.py -i examples/retina.jpg -o out --draw            a window to draw the boxes in
     python 04_infer.py --smoke                              two tiny synthetic cases, 10 s
 
-Writes of each case what files/results.py says: NAME.npz (`segs`, the input's shape, box i painted as i + 1), and where the input
-was no .npz, NAME.nii.gz or NAME_mask.png; objects.csv, a row an object; efficiency.csv; of one image NAME_overlay.png, of a folder
-with --overlay overlays/NAME.png. Formats: docs/formats.md. The command line is the challenge's: 04_infer.py -i INPUTS -o OUTPUTS.
+What it reads, and every file that it writes: docs/formats.md.
 """
 
 from __future__ import annotations
@@ -16,223 +25,131 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 # NumPy's own threads would take cores from the network's, and wait on them
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
-import fast
 import segment
 from figures import PALETTE, flat_view, overlay
 from files import InputError, results
-from files.case import Case, check_boxes
-from files.formats import ending_of, list_cases, name_of, read_case
-from files.writing import csv_text, progress, save_image, save_json, save_text, tell
-from grid import boxes_from_labels, drawn_boxes
-from presets import PRESETS
-from segment import MODELS, Segmenter
-from volumes import segment_objects
+from files.case import Case
+from files.formats import window_of
+from files.writing import progress, save_image, tell
+from presets import preset_options
+from volumes import Found, segment_volume
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    p.add_argument("-i", "--input", type=Path, help="a folder of cases, a file, a DICOM folder (docs/formats.md)")
-    p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="folder for the results, made if missing")
-    p.add_argument(
-        "--box", type=float, nargs="+", action="append", metavar="N",
-        help="box of one image: X0 Y0 X1 Y1, pixels, x to the right, y down; in 3D X0 Y0 Z0 X1 Y1 Z1; repeat for more objects",
-    )  # fmt: skip
-    p.add_argument(
-        "--model", choices=MODELS, default=segment.default_model(),
-        help="proposed is the paper's, the default where its checkpoint is in checkpoints/; baseline is LiteMedSAM",
-    )  # fmt: skip
-    p.add_argument("--weights", type=Path, help="checkpoint, or folder NAME.static (default: the model's own)")
-    p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
-    p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
-    p.add_argument("--force", action="store_true", help="use another preset than the checkpoint was trained with")
-    p.add_argument(
-        "--engine", choices=(*segment.ENGINES, *fast.ENGINES), default="torch",
-        help="what runs the network: torch is model.py as written, torch-int8 its linear layers in int8; the others give "
-        "its results sooner (fast/); openvino ones need: pip install -r requirements-fast.txt",
-    )  # fmt: skip
-    p.add_argument(
-        "--precision", choices=fast.PRECISIONS,
-        help="of the openvino engines: auto is bf16 where the processor has it, else f32 (default: auto)",
-    )  # fmt: skip
-    p.add_argument("--engine-cache", type=Path, metavar="DIR", help="OpenVINO's graphs (default: the user's cache)")
-    p.add_argument("--boxes-from-masks", action="store_true", help="take exact boxes of the labels; keep their numbers")
-    p.add_argument(
-        "--looseness", type=float, default=0.0, metavar="SHARE",
-        help="with --boxes-from-masks: move each side outward by 0.5 to 1.5 times this share of the object, as people do",
-    )  # fmt: skip
-    p.add_argument(
-        "--window", metavar="NAME|W/L",
-        help="intensities to show, for more than 8 bits: soft, lung, brain, bone, percentile, or width/level such as 400/40 "
-        "(default: the file's own; else soft for CT and percentile for the rest)",
-    )  # fmt: skip
-    p.add_argument("--overlay", action="store_true", help="also write a picture of each case with masks and boxes")
-    p.add_argument("--draw", action="store_true", help="open a window to draw the boxes of one image or volume in")
-    p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
-    args = p.parse_args(argv)
-    if args.input is None and not args.smoke:
-        p.error("name the input: -i FOLDER, or -i IMAGE --box X0 Y0 X1 Y1, or --smoke")
-    try:
-        if args.window:
-            from files.intensity import parse_window
+def find_masks(segmenter: segment.Segmenter, case: Case) -> Found:
+    """The masks of a case's boxes: one embedding, and from it a mask for each box. [P 2.2]"""
+    if case.is_3d:
+        # A volume goes slice by slice, from the middle slice of each 3D box outwards both ways. The middle
+        # is asked with the box itself, every other slice with a box made of the object's mask on the slice
+        # before. A slice is encoded once for all objects in it.
+        return segment_volume(segmenter, case, lambda slices: progress(slices, case.name, unit="slice", leave=False))
 
-            args.window = parse_window(args.window)
-    except ValueError as error:
-        p.error(f"--window: {error}")
-    if {len(box) for box in args.box or ()} not in (set(), {4}, {6}):
-        p.error("--box takes 4 numbers, X0 Y0 X1 Y1, or in a volume 6, X0 Y0 Z0 X1 Y1 Z1; all of one kind")
-    if args.box and (args.boxes_from_masks or args.draw):
-        p.error("--box, --boxes-from-masks and --draw are three ways to say the boxes; give one of them")
-    if args.precision and not args.engine.startswith("openvino"):
-        p.error("--precision is for the openvino engines; the others have their own")
-    if args.looseness < 0 or (args.looseness and not args.boxes_from_masks):
-        p.error("--looseness is 0 or more, and loosens the boxes of --boxes-from-masks")
-    return args
+    # The heavy part, once, without any box: to the 256 grid, three channels, image encoder
+    embedding = segmenter.embed(case.image)  # (1, 256, 64, 64)
 
-
-def read_boxed(path: Path, args: argparse.Namespace) -> Case:
-    """A case with its boxes: of the command line, of its file, of boxes.csv, or of its masks. InputError if there are none."""
-    case = read_case(path, args.boxes_from_masks, args.window, labels=False)
-    if args.box:
-        case = replace(case, boxes=check_boxes(np.array(args.box), case.grid_shape, path), label_names=None)
-    if case.boxes is None:
-        raise InputError(
-            f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, draw them with --draw, put a "
-            "boxes.csv beside it, or take them from masks with --boxes-from-masks"
-        )
-    if args.looseness:
-        case = replace(case, boxes=drawn_boxes(case.name, case.boxes, args.looseness, case.grid_shape))
-    return case
-
-
-def infer_case(segmenter: Segmenter, case: Case, path: Path, read_s: float, args: argparse.Namespace) -> results.Done:
-    """Segment one case and write its files. Times are in seconds."""
-    start, before = time.perf_counter(), dict(segmenter.seconds)
-    found = segment_objects(segmenter, case, partial(progress, what=case.name, unit="slice", leave=False))
-    numbers = np.arange(1, len(found.iou) + 1)
-    if args.boxes_from_masks:  # box i is the i-th label that occurs, which need not be label i + 1
-        numbers = boxes_from_labels(case.labels)[0]
-        found = found._replace(labels=np.append(0, numbers).astype(np.uint16)[found.labels])
-    segmented = time.perf_counter()
-    names = results.save_label_map(args.output, case, found.labels, path, PALETTE)
-    written = time.perf_counter()
-    if args.overlay or path == args.input:  # not part of the running time: the challenge writes none
-        names.append(f"{case.name}_overlay.png" if path == args.input else f"overlays/{case.name}.png")
-        save_image(args.output / names[-1], overlay(*flat_view(case.image, found.labels, case.boxes), numbers=True))
-    objects = results.object_rows(case, found.labels, numbers, found.iou, found.own, segmented - start)
-    spent = {stage: segmenter.seconds[stage] - before.get(stage, 0.0) for stage in results.STAGES}
-    row = results.efficiency_row(case, spent, read_s, written - segmented, read_s + written - start)
-    return results.Done(row, objects, names)
-
-
-def infer_cases(files: list[Path], args: argparse.Namespace) -> tuple[list[results.Done], Segmenter | None]:
-    """Every file. A bad one is told and left out; the others are done. The model is loaded for the first good one."""
-    done, segmenter = [], None
-    for path in progress(files, "cases", unit="case"):
-        start = time.perf_counter()
-        try:
-            case = read_boxed(path, args)
-        except InputError as error:
-            if path == args.input:
-                raise
-            for ending in results.RESULT_ENDINGS:  # an earlier run's result would be taken for this one's
-                (args.output / f"{name_of(path)}{ending}").unlink(missing_ok=True)
-            tell(f"04_infer.py: left out: {error}", error=True)
-            continue
-        read_s = time.perf_counter() - start
-        if segmenter is None:
-            segmenter = load_segmenter(args)
-            tell(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {args.engine}")
-        done.append(infer_case(segmenter, case, path, read_s, args))
-        if told := results.objects_told(done[-1].objects):
-            tell(f"04_infer.py: {told}", error=True)
-    return done, segmenter
-
-
-def infer_drawn(args: argparse.Namespace) -> list[dict]:
-    """--draw: one case in a window, written whenever the window says save."""
-    from views.saving import draw_and_save  # only here: it brings matplotlib
-
-    files = files_to_do(args)
-    if len(files) > 1:
-        raise InputError(f"{args.input}: --draw takes one image or volume; {len(files)} are here: name one")
-    case = read_case(files[0], window=args.window, labels=False)
-    segmenter = load_segmenter(args)
-    objects = draw_and_save(segmenter, case, files[0], args.output)
-    if objects:
-        save_json(args.output / "arguments.json", vars(args) | {"preset_fields": vars(segmenter.preset)})
-    return [{"case": case.name, "objects": len(objects)}] if objects else []
-
-
-def load_segmenter(args: argparse.Namespace) -> Segmenter:
-    """The model by the engine that the flags name."""
-    named = (args.model, args.weights, args.preset, args.engine, args.force, args.set)
-    if args.engine in segment.ENGINES:
-        return segment.load(*named)
-    from fast import engines  # only here: whoever runs model.py as written need not load it
-
-    return engines.load(*named, cache=args.engine_cache, precision=args.precision or "auto")
-
-
-def files_to_do(args: argparse.Namespace) -> list[Path]:
-    """The cases to segment. InputError if input and flags do not go together."""
-    alone = ending_of(args.input) and not args.input.is_dir()
-    files = [args.input] if alone else list_cases(args.input, with_boxes=not args.boxes_from_masks)
-    if args.box and len(files) > 1:
-        raise InputError(f"{args.input}: --box is for one image; the cases of a folder carry their own boxes")
-    results.check_output(args.output, args.input, files)
-    return files
+    # The light part, once a box: prompt encoder and mask decoder give logits, here upsampled to pixels of
+    # the image, and the IoU that the network expects of its mask. Where two masks overlap, the canvas
+    # gives the pixel to the higher logit (D5), or, as the released code does, to the later box
+    canvas = segmenter.new_canvas(np.zeros(case.grid_shape, np.uint16), len(case.boxes))
+    predicted_iou, own_pixels = [], []
+    for label, (mask, iou) in enumerate(segmenter.decode_boxes(embedding, case.boxes, case.grid_shape), start=1):
+        with segmenter.stage("upsample"):
+            canvas.paint(label, mask)
+        predicted_iou.append(iou)
+        # Pixels of the mask, also those that another object covers
+        own_pixels.append(np.count_nonzero(mask.values > 0))
+    return Found(canvas.labels, np.array(predicted_iou), np.array(own_pixels))
 
 
 def run(args: argparse.Namespace) -> list[dict]:
-    # 1. What to segment. What is wrong with it is told before the model is loaded
-    files = files_to_do(args)
+    """Segment every case, write its label map, and note what took how long. -> rows of efficiency.csv"""
+    segmenter, rows, objects, names = None, [], [], []
+    files, cases = results.cases_to_do(args.input, args.output, args.box, args.boxes_from_masks, window_of(args.read))
+    for path, case, read_s in cases:
+        # The model is loaded for the first good case, and outside of every case's time
+        segmenter = segmenter or load_model(args)
+        before, start = dict(segmenter.seconds), time.perf_counter()
 
-    # 2. Case by case
-    done, segmenter = infer_cases(files, args)
-    rows, objects = [one.row for one in done], [item for one in done for item in one.objects]
+        # Boxes to masks. Boxes that were taken from masks keep the numbers of those masks
+        labels, iou, own = find_masks(segmenter, case)
+        labels, numbers = results.numbered(labels, case, args.boxes_from_masks is not None)
+        segmented = time.perf_counter()
+        names = results.save_label_map(args.output, case, labels, path, PALETTE)
+        written = time.perf_counter()
 
-    # 3. How long it took, what was found, what was run
-    if done:
-        save_text(args.output / "efficiency.csv", csv_text(rows, results.COLUMNS, number=".4f"))
-        save_text(args.output / "objects.csv", csv_text(objects, results.OBJECT_COLUMNS))
-        save_json(args.output / "arguments.json", vars(args) | {"preset_fields": vars(segmenter.preset)})
-    if len(done) < len(files):
-        sys.exit(
-            f"04_infer.py: {len(done)} of {len(files)} cases done, {len(files) - len(done)} left out as told above."
-        )
-    if files == [args.input]:
-        found = ", ".join(
-            f"object {o['label']}: {o['pixels']} pixels, predicted IoU {o['predicted_iou']}" for o in objects
-        )
-        print(f"04_infer.py: {found}; wrote {', '.join(done[0].files)} and objects.csv to {args.output}")
-        return rows
-    seconds = sum(row["total_s"] for row in rows)
-    kept = f"wrote {args.output}. Next: python 05_evaluate.py -s {args.output} -g GROUND_TRUTH"
-    told = "results removed again. Next: python 05_evaluate.py --smoke" if args.smoke else kept
-    print(f"04_infer.py: {len(rows)} cases, {len(objects)} objects in {seconds:.1f} s, {told}")
+        # Running time of this case alone, from file to file, as the challenge's clock runs [P 4.3, Table 5]
+        spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in segmenter.seconds.items()}
+        seconds = {
+            "read_s": read_s,
+            "enhance_s": spent["enhance"],  # 256 grid, three channels
+            "encode_s": spent["encode"],  # once an image or slice
+            "decode_s": spent["decode"],  # once a box
+            "upsample_s": spent["upsample"],  # masks at the image's size
+            "write_s": written - segmented,
+            "total_s": read_s + written - start,
+        }
+        rows.append(results.efficiency_row(case, seconds))
+        objects += results.object_rows(case, labels, numbers, iou, own, segmented - start)
+
+        # Image, boxes and masks in one picture [P Fig. 3]. The challenge asks for none; no clock runs here
+        if path == args.input or path.suffix != ".npz":
+            names.append(f"{case.name}_overlay.png" if path == args.input else f"overlays/{case.name}.png")
+            save_image(args.output / names[-1], overlay(*flat_view(case.image, labels, case.boxes), numbers=True))
+    if rows:
+        results.save_tables(args.output, rows, objects, vars(args) | {"preset_fields": vars(segmenter.preset)})
+    print(results.last_line(args.input, args.output, files, rows, objects, names, args.smoke))
     return rows
+
+
+def load_model(args: argparse.Namespace) -> segment.Segmenter:
+    # A preset is a reading of the paper (presets.py); torch-int8 is the paper's quantized model [P 2.3]
+    preset, force, settings = preset_options(args.preset)
+    engine, options = segment.engine_options(args.engine)
+    segmenter = segment.load(args.model, None, preset, engine, force, settings, **options)
+    tell(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {engine}")
+    return segmenter
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("-i", "--input", type=Path, help="a folder of cases, a file, or a DICOM folder")
+    p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="made if missing (default: segs)")
+    boxes = p.add_mutually_exclusive_group()
+    boxes.add_argument("--box", type=float, nargs="+", action="append", metavar="N", help="of one image: X0 Y0 X1 Y1, pixels, "
+                       "x to the right, y down; in a volume X0 Y0 Z0 X1 Y1 Z1; repeat it for more objects")  # fmt: skip
+    boxes.add_argument("--boxes-from-masks", type=float, nargs="?", const=0.0, metavar="LOOSENESS", help="exact boxes of the "
+                       "labels; or with each side moved outward by 0.5 to 1.5 times this share of the object")  # fmt: skip
+    boxes.add_argument("--draw", action="store_true", help="a window to draw the boxes of one image or volume in")
+    p.add_argument("--model", default="proposed", metavar="NAME|FILE", help="proposed is the paper's (default), baseline "
+                   "LiteMedSAM; or a checkpoint, or a folder NAME.static")  # fmt: skip
+    p.add_argument("--preset", nargs="+", default=[], metavar=("NAME", "FIELD=VALUE"), help="a reading of the paper, fields of "
+                   "one, or both: released kappa=3 (default: the checkpoint's; add force=yes to take another)")  # fmt: skip
+    p.add_argument("--engine", nargs="+", default=["torch"], metavar=("NAME", "KEY=VALUE"), help="torch is model.py as written "
+                   "(default), torch-int8, openvino, openvino-int8; options: openvino precision=f32 cache=DIR")  # fmt: skip
+    p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="window=soft|lung|brain|bone|percentile|WIDTH/"
+                   "LEVEL: grey levels to show of more than 8 bits (default: the file's, else by modality)")  # fmt: skip
+    p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
+    return p.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
     """Returns one dict a case, the rows of efficiency.csv."""
     args = parse(argv)
     try:
-        if not args.smoke:
-            return infer_drawn(args) if args.draw else run(args)
-        import tempfile  # these only here: phantoms brings pydicom, a third of a second
+        if args.draw:
+            from views.window import draw_case  # only here: it brings matplotlib
 
-        from files.npz import write_case
+            return draw_case(args.input, args.output, window_of(args.read), lambda: load_model(args), vars(args))
+        if not args.smoke:
+            return run(args)
+        from files.npz import write_case  # these only here: phantoms brings pydicom, a third of a second
         from phantoms import tiny_case
 
         with tempfile.TemporaryDirectory() as folder:
@@ -242,6 +159,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
             return run(args)
     except (InputError, OSError) as error:
         sys.exit(f"04_infer.py: {error}")
+    except ModuleNotFoundError as error:  # PyTorch: only an engine with graphs of its own does without
+        sys.exit(f"04_infer.py: {error.name} is not installed; run: pip install -r requirements.txt")
 
 
 if __name__ == "__main__":

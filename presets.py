@@ -83,16 +83,34 @@ def override(preset: Preset, settings: list[str]) -> Preset:
     for setting in settings:
         name, _, text = setting.partition("=")
         if name not in asdict(preset) or name == "name":
-            raise InputError(f"--set {setting}: no such field; the fields are {', '.join(list(asdict(preset))[1:])}")
+            raise InputError(
+                f"{setting}: the preset has no such field; the fields are {', '.join(list(asdict(preset))[1:])}"
+            )
         if name in CHOICES and text not in CHOICES[name]:
-            raise InputError(f"--set {setting}: {name} is one of {', '.join(CHOICES[name])}")
+            raise InputError(f"{setting}: {name} is one of {', '.join(CHOICES[name])}")
         try:
             changes[name] = type(getattr(preset, name))(text)
         except ValueError as error:
-            raise InputError(f"--set {setting}: {name} takes a number") from error
+            raise InputError(f"{setting}: {name} takes a number") from error
         if name in RANGES and not RANGES[name][0] <= changes[name] <= RANGES[name][1]:
-            raise InputError(f"--set {setting}: {name} must lie in {RANGES[name][0]} to {RANGES[name][1]}")
+            raise InputError(f"{setting}: {name} must lie in {RANGES[name][0]} to {RANGES[name][1]}")
     return replace(preset, **changes)
+
+
+def preset_options(texts: list[str]) -> tuple[str | None, bool, list[str]]:
+    """What `--preset NAME FIELD=VALUE ...` says -> (the name or None, whether it is forced, the fields).
+
+    force=yes: use the preset although the weights were trained with another one. It has to be said: the
+    network then sees images that were prepared in another way than in its training.
+    InputError for an unknown name.
+    >>> preset_options(["released", "kappa=3", "force=yes"]), preset_options(["kappa=3"])
+    (('released', True, ['kappa=3']), (None, False, ['kappa=3']))
+    """
+    names = [text for text in texts if "=" not in text]
+    if len(names) > 1 or not set(names) <= set(PRESETS):
+        raise InputError(f"--preset {' '.join(texts)}: give one of {', '.join(PRESETS)}, FIELD=VALUE, or both")
+    settings = [text for text in texts if "=" in text and text != "force=yes"]
+    return (names[0] if names else None), "force=yes" in texts, settings
 
 
 def table() -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -92,21 +92,28 @@ class Segmenter:
 
         Raises InputError, one sentence, for boxes of another shape, swapped ones, or ones outside the image.
         """
+        canvas, patches, iou = self.new_canvas(np.zeros(shape, np.uint16), len(boxes)), [], []
+        for label, (mask, sure) in enumerate(self.decode_boxes(embedding, boxes, shape), start=1):
+            with self.stage("upsample"):
+                canvas.paint(label, mask)
+            patches.append(mask)
+            iou.append(sure)
+        return Masks(canvas.labels, patches, np.array(iou, np.float32))
+
+    def decode_boxes(self, embedding, boxes: np.ndarray, shape: tuple[int, int]) -> Iterator[tuple[MaskPatch, float]]:
+        """Yields of each box, as `masks` takes them, its mask in original pixels and its predicted IoU."""
         boxes, (height, width) = check_boxes(boxes, shape, "Segmenter.masks", flat=True), shape
-        canvas, patches, sure = self.new_canvas(np.zeros(shape, np.uint16), len(boxes)), [], []
         limited, reach = self.preset.reach == "box", reach_of(boxes, height, width)  # D18
         for first in range(0, len(boxes), self.box_chunk):  # D8
             chunk = slice(first, first + self.box_chunk)
             within = grid_pixels_for(reach[chunk], height, width) if limited else None
             asked = boxes_to_grid(boxes[chunk], height, width, self.preset.box_rounding)
             logits, iou = self.decode(embedding, asked, within)
-            sure.append(iou)
-            with self.stage("upsample"):
-                for i, one in enumerate(logits, start=first):
+            for i, (one, sure) in enumerate(zip(logits, iou, strict=True), start=first):
+                with self.stage("upsample"):
                     mask = logits_to_original(one, height, width)
-                    patches.append(crop_to_box(mask, reach[i]) if limited else mask)
-                    canvas.paint(i + 1, patches[-1])
-        return Masks(canvas.labels, patches, np.concatenate(sure))
+                    mask = crop_to_box(mask, reach[i]) if limited else mask
+                yield mask, float(sure)
 
     def segment_image(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """image (H, W) or (H, W, 3) uint8; boxes (N, 4), original pixels -> (H, W) uint16."""
@@ -185,6 +192,7 @@ def load(
     engine: str = "torch",
     force: bool = False,
     settings: Sequence[str] = (),
+    **options,
 ) -> Segmenter:
     """A model by name with its weights and preset, ready to segment. The network runs as model.py has it.
 
@@ -196,6 +204,8 @@ def load(
     Raises InputError if weights are missing or of another architecture, or if the checkpoint was trained with
     another preset than the one asked for (unless `force`): its inputs would be prepared in another way than in training.
     """
+    if Path(model).suffix:  # stand-in until branch engines is merged: a file in place of a name
+        model, weights = "baseline" if "baseline" in str(model) else "proposed", Path(model)
     from model import TorchEngine
 
     row = architecture(model)
@@ -204,6 +214,11 @@ def load(
     path = weights or row.weights()
     network, stored, chosen = load_network(model, path, preset, engine, force, settings)
     return Segmenter(TorchEngine(network), chosen, row.enhanced)
+
+
+def engine_options(texts: Sequence[str]) -> tuple[str, dict]:
+    """Stand-in until branch engines is merged."""
+    return texts[0], dict(text.split("=", 1) for text in texts[1:])
 
 
 def load_network(model: str, path: Path, preset: str | None, engine: str, force: bool, settings: Sequence[str]):
@@ -235,6 +250,6 @@ def chosen_preset(
         raise InputError(f"{path}: names the preset {trained_with!r}, which does not exist; give another checkpoint")
     if preset and trained_with and preset != trained_with and not force:
         raise InputError(
-            f"{path}: trained with preset {trained_with}, not {preset}; leave out --preset, or add --force"
+            f"{path}: trained with preset {trained_with}, not {preset}; leave out --preset, or add force=yes"
         )
     return override(PRESETS[preset or trained_with or "fixed"], list(settings))

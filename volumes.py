@@ -1,9 +1,10 @@
 """How a 3D box prompt becomes a box on every slice, three ways. [P 2.2; PAPER_VS_CODE.md #40-43, #47]
 
-`published_loop` walks from the middle slice outwards and takes each slice's box from the mask before it:
-as the paper's release does it, faults included, or with the faults mended, as in LiteMedSAM. `prompted` is ours.
-Volumes are (D, H, W); boxes (x_min, y_min, z_min, x_max, y_max, z_max), original voxels, all inclusive.
-`segment_objects` is the one entry for images and volumes, `segment_case` its label map alone.
+`published_loop` walks from the middle slice outwards and takes each slice's box from the mask before
+it: as the paper's release does it, faults included, or with the faults mended, as in LiteMedSAM.
+`prompted` is ours, and the preset `fixed` uses it.
+Volumes are (D, H, W); boxes (x_min, y_min, z_min, x_max, y_max, z_max), original voxels, inclusive.
+`segment_volume` is the entry for a volume; `segment_case` gives the label map of an image or a volume.
 """
 
 from __future__ import annotations
@@ -26,21 +27,24 @@ from grid import (
 )
 from segment import Segmenter
 
-# Constants of `prompted`, chosen with our checkpoint on training volumes and synthetic ones; what each is worth:
-# results/propagation, made by benchmarks/propagation.py.
-GROWTH = 0.03  # largest growth from slice to slice on each side, as a share of the box's size
-LOGIT_LIMIT = 3.0  # logits are cut to this range, so that large ones do not always outweigh the prior (`with_prior`)
-PRIOR_WEIGHT = 40.0  # the prior, an ellipsoid's depth, counts 40 (1 - IoU)^2 logits: 0.4 at IoU 0.9, 6.4 at 0.6
+# Constants of `prompted`, chosen with our checkpoint on training volumes and synthetic ones; what each
+# is worth: results/propagation, made by benchmarks/propagation.py.
+# From one slice to the next a box grows on each side by at most this share of the prompt's size.
+GROWTH = 0.03
+# Logits are cut to -3..3, so that large ones do not always outweigh the prior (see `with_prior`).
+LOGIT_LIMIT = 3.0
+# The prior, an ellipsoid's depth, counts 40 (1 - IoU)^2 logits: 0.4 at IoU 0.9, 6.4 at 0.6.
+PRIOR_WEIGHT = 40.0
 
+# Slices whose embeddings, 4.2 MB each, are kept for other objects; the others are encoded again.
+EMBEDDINGS_KEPT = 64
+# The published loops grow the box of the mask before by this many grid pixels (#47).
+BOX_SHIFT = 3
 Progress = Callable[[Iterable], Iterable]
-EMBEDDINGS_KEPT = (
-    64  # slices whose embeddings, 4.2 MB each, are kept for other objects; others are encoded again when needed
-)
-BOX_SHIFT = 3  # the published loops grow the box of the mask before by this many grid pixels (#47)
 
 
 class Found(NamedTuple):
-    """What was found for the N boxes of a case."""
+    """What was found for the N boxes of a case. 04_infer.py makes it for an image, `segment_volume` for a volume."""
 
     labels: np.ndarray  # (H, W) or (D, H, W) uint16, original frame, object i + 1 for box i, 0 background
     iou: np.ndarray  # (N,) float64, predicted intersection over union; in a volume the mean of the object's slices
@@ -48,20 +52,18 @@ class Found(NamedTuple):
 
 
 def segment_case(segmenter: Segmenter, case: Case) -> np.ndarray:
-    """Label map of a case with boxes: `segment_objects(...).labels`."""
-    return segment_objects(segmenter, case).labels
+    """Label map of a case with boxes, 2D or 3D: (H, W) or (D, H, W) uint16."""
+    if case.is_3d:
+        return segment_volume(segmenter, case).labels
+    return segmenter.segment_image(case.image, case.boxes)
 
 
-def segment_objects(segmenter: Segmenter, case: Case, progress: Progress = list) -> Found:
-    """The objects of a case with boxes, 2D or 3D.
+def segment_volume(segmenter: Segmenter, case: Case, progress: Progress = list) -> Found:
+    """The objects of a volume with boxes (N, 6), by the loop that the preset names.
 
-    progress: takes the slices of a volume and gives them back one after the other, as tqdm does.
+    progress: takes what is worked through, slices or objects, and gives it back one by one, as tqdm does.
     Raises InputError, one sentence, for boxes that cannot be used.
     """
-    if not case.is_3d:
-        found = segmenter.masks(segmenter.embed(case.image), case.boxes, case.image.shape[:2])
-        own = [np.count_nonzero(values > 0) for values, _, _ in found.patches]
-        return Found(found.labels, found.iou.astype(np.float64), np.array(own, np.int64))
     boxes = check_boxes(case.boxes, case.image.shape, case.name, flat=True)
     tally = Tally(len(boxes))
     if segmenter.preset.propagation == "prompted":
@@ -86,19 +88,20 @@ class Tally:
 
 
 class Embeddings:
-    """Embeddings of a volume's slices, each computed once (D8) as long as EMBEDDINGS_KEPT suffices: memory has a bound."""
+    """Embeddings of a volume's slices, each computed once (D8: once a slice) while EMBEDDINGS_KEPT suffices."""
 
     def __init__(self, segmenter: Segmenter, volume: np.ndarray) -> None:
         self.segmenter, self.volume, self.kept = segmenter, volume, {}
 
     def of(self, z: int, again: bool):
-        """Embedding (1, 256, 64, 64) of slice z.   again: whether it will be asked for once more."""
+        """Embedding (1, 256, 64, 64) of slice z.   again: whether it will be needed once more.
+
+        The earliest ones are kept: later passes visit the slices in the same order.
+        """
         embedding = self.kept.pop(z, None)
         if embedding is None:
             embedding = self.segmenter.embed(self.volume[z])
-        if (
-            again and len(self.kept) < EMBEDDINGS_KEPT
-        ):  # the earliest are kept: later passes visit the slices in the same order
+        if again and len(self.kept) < EMBEDDINGS_KEPT:
             self.kept[z] = embedding
         return embedding
 
@@ -111,8 +114,9 @@ def published_loop(
     tally: Tally | None = None,
     progress: Progress = list,
 ) -> np.ndarray:
-    """The released 3D loop, or the same after its faults were mended. -> (D, H, W) uint16. tally, progress: see `prompted`
+    """The released 3D loop, or that loop with its faults mended. -> (D, H, W) uint16
 
+    tally, progress: see `prompted`.
     Released (#40): each slice's box comes from the *finished* label map, which does not hold the object that
     is being segmented: the first object never propagates, later ones follow earlier ones.
     Released (#41): the last slice upwards and the first slice downwards are never visited.
@@ -146,8 +150,8 @@ def published_loop(
 def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
     """Box (1, 4) on the grid round a label slice (H, W), grown by BOX_SHIFT; None if there is no mask.
 
-    Like the original it resizes label values as if they were grey levels, so a thin mask can vanish (#42). The original then
-    crashes; we answer None.
+    Like the original it resizes label values as if they were grey levels, so a thin mask can vanish
+    (#42). The original then crashes; we answer None.
     """
     if mask is None or not mask.any():
         return None
@@ -162,18 +166,35 @@ def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
 def prompted(
     segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, tally: Tally | None = None, progress: Progress = list
 ) -> np.ndarray:
-    """Ours (D6): slice by slice from the middle outwards, between two limits, the prompt and its inscribed ellipsoid.
+    """Ours (D6: two limits): from the middle outwards, between the prompt and the ellipsoid inscribed in it.
 
-    An object lies inside its 3D box and touches its six faces. So towards both ends its cross-section shrinks, usually no
-    faster than that of the ellipsoid inscribed in the box. Therefore:
-    1. The middle slice is prompted with the box itself.
-    2. Every other slice is prompted with the box of the object's mask on the slice before, grown by 3 %.
-    3. That box is never smaller than the ellipsoid's section, so the object cannot die out, and never larger than the
-       prompt, so it cannot drift off.
-    4. Where the network is unsure (low predicted IoU), the ellipsoid's depth is added to the logits.
-    All objects of a slice are decoded together; a slice is encoded once as long as EMBEDDINGS_KEPT suffices (D8).
-    tally: told each object's mask on each slice.   progress: see `segment_objects`.
-    -> (D, H, W) uint16
+    An object lies inside its 3D box and touches its six faces. So towards both ends its cross-section
+    shrinks, usually no faster than that of the ellipsoid inscribed in the box. For one object with the
+    prompt (x0, y0, z0, x1, y1, z1):
+
+    1. The middle slice is m = floor((z0 + z1) / 2). It is asked with the prompt's box (x0, y0, x1, y1).
+    2. Then the slices m + 1, m + 2, ... z1, each with a box that is made of the object's mask on the
+       slice before (`slice_box`): that mask's box, grown by GROWTH, but never smaller than the
+       ellipsoid's section, so that the object cannot die out, and never larger than the prompt, so that
+       it cannot drift off. If the mask before is empty, the box is the ellipsoid's section.
+    3. Then the slices m - 1, m - 2, ... z0 in the same way. They start from the mask of slice m, not
+       from where the way up ended.
+    4. A slice's mask. The box is scaled to the 256 grid, by 256 / max(H, W) (`grid.boxes_to_grid`), and
+       the decoder gives logits (256, 256) and a predicted IoU.
+       The ellipsoid's depth is added to the logits, the more, the less sure the network is
+       (`with_prior`), on all slices, m among them. The sum is upsampled to the slice (bilinear), cut to
+       the pixels inside (x0, y0, x1, y1), and the mask is where it is above 0. The next slice's box comes
+       from this mask, also where another object covers it in the label map.
+
+    Objects do not follow one another; they meet only in the label map. Where masks overlap, the preset's
+    `overlap` decides ("logit": the object whose sum of step 4 is larger; "last": the higher number),
+    in whatever order they are painted.
+
+    The order of work is by slice, so that a slice is encoded once (D8: once a slice) while
+    EMBEDDINGS_KEPT suffices: z = 0 .. D - 1 for all objects with m <= z <= z1, then z = D - 1 .. 0 for
+    all with z0 <= z < m. All objects of a slice are decoded together.
+    tally: adds up each object's mask and predicted IoU on each slice.   progress: see `segment_volume`.
+    -> (D, H, W) uint16, box i paints i + 1
     """
     tally = tally or Tally(len(boxes))
     labels = np.zeros(volume.shape, dtype=np.uint16)
@@ -182,14 +203,15 @@ def prompted(
     upwards = [(z, np.flatnonzero((middle <= z) & (z <= boxes[:, 5]))) for z in range(len(volume))]
     downwards = [(z, np.flatnonzero((boxes[:, 2] <= z) & (z < middle))) for z in reversed(range(len(volume)))]
     visited_twice = {z for z, objects in upwards if len(objects)} & {z for z, objects in downwards if len(objects)}
-    embeddings, canvases = Embeddings(segmenter, volume), {}  # canvases: of slices that are visited on both ways
-    followed = {}  # object -> box (4,) of its mask on the slice before, or None if that was empty
-    from_middle = {}
+    # canvases: of slices that are visited on both ways. The other two: object -> box (4,) of its mask on
+    # the slice before, and on the middle slice; None if that mask was empty
+    embeddings, canvases, followed, from_middle = Embeddings(segmenter, volume), {}, {}, {}
     for z, objects in progress([(z, objects) for z, objects in upwards + downwards if len(objects)]):
         embedding = embeddings.of(z, again=z in visited_twice)
         canvas = canvases.pop(z, None) or segmenter.new_canvas(labels[z], len(boxes))
         for index in objects[middle[objects] == z + 1]:
-            followed[index] = from_middle[index]  # the way down starts from the mask of the middle slice
+            # the way down starts from the mask of the middle slice
+            followed[index] = from_middle[index]
         asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in objects])
         found = ask(segmenter, embedding, asked, boxes[objects], z, height, width)
         for index, (mask, iou) in zip(objects, found, strict=True):
@@ -205,7 +227,10 @@ def prompted(
 
 
 def ask(segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z: int, height: int, width: int):
-    """Decode slice boxes `asked` (N, 4) of objects with 3D boxes (N, 6); yields each object's mask, cut to its box, and its predicted IoU."""
+    """Step 4 of `prompted` for N objects of slice z: yields each one's mask, and its predicted IoU.
+
+    asked: (N, 4) the boxes of this slice.   boxes: (N, 6) the prompts.   height, width: of the slice.
+    """
     for first in range(0, len(asked), segmenter.box_chunk):
         chunk = slice(first, first + segmenter.box_chunk)
         on_grid = boxes_to_grid(asked[chunk], height, width, segmenter.preset.box_rounding)
@@ -219,9 +244,12 @@ def ask(segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z
 
 
 def slice_box(box: np.ndarray, z: int, followed: np.ndarray | None, middle: float) -> np.ndarray:
-    """The box (4,) to ask for on slice z, original pixels.
+    """The box (4,) to ask with on slice z, original pixels: on the middle slice the prompt's own.
 
-    box: the 3D prompt (6,).   followed: box (4,) of the object's mask on the slice before, None if it was empty.
+    box: the 3D prompt (6,).   followed: box (4,) round the object's mask on the slice before, its
+    outermost pixels; None if that mask is empty: then the answer is the ellipsoid's section.
+    Each side of `followed` is moved outwards by GROWTH times the prompt's width or height, then, where
+    the section reaches farther, to the section's side, then cut to the prompt.
     """
     whole = box[[0, 1, 3, 4]]
     if z == middle:
@@ -236,8 +264,13 @@ def slice_box(box: np.ndarray, z: int, followed: np.ndarray | None, middle: floa
 
 
 def ellipsoid_section(box: np.ndarray, z: int) -> np.ndarray:
-    """Box (4,) round the cross-section at slice z of the ellipsoid inscribed in a 3D box (6,)."""
-    centre, radius = (box[:3] + box[3:]) / 2, (box[3:] - box[:3] + 1) / 2  # it fills the box's outermost voxels
+    """Box (4,) round the cross-section at slice z of the ellipsoid inscribed in a 3D box (6,).
+
+    Along each axis the centre is (low + high) / 2 and the radius (high - low + 1) / 2: the ellipsoid
+    fills the box's outermost voxels. With d = (z - centre_z) / radius_z the section is centre_x +- s
+    radius_x and centre_y +- s radius_y, where s = sqrt(1 - d^2).
+    """
+    centre, radius = (box[:3] + box[3:]) / 2, (box[3:] - box[:3] + 1) / 2
     shrink = np.sqrt(max(1 - ((z - centre[2]) / radius[2]) ** 2, 0))
     return np.concatenate([centre[:2] - shrink * radius[:2], centre[:2] + shrink * radius[:2]])
 
@@ -245,19 +278,25 @@ def ellipsoid_section(box: np.ndarray, z: int) -> np.ndarray:
 def ellipsoid_depth(box: np.ndarray, z: int, height: int, width: int) -> np.ndarray:
     """1 at the centre of the inscribed ellipsoid, 0 on its surface, negative outside, linear in between.
 
-    box: (6,), original voxels. Returns (256, 256) float32: slice z, sampled at the pixels of the grid.
+    depth(x, y, z) = 1 - sqrt(dx^2 + dy^2 + dz^2), with dx = (x - centre_x) / radius_x, and so on; centre
+    and radius as in `ellipsoid_section`.   box: (6,), original voxels.
+    Returns (256, 256) float32: slice z, sampled at the centres of the grid's pixels. Pixel i of the grid
+    lies at (i + 0.5) max(height, width) / 256 - 0.5 original pixels.
     """
     centre, radius = (box[:3] + box[3:]) / 2, (box[3:] - box[:3] + 1) / 2
-    position = (np.arange(GRID) + 0.5) * (max(height, width) / GRID) - 0.5  # grid pixel centres in original pixels
+    position = (np.arange(GRID) + 0.5) * (max(height, width) / GRID) - 0.5
     x, y = (position - centre[0]) / radius[0], (position - centre[1]) / radius[1]
     distance = np.sqrt(x[None, :] ** 2 + y[:, None] ** 2 + ((z - centre[2]) / radius[2]) ** 2)
     return (1 - distance).astype(np.float32)
 
 
 def with_prior(logits: np.ndarray, iou: float, depth: np.ndarray) -> np.ndarray:
-    """Mask logits (256, 256) plus the ellipsoid's depth (256, 256), weighted by (1 - IoU)^2. -> (256, 256), of the same sign
+    """Mask logits (256, 256) plus the ellipsoid's depth (256, 256), the more, the lower the predicted IoU.
 
-    The sum is divided by the largest value that it can take, so that where objects overlap the surer one wins and
+        (clip(logits, -L, L) + w depth) / (L + w),   w = W (1 - IoU)^2,   L = LOGIT_LIMIT,  W = PRIOR_WEIGHT
+
+    The IoU is first cut to 0..1. The mask is where the result is above 0; the divisor changes no sign. It
+    is the largest value that the sum can take, so that where objects overlap the surer one wins, and
     not the one with the stronger prior.
     """
     doubt = 1 - min(max(iou, 0.0), 1.0)

@@ -1,13 +1,15 @@
 """All reading and writing of files, and what all modules share: `InputError`, and the facts about modalities and data sets.
 
-    formats.py      the table of file endings: which function reads what, where labels and boxes are
+    formats.py      the table of file endings: which function reads what; a case's labels and boxes, boxes.csv
     case.py         one image with its boxes and labels; the checks that every input passes
-    npz.py, pictures.py, nifti.py, dicom.py, itk.py     one format each
-    dicom_labels.py, coco.py, supervisely.py, boxes_csv.py    labels and boxes in files of their own
+    npz.py          the challenge's files
+    pictures.py     PNG, JPG, TIFF, BMP, and mask pictures
+    scans.py        NIfTI, NRRD, MetaImage: how a volume lies in the patient, and how its slices are turned
+    dicom.py        images, series, outlines and segmentations
+    annotations.py  objects in JSON files: COCO, Supervisely
     partners.py     which files of a folder belong together
     intensity.py    more than 8 bits to grey levels: windows and percentiles
-    geometry.py     how a volume lies in the patient, and how its slices are turned
-    results.py      what step 4 writes
+    results.py      what step 4 is asked for and writes
     sources.py, journal.py, index.py    what step 1 reads, has finished, and keeps
     checkpoints.py  weights
     writing.py      files out, each whole or not at all; the progress bar

@@ -107,9 +107,7 @@ def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat
     if len(boxes) == 0:
         raise InputError(f"{path}: 'boxes' is empty; give at least one box, or leave the file out")
     if len(boxes) > MAX_LABEL:
-        raise InputError(
-            f"{path}: {len(boxes)} boxes, more than the {MAX_LABEL} labels that a mask can hold; split the case"
-        )
+        raise InputError(f"{path}: {len(boxes)} boxes, more than the {MAX_LABEL} labels of a mask; split the case")
     if boxes.dtype.kind not in "uif" or not np.isfinite(boxes).all():
         raise InputError(f"{path}: 'boxes' must hold finite numbers (dtype {boxes.dtype}); correct it")
     boxes = boxes.astype(np.float64)

@@ -1,8 +1,10 @@
 """DICOM: a single image, a multi-frame file, or the folder of a series, read by pydicom.
 
-Slices are sorted by their position along the series' normal, never by name. Values are rescaled (HU in CT), cut to the window
-that is asked for, else to the file's own, and turned over where the file counts black as high (MONOCHROME1).
-Outlines (RTSTRUCT) and segmentations (SEG) that lie in the folder become labels: dicom_labels.py.
+Slices are sorted by their position along the series' normal, never by name. Values are rescaled (HU
+in CT), cut to the window that is asked for, else to the file's own, and turned over where the file
+counts black as high (MONOCHROME1).
+Outlines (RTSTRUCT) and segmentations (SEG) that lie in the folder become labels. Label i + 1 is the
+i-th structure that has pixels here, in the order of the file. A later one covers an earlier one.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from files import InputError
+from files import InputError, modality_of
 from files.case import Case
-from files.geometry import LPS_TO_RAS, spacing_of_affine, turn, turned_affine, view_of
 from files.intensity import WINDOWS, Window, to_grey_levels
+from files.scans import LPS_TO_RAS, turn, turned, view_of, volume_case
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 LABEL_KINDS = ("RTSTRUCT", "SEG")
@@ -101,8 +103,6 @@ def read_series(path: Path, files: list[Path], window: Window | None) -> Case:
         return case
     if affine is None:
         raise InputError(f"{path}: the series does not say where it lies, so {labels[0].name} can't be laid over it")
-    from files.dicom_labels import read_label_objects  # only here: most series have none
-
     found, names = read_label_objects(labels, values.shape, affine)
     found = turn(found.transpose(2, 1, 0), view_of(affine))
     return replace(case, labels=found if case.is_3d else found[0], label_names=names)
@@ -129,7 +129,6 @@ def sorted_slices(path: Path, headers: dict[Path, pydicom.Dataset]) -> tuple[lis
     normal = np.cross(along_row, along_column)
     depth = {file: float(np.dot(header.ImagePositionPatient, normal)) for file, header in headers.items()}
     files = sorted(depth, key=depth.get)
-    row_mm, column_mm = map(float, first.PixelSpacing)  # distances of rows, of columns
     step = normal * float(first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1)
     if len(files) > 1:
         gaps = np.diff([depth[file] for file in files])
@@ -144,11 +143,8 @@ def sorted_slices(path: Path, headers: dict[Path, pydicom.Dataset]) -> tuple[lis
             )
         places = [np.array(headers[file].ImagePositionPatient, float) for file in (files[0], files[-1])]
         step = (places[1] - places[0]) / (len(files) - 1)  # a tilted gantry moves the slices along more than the normal
-    affine = np.eye(4)
-    affine[:3] = np.stack(
-        [along_row * column_mm, along_column * row_mm, step, headers[files[0]].ImagePositionPatient], 1
-    )
-    return files, LPS_TO_RAS @ affine
+    origin = headers[files[0]].ImagePositionPatient
+    return files, _affine(along_row, along_column, step, origin, first.PixelSpacing)
 
 
 def rescaled(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
@@ -188,31 +184,35 @@ def _as_case(path: Path, values: np.ndarray, dataset: pydicom.Dataset, affine: n
     if colour and values.ndim == 4:
         raise InputError(f"{path}: holds {len(values)} colour frames; save the frame to use as a picture")
     chosen = window or own_window(dataset) or (WINDOWS["soft"] if dataset.get("Modality") == "CT" else None)
-    gray = to_grey_levels(values, path, None if colour or values.dtype == np.uint8 and not window else chosen)
+    chosen = None if colour or values.dtype == np.uint8 and not window else chosen
+    modality = modality_of(path.name)
+    gray = to_grey_levels(values, path, chosen, modality)
     levels = gray.levels
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
         levels = 255 - levels
     if colour or values.ndim == 2:
-        return Case(path.name, levels, None, None, None, False, window=gray.window, source_range=gray.source_range)
+        return Case(path.name, levels, None, None, None, False, None, None, gray.window, gray.source_range, modality)
     spacing = None
     if affine is not None:
-        view, shape = view_of(affine), levels.shape[::-1]
-        levels, by_axis = turn(levels.transpose(2, 1, 0), view), spacing_of_affine(affine)
-        spacing, affine = tuple(by_axis[axis] for axis in view.axes), turned_affine(affine, view, shape)
-    is_3d = len(levels) > 1
-    return Case(
-        path.name, levels if is_3d else levels[0], None, None, spacing if is_3d else None, is_3d,
-        affine=affine, window=gray.window, source_range=gray.source_range,
-    )  # fmt: skip
+        levels, spacing, affine = turned(levels.transpose(2, 1, 0), affine)
+    return volume_case(path, levels, spacing, affine, gray, modality)
 
 
 def _frames(path: Path, dataset: pydicom.Dataset) -> np.ndarray:
-    """All frames of a multi-frame file, rescaled. An enhanced file names slope and intercept for each frame or for all."""
+    """All frames of a multi-frame file, rescaled. An enhanced file names the slope for each frame or for all."""
     groups = dataset.get("SharedFunctionalGroupsSequence") or dataset.get("PerFrameFunctionalGroupsSequence")
     if groups and "PixelValueTransformationSequence" in groups[0]:
         transform = groups[0].PixelValueTransformationSequence[0]
         dataset.RescaleSlope, dataset.RescaleIntercept = transform.RescaleSlope, transform.RescaleIntercept
     return rescaled(dataset, path)
+
+
+def _affine(along_row, along_column, step, origin, pixel_spacing) -> np.ndarray:
+    """DICOM's own terms -> affine (RAS+) of voxels (column, row, slice).   pixel_spacing: of rows, of columns, mm"""
+    row_mm, column_mm = map(float, pixel_spacing)
+    affine = np.eye(4)
+    affine[:3] = np.stack([along_row * column_mm, along_column * row_mm, step, origin], 1)
+    return LPS_TO_RAS @ affine
 
 
 def _affine_of_frames(header: pydicom.Dataset) -> np.ndarray | None:
@@ -227,10 +227,98 @@ def _affine_of_frames(header: pydicom.Dataset) -> np.ndarray | None:
     )
     places = [np.array(f.PlanePositionSequence[0].ImagePositionPatient, float) for f in (frames[0], frames[-1])]
     along_row, along_column = np.array(orientation.ImageOrientationPatient, float).reshape(2, 3)
-    row_mm, column_mm = map(float, measures.PixelSpacing)
     step = (places[1] - places[0]) / max(1, len(frames) - 1)
     if not step.any():
         step = np.cross(along_row, along_column) * float(measures.get("SliceThickness", 1))
-    affine = np.eye(4)
-    affine[:3] = np.stack([along_row * column_mm, along_column * row_mm, step, places[0]], 1)
-    return LPS_TO_RAS @ affine
+    return _affine(along_row, along_column, step, places[0], measures.PixelSpacing)
+
+
+# ---------------------------------------------------------------- labels of a series
+
+
+def read_label_objects(
+    files: list[Path], shape: tuple[int, int, int], affine: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """-> (labels (D, H, W) uint16, in the order of the series, the name of each label)
+
+    shape: (D, H, W) of the series.   affine: RAS+, from voxels (column, row, slice).
+    InputError if a file does not fit the series, or has nothing in it.
+    """
+    labels, names = np.zeros(shape, np.uint16), []
+    to_voxels = np.linalg.inv(LPS_TO_RAS @ affine)  # DICOM's own frame -> (column, row, slice)
+    for file in files:
+        dataset = pydicom.dcmread(file)
+        masks = _outlined if dataset.Modality == "RTSTRUCT" else _segmented
+        for name, mask in masks(file, dataset, shape, to_voxels):
+            if mask.any():
+                names.append(name)
+                labels[mask] = len(names)
+    if not names:
+        raise InputError(f"{files[0]}: outlines nothing in this series; is it of another one?")
+    return labels, tuple(names)
+
+
+def _outlined(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
+    """Each structure of an RTSTRUCT: (name, mask (D, H, W)). A pixel is inside if its centre is.
+
+    A second outline on a slice cuts a hole.
+    """
+    from skimage.draw import polygon2mask  # slow to import, and needed here only
+
+    named = {roi.ROINumber: str(roi.ROIName) for roi in dataset.get("StructureSetROISequence", [])}
+    for contours in dataset.get("ROIContourSequence", []):
+        mask = np.zeros(shape, bool)
+        for contour in contours.get("ContourSequence", []):
+            points = np.array(contour.ContourData, float).reshape(-1, 3)
+            column, row, z = (np.column_stack([points, np.ones(len(points))]) @ to_voxels.T)[:, :3].T
+            if len(points) < 3 or np.ptp(z) > 0.5:  # a point or a line, or an outline that crosses the slices
+                continue
+            if 0 <= round(z.mean()) < shape[0]:
+                mask[round(z.mean())] ^= polygon2mask(shape[1:], np.column_stack([row, column]))
+        yield named.get(contours.ReferencedROINumber, f"structure {contours.ReferencedROINumber}"), mask
+
+
+def _segmented(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
+    """Each segment of a SEG: (name, mask (D, H, W)). Its frames must lie on the slices of the series."""
+    if (dataset.Rows, dataset.Columns) != shape[1:]:
+        raise InputError(
+            f"{file}: its frames are {dataset.Rows} x {dataset.Columns}, the series' slices {shape[1]} x {shape[2]}; "
+            "resample it to the series"
+        )
+    try:
+        frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        raise InputError(f"{file}: frames can't be decoded; run: pip install -r requirements-formats.txt") from error
+    if dataset.get("SegmentationType") == "FRACTIONAL":
+        frames = frames >= int(dataset.get("MaximumFractionalValue", 255)) / 2
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    masks = defaultdict(lambda: np.zeros(shape, bool))
+    for frame, groups in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        z = _slice_of(file, groups, shared, to_voxels, shape[0])
+        if z is None:
+            continue
+        if dataset.get("SegmentationType") == "LABELMAP":
+            for number in np.unique(frame[frame > 0]):
+                masks[int(number)][z] |= frame == number
+        else:
+            where = groups if "SegmentIdentificationSequence" in groups else shared
+            masks[int(where.SegmentIdentificationSequence[0].ReferencedSegmentNumber)][z] |= frame > 0
+    named = {int(one.SegmentNumber): str(one.SegmentLabel) for one in dataset.SegmentSequence}
+    for number, mask in sorted(masks.items()):
+        yield named.get(number, f"segment {number}"), mask
+
+
+def _slice_of(file: Path, groups, shared, to_voxels: np.ndarray, depth: int) -> int | None:
+    """The slice on which a frame lies; None if that is beside the series. InputError if it lies between two."""
+    where = groups if "PlanePositionSequence" in groups else shared
+    place = np.array([*map(float, where.PlanePositionSequence[0].ImagePositionPatient), 1.0])
+    column, row, z = (to_voxels @ place)[:3]
+    turned = groups if "PlaneOrientationSequence" in groups else shared
+    if "PlaneOrientationSequence" in turned:
+        along = np.array(turned.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
+        steps = along @ to_voxels[:3, :3].T  # one pixel along the frame's rows and columns, in voxels of the series
+        if steps[0] @ [1, 0, 0] <= 0 or steps[1] @ [0, 1, 0] <= 0 or np.abs(steps[:, 2]).max() > 0.01:
+            raise InputError(f"{file}: its frames are turned against the series' slices; resample it to the series")
+    if max(abs(column), abs(row)) > 0.5 or abs(z - round(z)) > 0.25:
+        raise InputError(f"{file}: its frames lie between the series' slices or beside them; resample it to the series")
+    return round(z) if 0 <= round(z) < depth else None

@@ -1,12 +1,14 @@
-"""The table of file formats: which function reads a file of which ending, and where a file's labels and boxes are.
+"""The table of file formats, and how a case gets its labels and its boxes.
 
-A new format is one function that takes a path and returns a `Case`, and one row of READERS; of LABEL_READERS too, if labels lie
-in a file of their own. Steps 1 and 4 then take such files, alone and in folders. The function calls the checks of case.py (see
-npz.py), and fills in boxes or labels if it knows them.
+A new format is one function that takes a path and returns a `Case`, and one row of READERS; of
+LABEL_READERS too, if labels lie in a file of their own. Steps 1 and 4 then take such files, alone and
+in folders. The function calls the checks of case.py (see npz.py), and fills in boxes or labels if it
+knows them.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,8 +19,8 @@ import numpy as np
 
 from files import InputError
 from files.case import Case, check_boxes, check_labels
-from files.pictures import PICTURE_ENDINGS
-from grid import boxes_from_labels
+from files.pictures import PICTURE_ENDINGS, read_mask, read_masks
+from grid import boxes_from_labels, drawn_boxes
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -26,13 +28,13 @@ NIFTI_ENDINGS = (".nii", ".nii.gz")
 READERS: dict[str, Callable[..., Case] | str] = {
     ".npz": "files.npz:read_npz",
     **dict.fromkeys(PICTURE_ENDINGS, "files.pictures:read_picture"),
-    **dict.fromkeys(NIFTI_ENDINGS, "files.nifti:read_nifti"),
+    **dict.fromkeys(NIFTI_ENDINGS, "files.scans:read_nifti"),
     **dict.fromkeys((".dcm", ".dicom", ".ima"), "files.dicom:read_dicom"),
-    **dict.fromkeys(ITK_ENDINGS, "files.itk:read_itk"),
+    **dict.fromkeys(ITK_ENDINGS, "files.scans:read_itk"),
 }
 LABEL_READERS = {  # (path of the labels, path of the image) -> label map of the image's shape
-    **dict.fromkeys(NIFTI_ENDINGS, "files.nifti:read_nifti_labels"),
-    **dict.fromkeys(ITK_ENDINGS, "files.itk:read_itk_labels"),
+    **dict.fromkeys(NIFTI_ENDINGS, "files.scans:read_nifti_labels"),
+    **dict.fromkeys(ITK_ENDINGS, "files.scans:read_itk_labels"),
 }
 
 
@@ -57,6 +59,16 @@ def read_options(texts: list[str], known: tuple[str, ...] = tuple(READ_KEYS)) ->
     return found
 
 
+def window_of(texts: list[str]) -> tuple[float, float] | None:
+    """The window that the --read of step 4 asks for, None if it asks for none. InputError for an unknown one."""
+    text = read_options(texts, ("window",)).get("window")
+    if text is None:
+        return None
+    from files.intensity import parse_window  # only here: most pictures have 8 bits
+
+    return parse_window(text)
+
+
 def ending_of(path: Path) -> str | None:
     """The longest ending of READERS that a file's name has (".nii.gz" before ".nii"), or None."""
     found = [ending for ending in READERS if path.name.lower().endswith(ending)]
@@ -68,16 +80,24 @@ def name_of(path: Path) -> str:
     return path.name[: -len(ending_of(path) or "")] or path.name
 
 
+# ---------------------------------------------------------------- one case
+
+
 def read_case(
-    path: Path, boxes_from_masks: bool = False, window: tuple[float, float] | None = None, labels: bool = True
+    path: Path,
+    boxes_from_masks: bool = False,
+    window: tuple[float, float] | None = None,
+    labels: bool = True,
+    boxes: bool = True,
 ) -> Case:
-    """Read one file of any known format, or the folder of a DICOM series. InputError, one sentence, if it can't be used.
+    """Read one file of any known format, or the folder of a DICOM series. InputError if it can't be used.
 
     boxes_from_masks: the boxes are the exact ones of the file's labels, in the order of the labels.
-    window: for intensities of more than 8 bits (intensity.py).   labels: whether to look for labels in files beside it.
+    window: for intensities of more than 8 bits (intensity.py).
+    labels, boxes: whether to look for labels, and for a boxes.csv, beside it.
     """
     # results and the journal find a case by its file's name
-    case = _image_of(path, window).renamed(name_of(path))
+    case = replace(_image_of(path, window), name=name_of(path))
     if case.labels is None and (labels or boxes_from_masks) and READERS.get(ending_of(path)) != READERS[".npz"]:
         from files.partners import label_files  # only here: most cases of step 4 come with boxes
 
@@ -85,8 +105,35 @@ def read_case(
             case = with_labels(case, path, beside)
     if boxes_from_masks:
         return replace(case, boxes=exact_boxes(case, path))
-    if case.boxes is None and (named := boxes_beside(path).get(path.name)):
-        case = replace(case, boxes=check_boxes(named.boxes, case.grid_shape, path), label_names=named.names)
+    if case.boxes is None and boxes and path.name in (named := boxes_beside(path)):
+        found, names = named[path.name]
+        case = replace(case, boxes=check_boxes(found, case.grid_shape, path), label_names=names)
+    return case
+
+
+def read_boxed(
+    path: Path,
+    boxes: list[list[float]] | None = None,
+    looseness: float | None = None,
+    window: tuple[float, float] | None = None,
+) -> Case:
+    """A case with the boxes that step 4 asks with. InputError if there are none.
+
+    boxes: as they were given; else, with a looseness, the boxes of the case's labels, moved outwards
+    by that share (0: exact ones); else those of its file, else those of boxes.csv beside it.
+    """
+    case = read_case(path, looseness is not None, window, labels=False, boxes=not boxes)
+    if boxes:
+        if len({len(box) for box in boxes}) > 1:
+            raise InputError("--box: give 4 numbers for each, X0 Y0 X1 Y1, or in a volume 6, X0 Y0 Z0 X1 Y1 Z1")
+        return replace(case, boxes=check_boxes(np.array(boxes), case.grid_shape, path), label_names=None)
+    if looseness is not None:
+        return replace(case, boxes=drawn_boxes(case.name, case.boxes, looseness, case.grid_shape))
+    if case.boxes is None:
+        raise InputError(
+            f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, draw them with --draw, put a "
+            "boxes.csv beside it, or take them from masks with --boxes-from-masks"
+        )
     return case
 
 
@@ -102,17 +149,11 @@ def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
     """The case of an image file with the labels that lie beside it: one label map, or one mask picture for each object."""
     first, ending, names, shape = beside[0], ending_of(beside[0]), None, case.grid_shape
     if first.suffix == ".json":
-        from files import coco, supervisely  # only here: few data sets have them
+        from files.annotations import read_annotations  # only here: few data sets have them
 
-        labels, names = (
-            coco.read_coco(first, path.name, shape)
-            if coco.is_coco(first)
-            else supervisely.read_supervisely(first, shape)
-        )
+        labels, names = read_annotations(first, path.name, shape)
     elif ending in PICTURE_ENDINGS:
-        from files import pictures
-
-        labels, names = pictures.read_masks(beside) if len(beside) > 1 else (pictures.read_mask(first), None)
+        labels, names = read_masks(beside) if len(beside) > 1 else (read_mask(first), None)
     elif ending in LABEL_READERS and READERS.get(ending_of(path)) == READERS[ending]:
         labels = _function(LABEL_READERS[ending])(first, path)
     else:
@@ -133,53 +174,6 @@ def exact_boxes(case: Case, path: Path) -> np.ndarray:
     return boxes
 
 
-def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
-    """The cases of a folder, sorted by name: files, and folders that hold a DICOM series. InputError if there is none.
-
-    Files that hold the labels of another file are no cases. Pictures beside .npz cases are taken for previews.
-    A folder that holds nothing but DICOM files is one case.   with_boxes: if it has a boxes.csv, only what that names.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name a folder of cases, or make one with: python -m phantoms")
-    if with_boxes and (named := boxes_beside(folder / "any")):
-        return [folder / name for name in sorted(named)]
-    entries = sorted(folder.iterdir())
-    by_ending = {path: ending_of(path) for path in entries}  # once each: a folder may hold a million files
-    endings = {ending for ending in by_ending.values() if ending}
-    kinds = endings - {".npz", *PICTURE_ENDINGS}
-    files = [path for path in entries if by_ending[path]]
-    if ".npz" in endings:
-        files = [path for path in files if by_ending[path] not in PICTURE_ENDINGS]
-    if kinds or not files:
-        from files.partners import dicom_cases
-
-        files = dicom_cases(folder, files + [path for path in entries if not by_ending[path] and path.is_dir()])
-    if endings - {".npz"} and files != [folder]:
-        from files.partners import label_files_in
-
-        partners = label_files_in(folder)
-        files = [path for path in files if path not in partners]
-    if not files:
-        known = ", ".join(sorted(READERS))
-        raise InputError(
-            f"{folder}: holds no case ({known}); name another folder, or make cases with: python -m phantoms"
-        )
-    return files
-
-
-def boxes_beside(path: Path) -> dict:
-    """{file name: boxes} of the boxes.csv in a file's folder; empty if there is none."""
-    table = path.parent / "boxes.csv"
-    return _boxes_of(table, table.stat().st_mtime_ns) if table.is_file() else {}
-
-
-@lru_cache(maxsize=4)  # one table for the whole folder: it is read once
-def _boxes_of(table: Path, _changed: int) -> dict:
-    from files.boxes_csv import read_boxes  # only here: most folders have none
-
-    return read_boxes(table)
-
-
 def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     """What a file's own reader gives. InputError for an unknown ending, or a link that leads out of the folder."""
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
@@ -197,3 +191,89 @@ def _function(row: Callable | str) -> Callable:
         return row
     module, name = row.split(":")
     return getattr(importlib.import_module(module), name)
+
+
+# ---------------------------------------------------------------- a folder
+
+
+def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
+    """The cases of a folder, sorted by name: files, and folders that hold a DICOM series. InputError if there is none.
+
+    Files that hold the labels of another file are no cases. Pictures beside .npz cases are taken for
+    previews. A folder that holds nothing but DICOM files is one case.
+    with_boxes: if the folder has a boxes.csv, only the files that it names.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; name a folder of cases, or make one with: python -m phantoms")
+    if with_boxes and (named := boxes_beside(folder / "any")):
+        return [folder / name for name in sorted(named)]
+    entries = sorted(folder.iterdir())
+    by_ending = {path: ending_of(path) for path in entries}  # once each: a folder may hold a million files
+    endings = {ending for ending in by_ending.values() if ending}
+    files = [path for path in entries if by_ending[path]]
+    if ".npz" in endings:
+        files = [path for path in files if by_ending[path] not in PICTURE_ENDINGS]
+    if endings - {".npz", *PICTURE_ENDINGS} or not files:
+        from files.partners import dicom_cases
+
+        files = dicom_cases(folder, files + [path for path in entries if not by_ending[path] and path.is_dir()])
+    if endings - {".npz"} and files != [folder]:
+        from files.partners import label_files_in
+
+        partners = label_files_in(folder)
+        files = [path for path in files if path not in partners]
+    if not files:
+        known = ", ".join(sorted(READERS))
+        raise InputError(f"{folder}: holds no case ({known}); name another folder, or make cases: python -m phantoms")
+    return files
+
+
+# ---------------------------------------------------------------- boxes.csv
+
+Named = dict[str, tuple[np.ndarray, tuple[str, ...]]]  # file -> its boxes (N, 4) or (N, 6), and a name for each
+
+
+def boxes_beside(path: Path) -> Named:
+    """What the boxes.csv in a file's folder says of each file; empty if there is none."""
+    table = path.parent / "boxes.csv"
+    return _boxes_of(table, table.stat().st_mtime_ns) if table.is_file() else {}
+
+
+@lru_cache(maxsize=4)  # one table for the whole folder: it is read once
+def _boxes_of(table: Path, _changed: int) -> Named:
+    return read_boxes(table)
+
+
+def read_boxes(path: Path) -> Named:
+    """A table of boxes for step 4: columns file, x0, y0, x1, y1, in a volume also z0 and z1, slices counted from 0.
+
+    A row is one box: pixels of the image, both ends inclusive. The rows of a file, in their order, are
+    its boxes 1, 2, ... A column label, a name for the object, may be left out: names are "" then.
+    InputError, one sentence, for a missing column or something that is no number.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # -sig: spreadsheets begin a file with a mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: can't be read ({error}); save it as CSV in UTF-8") from error
+    lines = text.splitlines()
+    separator = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","  # some spreadsheets write ";"
+    rows = csv.DictReader(lines, delimiter=separator, skipinitialspace=True)
+    missing = {"file", "x0", "y0", "x1", "y1"} - set(rows.fieldnames or ())
+    if missing:
+        raise InputError(f"{path}: has no column {', '.join(sorted(missing))}; line 1 must name file, x0, y0, x1, y1")
+    found: dict[str, list[tuple[list[float], str]]] = {}
+    for row in rows:
+        depth = [key for key in ("z0", "z1") if (row.get(key) or "").strip()]
+        keys = ("x0", "y0", "z0", "x1", "y1", "z1") if depth else ("x0", "y0", "x1", "y1")
+        where = f"{path}: line {rows.line_num}"
+        try:
+            numbers = [float(row[key]) for key in keys]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where} has no number in each of {', '.join(keys)}; fill it in") from error
+        boxes = found.setdefault((row["file"] or "").strip(), [])
+        if boxes and len(boxes[0][0]) != len(numbers):
+            raise InputError(f"{where} has {len(numbers)} numbers, the file's first row {len(boxes[0][0])}")
+        boxes.append((numbers, (row.get("label") or "").strip()))
+    if not found:
+        raise InputError(f"{path}: holds no box; add a line for each")
+    return {file: (np.array([b for b, _ in rows]), tuple(name for _, name in rows)) for file, rows in found.items()}

@@ -1,7 +1,8 @@
 """Intensities of any range to grey levels, 0..255, as the challenge's files have them.
 
-CT is cut to a window in Hounsfield units (HU). Everything else has no unit: its 0.5 and 99.5 percentiles become 0 and 255.
-Data that are 8 bit already stay as they are. Source: JunMa11/MedSAM, branch LiteMedSAM, `pre_CT_MR.py`; the formulas only.
+CT is cut to a window in Hounsfield units (HU). Everything else has no unit: its 0.5 and 99.5
+percentiles become 0 and 255. Data that are 8 bit already stay as they are.
+Source: JunMa11/MedSAM, branch LiteMedSAM, `pre_CT_MR.py`; the formulas only.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import InputError, modality_of
+from files import InputError
 from files.case import check_contrast
 
 PERCENTILES = (0.5, 99.5)
@@ -35,7 +36,7 @@ WINDOWS = {  # HU
 
 
 def parse_window(text: str) -> Window:
-    """A window by its name in WINDOWS, or by numbers as "WIDTH/LEVEL". ValueError, one sentence, for anything else.
+    """A window by its name in WINDOWS, or by numbers as "WIDTH/LEVEL". InputError for anything else.
 
     >>> parse_window("lung"), parse_window("350/50")
     (Window(width=1500, level=-600), Window(width=350.0, level=50.0))
@@ -47,7 +48,7 @@ def parse_window(text: str) -> Window:
     except ValueError:
         width = level = float("nan")
     if not (np.isfinite(level) and 0 < width < np.inf):
-        raise ValueError(f"window {text!r} is not known; give {', '.join(WINDOWS)}, or WIDTH/LEVEL such as 400/40")
+        raise InputError(f"window {text!r} is not known; give {', '.join(WINDOWS)}, or WIDTH/LEVEL such as 400/40")
     return Window(width, level)
 
 
@@ -59,11 +60,12 @@ class Gray(NamedTuple):
     source_range: tuple[float, float] | None  # lowest and highest value; None if the values were 8 bit
 
 
-def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None = None) -> Gray:
+def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None = None, modality: str = "Other") -> Gray:
     """Grey levels of an image or volume of any number type.
 
-    window: as asked for by name, or as the file says; 8 bits stay as they are even so. Without one, CT is cut to soft tissue and the rest to percentiles; it is CT
-    if the file's name begins with a modality of CT, or if values lie below AIR.
+    window: as asked for by name, or as the file says. Without one, CT is cut to soft tissue and
+    the rest to percentiles. It is CT if `modality` says so, or if values lie below AIR.
+    Values of 8 bits stay as they are, whatever the window.
     InputError, one sentence: values that are not finite, constant, or nearly all saturated.
     """
     if values.size == 0 or values.dtype.kind not in "biuf":
@@ -71,26 +73,23 @@ def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None =
     low, high = values.min(), values.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = np.count_nonzero(~np.isfinite(values))
-        raise InputError(
-            f"{path}: {bad} of its {values.size} values are NaN or infinite; replace them, by 0 for example"
-        )
+        raise InputError(f"{path}: {bad} of its {values.size} values are NaN or infinite; replace them by numbers")
     check_contrast(values, path)
     if values.dtype == np.uint8:
         return Gray(values, None, None)
     if window is None:
-        is_ct = modality_of(Path(path).name) == "CT" or low < AIR
-        window = WINDOWS["soft" if is_ct else "percentile"]
+        window = WINDOWS["soft" if modality == "CT" or low < AIR else "percentile"]
     levels = window_to_uint8(values, *window) if window.width else percentile_to_uint8(values, path)
     if levels.min() == levels.max():
         raise InputError(
             f"{path}: its values, {low:g} to {high:g}, all become {levels.min()} in the window {window.width:g}/"
-            f"{window.level:g} (width/level); choose another window"
+            f"{window.level:g} (width/level); choose another one with --read window=NAME"
         )
     return Gray(levels, window, (float(low), float(high)))
 
 
 def window_to_uint8(values: np.ndarray, width: float = 400, level: float = 40) -> np.ndarray:
-    """Cut to a window.   values: any shape, HU or the unit of width and level.   Returns uint8 of this shape.
+    """Cut to a window.   values: any shape, HU or the unit of width and level.   -> uint8, same shape
 
     >>> window_to_uint8(np.array([[-1000.0, 40.0, 3000.0]]))
     array([[  0, 127, 255]], dtype=uint8)
@@ -99,9 +98,9 @@ def window_to_uint8(values: np.ndarray, width: float = 400, level: float = 40) -
 
 
 def percentile_to_uint8(values: np.ndarray, path: Path | str = "image") -> np.ndarray:
-    """The challenge's scaling of all but CT: the 0.5 and 99.5 percentiles of the non-zero values become 0 and 255.
+    """The challenge's scaling of all but CT: the percentiles of the non-zero values become 0 and 255.
 
-    Returns uint8 of the same shape. InputError if both percentiles are one value, as in a saturated image.
+    -> uint8 of the same shape. InputError if both percentiles are one value: a saturated image.
     """
     low, high = np.percentile(values[values != 0], PERCENTILES)
     if low == high:
@@ -112,7 +111,7 @@ def percentile_to_uint8(values: np.ndarray, path: Path | str = "image") -> np.nd
 
 
 def _stretch(values: np.ndarray, low: float, width: float) -> np.ndarray:
-    """low becomes 0, low + width 255, rounded down. Plane by plane, because the numbers in between take eight bytes each."""
+    """low becomes 0, low + width 255, rounded down. Plane by plane: floats take eight bytes each."""
     levels = np.empty(values.shape, np.uint8)
     for i in range(len(values)):
         levels[i] = np.clip((values[i] - low) / width * 255, 0, 255)

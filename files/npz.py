@@ -35,18 +35,14 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: no such file; check the path") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, MemoryError) as error:
         # RuntimeError and MemoryError: a header that damage turned into nonsense
-        raise InputError(
-            f"{path}: not a complete .npz file (truncated or damaged); copy or download it again"
-        ) from error
+        raise InputError(f"{path}: not a complete .npz file (truncated or damaged); copy it again") from error
     except ValueError as error:
         if "pickle" in str(error).lower():
             raise InputError(
                 f"{path}: holds an object array or a pickle, which could run code and is refused, or is no .npz "
                 "file at all; save plain numeric arrays with np.savez_compressed"
             ) from error
-        raise InputError(
-            f"{path}: not a readable .npz file ({error}); save it again with np.savez_compressed"
-        ) from error
+        raise InputError(f"{path}: not a readable .npz file ({error}); save it with np.savez_compressed") from error
 
 
 def read_npz(path: Path, window: tuple | None = None) -> Case:
@@ -57,9 +53,7 @@ def read_npz(path: Path, window: tuple | None = None) -> Case:
     Raises InputError, one sentence, for everything that the rest of the pipeline could not use.
     """
     if window is not None:
-        raise InputError(
-            f"{path}: holds grey levels 0..255 already, which no window can be cut from; leave out the window"
-        )
+        raise InputError(f"{path}: holds grey levels, which no window can be cut from; leave out --read window")
     stored = load_npz(path)
     if "imgs" not in stored:
         raise InputError(f"{path}: has no key 'imgs' (found {sorted(stored)}); it must hold the image as 'imgs'")

@@ -1,8 +1,8 @@
 """Which files of a folder belong together: an image and its labels, the slices of a DICOM series.
 
-Labels have the image's name with a word such as mask, label, seg or gt: a.png and a_mask.png, img0001.nii.gz and
-label0001.nii.gz, a.png and a_mask_1.png, a_mask_2.png (an object each). Or they have the image's name, in a folder masks or
-labels beside a folder images. Or a COCO file of the folder lists the image.
+Labels have the image's name with a word such as mask, label, seg or gt: a.png and a_mask.png,
+img0001.nii.gz and label0001.nii.gz, a.png and a_mask_1.png, a_mask_2.png (an object each). Or they
+have the image's name, in a folder masks or labels beside a folder images. Or a COCO file lists the image.
 """
 
 from __future__ import annotations
@@ -15,19 +15,7 @@ from pathlib import Path
 from files import InputError
 from files.pictures import PICTURE_ENDINGS
 
-LABEL_WORDS = {
-    "mask",
-    "masks",
-    "label",
-    "labels",
-    "seg",
-    "segs",
-    "segmentation",
-    "segmentations",
-    "gt",
-    "gts",
-    "groundtruth",
-}
+LABEL_WORDS = {*"mask masks label labels seg segs segmentation segmentations gt gts groundtruth".split()}
 LABEL_WORDS |= {"annotation", "annotations"}
 IMAGE_WORDS = {"image", "images", "img", "imgs"}
 VOLUME_ENDINGS = (".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -50,16 +38,13 @@ def list_pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list
     Endings may differ: a.jpg and a.png. -> (pairs sorted by name, one InputError for each file that has no partner)
     """
     if masks.suffix == ".json":
-        from files.coco import coco_files
+        from files.annotations import coco_files
 
-        listed, files = coco_files(masks), _files_by_stem(images)
-        found = sorted(path for group in files.values() for path in group)
-        lone = [
-            InputError(f"{path}: is not listed in {masks}; add it, or remove this file")
-            for path in found
-            if path.name not in listed
-        ]
-        return [(path, masks) for path in found if path.name in listed], lone
+        listed = coco_files(masks)
+        found = sorted(path for group in _files_by_stem(images).values() for path in group)
+        lone = [path for path in found if path.name not in listed]
+        told = [InputError(f"{path}: is not listed in {masks}; add it, or remove this file") for path in lone]
+        return [(path, masks) for path in found if path.name in listed], told
     pairs, problems, (mine, partners) = [], [], (_files_by_stem(images), _files_by_stem(masks))
     for stem in sorted({*mine, *partners}):
         here, there = mine.get(stem, []), partners.get(stem, [])
@@ -124,9 +109,8 @@ def _partners(folder: Path, _changed: tuple) -> dict[Path, list[Path]]:
     found = defaultdict(list)
     for path in labels + elsewhere:
         key = _key(_stem(path))
-        prefixes = (
-            key[:end] for end in range(len(key), 0, -1)
-        )  # the longest name that fits: a_1_mask is of a_1, not of a
+        # the longest name that fits: a_1_mask is of a_1, not of a
+        prefixes = (key[:end] for end in range(len(key), 0, -1))
         owners = next((by_key[_family(path), k] for k in prefixes if (_family(path), k) in by_key), [])
         for owner in owners:
             found[owner].append(path)
@@ -143,15 +127,14 @@ def _add_annotations(files: list[Path], images: list[Path], found: dict[Path, li
         if path.stem in by_name:
             found[by_name[path.stem]] = [path]
             continue
-        from files import coco  # only here: few folders have any
+        from files.annotations import coco_files, is_coco  # only here: few folders have any
 
-        if coco.is_coco(path):
-            for name in coco.coco_files(path) & set(by_name):
-                if found.get(by_name[name]):
-                    raise InputError(
-                        f"{by_name[name]}: has labels in {found[by_name[name]][0].name} and in {path.name}; keep one"
-                    )
-                found[by_name[name]].append(path)
+        if is_coco(path):
+            for name in coco_files(path) & set(by_name):
+                image = by_name[name]
+                if found.get(image):
+                    raise InputError(f"{image}: has labels in {found[image][0].name} and in {path.name}; keep one")
+                found[image].append(path)
 
 
 def _family(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from files import InputError
+from files import InputError, modality_of
 from files.case import Case, check_contrast
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -16,7 +16,7 @@ MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
 
 
 def read_picture(path: Path, window: tuple[float, float] | None = None) -> Case:
-    """A picture as a case without boxes; the pages of a TIFF as the slices of a volume. InputError if it can't be read."""
+    """A picture as a case; the pages of a TIFF as the slices of a volume. InputError if it can't be read."""
     pages = _pages(path)
     is_3d = len(pages) > 1
     if not all(page.ndim == 2 or (page == page[..., :1]).all() for page in pages[: len(pages) * is_3d]):
@@ -27,8 +27,12 @@ def read_picture(path: Path, window: tuple[float, float] | None = None) -> Case:
         return Case(path.stem, pixels, None, None, None, is_3d)
     from files.intensity import to_grey_levels  # only here and below: most pictures have 8 bits
 
-    gray = to_grey_levels(pixels, path, window)
-    return Case(path.stem, gray.levels, None, None, None, is_3d, window=gray.window, source_range=gray.source_range)
+    modality = modality_of(path.name)
+    gray = to_grey_levels(pixels, path, window, modality)
+    return Case(
+        path.stem, gray.levels, None, None, None, is_3d,
+        window=gray.window, source_range=gray.source_range, modality=modality,
+    )  # fmt: skip
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -44,15 +48,16 @@ def read_image(path: Path | str) -> np.ndarray:
         return pages[0]
     from files.intensity import to_grey_levels
 
-    return to_grey_levels(pages[0], path).levels
+    return to_grey_levels(pages[0], path, None, modality_of(path.name)).levels
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask picture -> (H, W), or (D, H, W) if it has pages, integers; 0 is background, every other value one object.
+    """Read a mask picture -> (H, W), or (D, H, W) if it has pages, integers; 0 is background.
 
-    Indexed: the numbers of the palette.   Colours: each is an object, in the order of red, green, blue; black is background, or
-    where there is none the most frequent colour.   JPEG: its values smear, so it is cut at 127 into background and one object;
-    so is a mask of 0 and 255 with soft edges, as resizing makes them.
+    Gray: every value is an object.   Indexed: every number of the palette is one.
+    Colours: each is an object, in the order of red, green, blue; black is background, or where there
+    is none the most frequent colour.   JPEG: its values smear, so it is cut at 127 into background
+    and one object; so is a mask of 0 and 255 with soft edges, as resizing makes them.
     InputError if the file can't be read or is a photograph.
     """
     indices = _palette_indices(path)
@@ -76,9 +81,7 @@ def read_masks(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
         if labels is None:
             labels = np.zeros(mask.shape, np.uint16)
         if mask.shape != labels.shape:
-            raise InputError(
-                f"{path}: its size is {mask.shape}, but {paths[0].name} has {labels.shape}; they must agree"
-            )
+            raise InputError(f"{path}: its size is {mask.shape}, but {paths[0].name} has {labels.shape}; resize it")
         if mask.any():
             names.append(path.stem)
             labels[mask > mask.max() / 2] = len(names)
@@ -86,7 +89,7 @@ def read_masks(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _pages(path: Path) -> list[np.ndarray]:
-    """Pixels of a picture's pages, each (H, W) or (H, W, 3) RGB. All but TIFF have one page. InputError if it can't be read."""
+    """Pixels of a picture's pages, each (H, W) or (H, W, 3) RGB. All but TIFF have one page."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
     try:

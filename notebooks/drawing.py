@@ -30,8 +30,8 @@ from figures import overlay
 from files.writing import someone_is_there
 from notebooks.plots import BOX, DPI, show
 from segment import Segmenter
-from views.marks import place_label
 from views.objects import TOO_SMALL, box_of_drag
+from views.window import place_label
 
 TITLE = 0.3  # inches above the image
 FIXED = "Fixed boxes and predicted IoU"

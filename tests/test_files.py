@@ -460,7 +460,7 @@ def test_a_new_format_is_one_function_and_one_row(tmp_path, monkeypatch, ending)
     small = resize_labels_to_grid(cases[0].labels)
     assert np.array_equal(load_entry(tmp_path / "cache", cached[0])[1][: len(small)], small)
 
-    monkeypatch.setattr(infer, "load_segmenter", lambda args: Segmenter(BrightModel(), PRESETS["fixed"], False))
+    monkeypatch.setattr("segment.load", lambda *args, **options: Segmenter(BrightModel(), PRESETS["fixed"], False))
     infer.main(["-i", str(tmp_path / "toys"), "-o", str(tmp_path / "segs"), "--boxes-from-masks"])
     for case in cases:
         found = load_npz(tmp_path / "segs" / f"{case.name}.npz")["segs"]

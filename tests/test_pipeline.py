@@ -29,8 +29,8 @@ def test_golden_cases_go_from_01_to_05_and_score_what_they_scored(tmp_path):
     train.main(["--cache", place["cache"], "--out", place["run"], "--steps", "1", "--batch", "2", "--device", "cpu"])
     checkpoint, int8 = f"{place['run']}/last.pt", f"{place['run']}/last.dynamic.pt"
     quantize.main(["--model", "proposed", "--weights", checkpoint, "-o", int8, "--repeats", "1", "--cases", "1"])
-    rows = infer.main(["-i", inputs, "-o", place["segs"], "--model", "baseline", "--overlay"])
-    infer.main(["-i", inputs, "-o", place["int8"], "--model", "proposed", "--weights", int8, "--engine", "torch-int8"])
+    rows = infer.main(["-i", inputs, "-o", place["segs"], "--model", "baseline"])
+    infer.main(["-i", inputs, "-o", place["int8"], "--model", int8, "--engine", "torch-int8"])
     systems = [f"baseline={place['segs']}", f"proposed int8={place['int8']}"]
     truth = str(tmp_path / "cache" / "cases" / "gts")
     evaluate.main(["-s", *systems, "-g", truth, "-o", place["eval"], "--jobs", "1"])

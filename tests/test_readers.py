@@ -14,16 +14,13 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
-from files import InputError
-from files.boxes_csv import read_boxes
-from files.coco import read_coco
-from files.formats import list_cases, read_case, read_pair
-from files.geometry import turn, turn_back, view_of
+from files import InputError, modality_of
+from files.annotations import read_coco, read_supervisely
+from files.formats import list_cases, read_boxed, read_boxes, read_case, read_pair
 from files.intensity import WINDOWS, parse_window, to_grey_levels
-from files.nifti import save_nifti_labels
 from files.partners import label_files
 from files.pictures import read_mask
-from files.supervisely import read_supervisely
+from files.scans import save_nifti_labels, turn, turn_back, view_of
 from files.writing import save_image, save_npz
 from phantoms import tiny_case
 
@@ -436,6 +433,17 @@ def test_boxes_csv_names_files_boxes_and_objects(tmp_path):
     assert "outside the image" in sentence(read_case, tmp_path / "scan é 1.png")
 
 
+def test_a_broken_boxes_csv_stops_nobody_who_gives_boxes(tmp_path):
+    save_image(tmp_path / "a.png", tiny_case().image)
+    save_image(tmp_path / "a_mask.png", tiny_case().labels.astype(np.uint8))
+    (tmp_path / "boxes.csv").write_text("file,x0,y0,x1\n")
+    assert "has no column y1" in sentence(read_boxed, tmp_path / "a.png")
+    assert read_boxed(tmp_path / "a.png", boxes=[[2, 3, 20, 30]]).boxes.tolist() == [[2, 3, 20, 30]]
+    assert len(read_boxed(tmp_path / "a.png", looseness=0.0).boxes) == 2
+    assert read_case(tmp_path / "a.png", boxes=False).boxes is None, "who draws needs none"
+    assert "give 4 numbers for each" in sentence(read_boxed, tmp_path / "a.png", [[1, 2, 3, 4], [1, 2, 0, 3, 4, 0]])
+
+
 def test_intensities_become_grey_levels_by_window_or_percentile():
     hounsfield = np.array([[-1000, -160, 40, 240, 3000]], np.int16)
     found = to_grey_levels(hounsfield, "scan.nii.gz")  # values below -500: CT
@@ -445,10 +453,31 @@ def test_intensities_become_grey_levels_by_window_or_percentile():
     found = to_grey_levels(values, "MR_a.nii.gz")
     low, high = np.percentile(np.arange(1, 1001), (0.5, 99.5))
     assert np.array_equal(found.levels, np.clip((values - low) / (high - low) * 255, 0, 255).astype(np.uint8))
-    assert to_grey_levels(values, "CT_a.nii.gz").window == WINDOWS["soft"], "the name says CT"
+    assert to_grey_levels(values, "a.nii.gz", modality="CT").window == WINDOWS["soft"]
     eight = np.arange(200, dtype=np.uint8)[None]
     assert to_grey_levels(eight, "a").window is None and np.array_equal(to_grey_levels(eight, "a").levels, eight)
     assert np.array_equal(to_grey_levels(eight, "a", parse_window("100/50")).levels, eight), "8 bits stay as they are"
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".png", ".mha"])
+def test_a_case_is_ct_by_its_name_which_is_asked_once(tmp_path, monkeypatch, ending):
+    asked = []
+    for module in ("files.case", "files.scans", "files.pictures"):
+        monkeypatch.setattr(f"{module}.modality_of", lambda name: asked.append(name) or modality_of(name))
+    values = volume((20, 16, 1), np.uint16, 1000)
+    for name, window in (("CT_a", WINDOWS["soft"]), ("MR_a", WINDOWS["percentile"])):
+        path = tmp_path / f"{name}{ending}"
+        if ending == ".png":
+            save_image(path, values[..., 0])
+        elif ending == ".mha":
+            sitk = pytest.importorskip("SimpleITK")
+            sitk.WriteImage(sitk.GetImageFromArray(values.T), str(path))
+        else:
+            save_nifti(path, values)
+        case = read_case(path)
+        assert (case.name, case.modality, case.window) == (name, name[:2], window)
+        assert asked == [path.name]
+        asked.clear()
 
 
 def test_values_that_show_nothing_are_told(tmp_path):

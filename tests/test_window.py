@@ -24,9 +24,8 @@ from phantoms import tiny_case
 from presets import PRESETS
 from segment import Segmenter, load
 from views import objects
-from views.marks import outline_of
 from views.objects import TOO_SMALL, Drag, Drawn, boxes_by_slice
-from views.window import HINT, HINT_3D, SIZE, BoxWindow, interactive_pyplot
+from views.window import HINT, HINT_3D, SIZE, BoxWindow, interactive_pyplot, outline_of
 
 ROOT = Path(__file__).parent.parent
 infer = importlib.import_module("04_infer")
@@ -396,7 +395,7 @@ def picture(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems always have a screen")
 def test_without_a_screen_one_sentence_says_so(picture, monkeypatch):
-    monkeypatch.setattr(infer, "load_segmenter", lambda args: fake())
+    monkeypatch.setattr("segment.load", lambda *args, **options: fake())
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     text = sentence("-i", picture, "-o", picture.parent / "out", "--draw")
@@ -424,8 +423,8 @@ def test_what_is_saved_are_labels_boxes_and_an_overlay(tmp_path, monkeypatch, ca
         box(window, [5, 5, 20, 20])
         return window.objects.drawn()
 
-    monkeypatch.setattr("views.saving.draw_window", instead)
-    monkeypatch.setattr(infer, "load_segmenter", lambda args: fake())
+    monkeypatch.setattr("views.window.draw_window", instead)
+    monkeypatch.setattr("segment.load", lambda *args, **options: fake())
     case = tiny_case(dims=dims)
     write_case(tmp_path, case)
     path = next((tmp_path / "imgs").iterdir())
@@ -436,6 +435,14 @@ def test_what_is_saved_are_labels_boxes_and_an_overlay(tmp_path, monkeypatch, ca
     assert (row["case"], row["label"], len(row["box"].split())) == (path.name, "1", 2 * dims)
     assert (tmp_path / "out" / f"{path.stem}_overlay.png").is_file()
     assert rows == [{"case": path.stem, "objects": 1}] and "without saving the last changes" in capsys.readouterr().out
+    assert (tmp_path / "out" / "arguments.json").is_file()
+
+
+def test_a_broken_boxes_csv_does_not_stop_who_draws(picture, monkeypatch):
+    (picture.parent / "boxes.csv").write_text("file,x0,y0,x1\n")
+    monkeypatch.setattr("views.window.draw_window", lambda segmenter, case, save: window_of(case, save).objects.drawn())
+    monkeypatch.setattr("segment.load", lambda *args, **options: fake())
+    assert infer.main(["-i", str(picture), "-o", str(picture.parent / "out"), "--draw"]) == []
 
 
 def test_draw_takes_one_case_and_does_not_write_over_it(tmp_path):

@@ -1,9 +1,11 @@
-"""The window of `04_infer.py --draw`: drag a box on an image or on a slice of a volume, and its mask is shown at once.
+"""The window of `04_infer.py --draw`: drag a box on an image or a slice of a volume, and see its mask at once.
 
-`draw_window` opens it. `BoxWindow` is what it shows and how it answers mouse and keys, on any matplotlib figure.
+`draw_case` opens it and saves what it shows, in the files that step 4 writes of boxes given otherwise.
+`BoxWindow` is what it shows and how it answers mouse and keys, on any matplotlib figure.
 
-An object of a volume begins with one drag on one slice. Shift+drag on another slice gives the same object a box there; the
-slices between two drawn boxes get the boxes in between, one after another while nothing else is to be done.
+An object of a volume begins with one drag on one slice. Shift+drag on another slice gives the same object
+a box there; the slices between two drawn boxes get the boxes in between, one after another while nothing
+else is to be done.
 """
 
 from __future__ import annotations
@@ -11,19 +13,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
+from contourpy import contour_generator
 from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path as Outline
 from matplotlib.widgets import Button, RectangleSelector
 
-from figures import PALETTE, YELLOW
+from figures import PALETTE, YELLOW, flat_view, overlay
 from files import InputError
 from files.case import Case
+from files.formats import read_case
+from files.results import OBJECT_COLUMNS, files_to_do, object_rows, save_label_map
+from files.writing import csv_text, save_image, save_json, save_text
 from segment import Segmenter
-from views.marks import outline_of, place_label
 from views.objects import TOO_SMALL, Drawn, Objects, box_of_drag
 
 CLICK = 3  # pixels of the screen that the mouse may move in a click
@@ -39,6 +47,43 @@ HINT_3D = (
     "Wheel, ↑ ↓: slice · Drag: new object · Shift+drag on another slice: same object, slices between follow · "
     "Click: select · Right click: remove · U: undo · + −: zoom · S: save"
 )
+
+
+def draw_case(
+    source: Path, folder: Path, window: tuple | None, load: Callable[[], Segmenter], arguments: dict
+) -> list[dict]:
+    """Show one case in a window until it is closed, and write its results whenever the window says save.
+
+    source, folder: of the input and of the results.   window: of intensities, None for the case's own.
+    load: makes the segmenter.   arguments: what arguments.json says of the run.
+    Returns the case's name and number of objects, or nothing if nothing was saved.
+    Raises InputError, one sentence, for no case, several, or where no window can be opened.
+    """
+    (path,) = files_to_do(source, folder, "--draw", with_boxes=False)
+    case = read_case(path, window=window, labels=False, boxes=False)
+    segmenter, saved = load(), []
+
+    def save(drawn: Drawn) -> str:
+        boxed, objects = replace(case, boxes=drawn.boxes, label_names=None), len(drawn.boxes)
+        names = save_label_map(folder, boxed, drawn.labels, path, PALETTE)
+        names += [f"{case.name}_overlay.png", "objects.csv"]
+        view = flat_view(case.image, drawn.labels, drawn.boxes)
+        save_image(folder / f"{case.name}_overlay.png", overlay(*view, numbers=True))
+        own = np.bincount(drawn.labels.ravel(), minlength=objects + 1)[1:]
+        rows = object_rows(boxed, drawn.labels, np.arange(1, objects + 1), drawn.iou, own, None)
+        save_text(folder / "objects.csv", csv_text(rows, OBJECT_COLUMNS))
+        saved[:] = [drawn]
+        what = f"{objects} object{'s' * (objects > 1)}"
+        print(f"04_infer.py: {what}, wrote {', '.join(names)} to {folder}")
+        return f"Saved {what} in {folder}: {', '.join(names)}."
+
+    drawn = draw_window(segmenter, case, save)
+    if len(drawn.boxes) and not (saved and all(map(np.array_equal, saved[0], drawn))):
+        print("04_infer.py: the window was closed without saving the last changes")
+    if not saved:
+        return []
+    save_json(folder / "arguments.json", arguments | {"preset_fields": vars(segmenter.preset)})
+    return [{"case": case.name, "objects": len(saved[0].boxes)}]
 
 
 def draw_window(segmenter: Segmenter, case: Case, save: Callable[[Drawn], str]) -> Drawn:
@@ -79,6 +124,32 @@ def interactive_pyplot():
     if any("headless" in reason for reason in reasons):
         found = "this computer has no screen, or DISPLAY does not name it"
     raise InputError(f"no window can be opened: {found}; in Jupyter, notebooks/04_infer.ipynb does the same")
+
+
+def place_label(ax, box, text: str, colour, size: float = 9):
+    """A text above a box, or below one in the lower half, away from the image's middle, moved until it is inside."""
+    left, high = box[0] + box[2] < sum(ax.get_xlim()), 2 * box[1] < sum(ax.get_ylim())
+    label = ax.text(
+        box[2] + 0.5 if left else box[0] - 0.5, box[1] - 1 if high else box[3] + 1, text, fontsize=size,
+        ha="right" if left else "left", va="bottom" if high else "top",
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": size / 6},
+    )  # fmt: skip
+    drawn, room, place = label.get_window_extent().padded(3), ax.bbox, label.get_position()
+    shift = np.maximum(room.min - drawn.min, 0) - np.maximum(drawn.max - room.max, 0)
+    label.set_position(ax.transData.inverted().transform(ax.transData.transform(place) + shift))
+    return label
+
+
+def outline_of(labels: np.ndarray, label: int, rows: slice, columns: slice, step: int = 1) -> Outline | None:
+    """The border of an object on a label map (H, W), along its pixels' borders. rows, columns: where it may be.
+
+    step: looks at each step-th pixel, for large pictures whose pixels are smaller than those of the screen.
+    """
+    mask = np.pad((labels[rows, columns][::step, ::step] == label).astype(np.float32), 1)
+    x = columns.start + step * (np.arange(mask.shape[1]) - 1) + (step - 1) / 2  # a pixel's centre has whole coordinates
+    y = rows.start + step * (np.arange(mask.shape[0]) - 1) + (step - 1) / 2
+    lines = contour_generator(x, y, mask).lines(0.5)
+    return Outline.make_compound_path(*(Outline(line, closed=True) for line in lines)) if lines else None
 
 
 class BoxWindow:

@@ -1,0 +1,233 @@
+"""Volumes that say where they lie in the patient: NIfTI, by nibabel, and NRRD and MetaImage, by SimpleITK.
+
+An affine (4, 4) takes voxel indices (x, y, z) to millimetres, in the frame RAS+: x to the patient's
+right, y to the front, z to the head. NIfTI stores it so; DICOM and ITK (NRRD, MHA) count x to the
+left and y to the back (LPS+).
+A file's slices are the planes of its third axis. They are turned as radiologists see them: the
+patient's front, or head, is up; the patient's left is on the right, in sagittal planes the back is.
+Slices go from feet to head, right to left, or front to back.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+from nibabel.orientations import io_orientation
+
+from files import InputError, modality_of
+from files.case import Case
+from files.intensity import Gray, Window, to_grey_levels
+from files.writing import save_bytes
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+MAX_VOXELS = 2**31  # a damaged header, or one that was made to fill the memory, may claim any size
+
+
+# ---------------------------------------------------------------- how a volume is turned
+
+
+class View(NamedTuple):
+    """Which axis of the file became which axis of the volume (D, H, W), and which were turned round."""
+
+    axes: tuple[int, int, int]  # file axis of D, H, W
+    flips: tuple[bool, bool, bool]  # whether D, H, W run against the file
+
+
+def view_of(affine: np.ndarray) -> View:
+    """How a file with this affine (RAS+) is turned. ValueError if the affine is not invertible."""
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise ValueError("its affine does not span three directions")
+    world, sign = io_orientation(affine).astype(int).T  # of each file axis: 0 right, 1 front, 2 head; +1 or -1
+    columns, rows = sorted((0, 1), key=lambda axis: world[axis])
+    axes = (2, rows, columns)
+    # in the plane: to the patient's left, to the back, to the feet; slices: to the head, to the left, to the back
+    wanted = (1 if world[2] == 2 else -1, -1, -1)
+    return View(axes, tuple(bool(sign[axis] != want) for axis, want in zip(axes, wanted, strict=True)))
+
+
+def turn(voxels: np.ndarray, view: View) -> np.ndarray:
+    """Voxels (X, Y, Z) of a file -> (D, H, W)."""
+    turned = voxels.transpose(view.axes)
+    return np.ascontiguousarray(np.flip(turned, [axis for axis in range(3) if view.flips[axis]]))
+
+
+def turn_back(volume: np.ndarray, view: View) -> np.ndarray:
+    """The inverse of `turn`: (D, H, W) -> (X, Y, Z) of the file."""
+    turned = np.flip(volume, [axis for axis in range(3) if view.flips[axis]])
+    return np.ascontiguousarray(turned.transpose(np.argsort(view.axes)))
+
+
+def turned(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
+    """Voxels (X, Y, Z) with their affine -> (volume (D, H, W), its spacing (z, y, x) mm, its affine).
+
+    That affine takes (x, y, z), as the axes W, H, D count them, to mm.
+    """
+    view, by_axis, its_affine = view_of(affine), spacing_of_affine(affine), affine.copy()
+    for column, (axis, flip) in enumerate(zip(reversed(view.axes), reversed(view.flips), strict=True)):
+        step = affine[:3, axis]
+        its_affine[:3, column] = -step if flip else step
+        if flip:
+            its_affine[:3, 3] += step * (voxels.shape[axis] - 1)
+    return turn(voxels, view), tuple(by_axis[axis] for axis in view.axes), its_affine
+
+
+def spacing_of_affine(affine: np.ndarray) -> tuple[float, float, float]:
+    """Distances of neighbouring voxels, mm, along (x, y, z)."""
+    x, y, z = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return x, y, z
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_nifti(path: Path, window: Window | None = None) -> Case:
+    """A NIfTI image as a case without boxes and labels: a volume (D, H, W), or (H, W) if it has one slice.
+
+    InputError, one sentence, if it is damaged, too large, not 3D, not gray, or holds no image.
+    """
+    return _case_of(path, open_nifti(path), window)
+
+
+def read_itk(path: Path, window: Window | None = None) -> Case:
+    """An NRRD or MetaImage file (.nrrd, .nhdr, .mha, .mhd) as such a case."""
+    return _case_of(path, open_itk(path), window)
+
+
+def read_nifti_labels(path: Path, image_path: Path) -> np.ndarray:
+    """The label map of a NIfTI image -> (D, H, W) or (H, W), whole numbers, turned as the image is.
+
+    InputError unless it has the image's grid, orientation and place, and whole numbers.
+    """
+    return _labels_of(path, open_nifti(path), image_path, open_nifti(image_path))
+
+
+def read_itk_labels(path: Path, image_path: Path) -> np.ndarray:
+    """The label map of an NRRD or MetaImage file, as `read_nifti_labels` gives it."""
+    return _labels_of(path, open_itk(path), image_path, open_itk(image_path))
+
+
+def open_nifti(path: Path):
+    """nibabel's image, (X, Y, Z), its voxels not read yet. InputError if it can't be read or is not 3D."""
+    try:
+        image = nibabel.load(path)
+        shape = tuple(int(n) for n in image.shape)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; check the path") from error
+    except Exception as error:  # nibabel raises many kinds for files from outside
+        why = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: not a NIfTI file that can be read ({why}); export it again") from error
+    spatial = shape + (1,) * (3 - len(shape))
+    if any(n != 1 for n in spatial[3:]) or min(spatial) < 1:
+        raise InputError(f"{path}: has the shape {shape}; save one volume of three dimensions as a file of its own")
+    if np.prod(spatial, dtype=float) > MAX_VOXELS:
+        raise InputError(f"{path}: claims {shape} voxels, more than {MAX_VOXELS:,}; crop it, or repair its header")
+    if image.get_data_dtype().fields:
+        raise InputError(f"{path}: is a colour NIfTI; save its slices as pictures, or the volume in gray")
+    if shape == spatial[:3]:
+        return image
+    return nibabel.Nifti1Image(_numbers(image, path).reshape(spatial[:3]), image.affine)
+
+
+def open_itk(path: Path):
+    """An NRRD or MetaImage file as an image of nibabel, (X, Y, Z), affine RAS+. InputError if it can't be read."""
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise InputError(f"{path}: needs SimpleITK; run: pip install -r requirements-formats.txt") from error
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
+    try:
+        image = SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        why = str(error).strip().splitlines()[-1][:120]
+        raise InputError(f"{path}: SimpleITK can't read it ({why}); export it again") from error
+    if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() not in (2, 3):
+        raise InputError(f"{path}: has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} "
+                         "values a voxel; save one gray volume")  # fmt: skip
+    if image.GetDimension() == 2:
+        image = SimpleITK.JoinSeries(image)
+    affine = np.eye(4)
+    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    voxels = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
+    return nibabel.spatialimages.SpatialImage(voxels, LPS_TO_RAS @ affine)
+
+
+def _case_of(path: Path, image, window: Window | None) -> Case:
+    """An opened image as a case, its intensities as grey levels."""
+    modality = modality_of(path.name)
+    gray = to_grey_levels(_numbers(image, path), path, window, modality)
+    try:
+        return volume_case(path, *turned(gray.levels, image.affine), gray, modality)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; correct its header") from error
+
+
+def volume_case(path: Path, volume: np.ndarray, spacing, affine, gray: Gray, modality: str) -> Case:
+    """Grey levels (D, H, W) as a case: a volume, or a picture (H, W) if it has one slice."""
+    is_3d = len(volume) > 1
+    pixels, spacing = (volume, spacing) if is_3d else (volume[0], None)
+    return Case(path.name, pixels, None, None, spacing, is_3d, None, affine, gray.window, gray.source_range, modality)
+
+
+def _labels_of(path: Path, labels, image_path: Path, image) -> np.ndarray:
+    """The label map of an opened file, turned as the image is. InputError if it lies elsewhere."""
+    if labels.shape != image.shape:
+        raise InputError(f"{path}: its grid is {labels.shape}, but {image_path.name} has {image.shape}; resample it")
+    if not same_place(image.affine, labels.affine, image.shape):
+        mine, its = ("".join(nibabel.aff2axcodes(one.affine)) for one in (labels, image))
+        raise InputError(
+            f"{path}: does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ); "
+            "resample it to the image's grid"
+        )
+    values = _numbers(labels, path)
+    if values.dtype.kind not in "uib":
+        rounded = np.rint(values)
+        if not np.array_equal(values, rounded):
+            raise InputError(f"{path}: is no label map, it holds values such as {values[values != rounded][0]:g}")
+        values = rounded.astype(np.int64)
+    found = turn(values, view_of(image.affine))
+    return found if len(found) > 1 else found[0]
+
+
+def same_place(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Whether two affines put the corners of a grid (X, Y, Z) at the same place, to a tenth of a voxel."""
+    corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
+    apart = np.abs(corners @ (a - b).T)[:, :3].max()
+    return bool(apart <= 0.1 * min(spacing_of_affine(a)))
+
+
+def _numbers(image, path: Path) -> np.ndarray:
+    """Voxels (X, Y, Z), scaled as the header says. InputError if the file ends too early."""
+    try:
+        return np.asanyarray(image.dataobj)
+    except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: ends too early or is damaged ({why}); copy or export it again") from error
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save_nifti_labels(path: Path, labels: np.ndarray, affine: np.ndarray, like: Path | None = None) -> None:
+    """Write a label map (D, H, W) or (H, W) as .nii.gz.
+
+    affine: of the case (`Case.affine`).   like: the NIfTI file that the case was read from. The label
+    map then has its grid, axis by axis, and its affine, so that any viewer lays one over the other.
+    """
+    volume = labels if labels.ndim == 3 else labels[None]
+    small = volume.astype(np.uint8 if volume.max() <= 255 else np.uint16)
+    if like is None:
+        voxels = small.transpose(2, 1, 0)
+    else:
+        source = open_nifti(like)
+        voxels, affine = turn_back(small, view_of(source.affine)), source.affine
+    image = nibabel.Nifti1Image(voxels, affine)
+    image.header.set_xyzt_units("mm")
+    # level 1: a higher one is slower and hardly smaller. No time in it: the same bytes each run
+    save_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
