@@ -10,18 +10,19 @@ has the look of its modality, and a score on it says nothing about patients.
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
+from importlib.resources import files as packaged_files
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pydicom
 
-from data import cache_case, write_index
 from files.case import Case
+from files.index import write_index
 from files.intensity import percentile_to_uint8, window_to_uint8
 from files.pictures import read_image
 from phantoms import drawn
@@ -80,7 +81,7 @@ def tiny_case(seed: int = 0, dims: int = 2) -> Case:
 
 def read_packaged(package: str, file: str, reader: str, frame: int | None = None) -> np.ndarray:
     """An image inside an installed package -> (H, W) or (H, W, 3) RGB uint8."""
-    path = Path(str(files(package))) / file
+    path = Path(str(packaged_files(package))) / file
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there; install the {package} that requirements.txt names.")
     if reader == "picture":
@@ -131,7 +132,8 @@ def demo_cases() -> list[Case]:
 
 def tiny_cache(folder: Path) -> Path:
     """A cache of three tiny images and three tiny volumes; the first of each is for validation."""
-    entries = []
+    # step 1's own function; a module whose name begins with a digit cannot be imported otherwise
+    cache_case, entries = importlib.import_module("01_preprocess").cache_case, []
     for seed, dims in ((seed, dims) for seed in range(3) for dims in (2, 3)):
         found = cache_case(folder, tiny_case(seed, dims), source="phantoms").entries
         entries += [replace(entry, split="train" if seed else "val") for entry in found]
