@@ -1,4 +1,5 @@
-# make demo: set up, run steps 01 to 05 on demo data.   make test: set up and test.   make notebooks: run them all.   Windows, or no make: docs/commands.md.
+# make demo: set up, run steps 01 to 05 on demo data.   make test: set up and test.   make notebooks: run them all.
+# Windows, or no make: docs/commands.md.
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO ?= demo
@@ -6,9 +7,9 @@ SMOKE ?=
 STEPS ?= $(if $(SMOKE),1,4)
 CASES = $(DEMO)/cache/cases
 # the cases of Figures 2 and 3 (at smoke size there are only two, and step 5 takes them)
-FIGURES = $(if $(SMOKE),,--figure2 2DBox_MR_abdomen --figure3 2DBox_Microscope_ihc 2DBox_US_echo 3DBox_CT_synthetic0 2DBox_MR_head)
+FIGURES = $(if $(SMOKE),,--figures 2DBox_Microscope_ihc 2DBox_US_echo 3DBox_CT_synthetic0 2DBox_MR_head)
 
-# The proposed model: its trained weights where they are, else what the demo's few steps made of it, and named so.
+# The proposed model: our checkpoint if it is there, else the one that the demo has just trained for a few steps.
 WEIGHTS = $(wildcard checkpoints/grays_anatomy_sam_l0.pt)
 PROPOSED = $(or $(WEIGHTS),$(DEMO)/run/last.pt)
 COMMA := ,
@@ -21,14 +22,14 @@ demo: .venv/run
 	$(BIN)/python 00_check.py
 	$(BIN)/python -m phantoms --out $(DEMO) --train 2 $(SMOKE)
 	$(BIN)/python 01_preprocess.py -i $(DEMO)/train --val $(DEMO)/val -o $(DEMO)/cache
-	$(BIN)/python 02_train.py --cache $(DEMO)/cache --out $(DEMO)/run --steps $(STEPS) --batch 2 --objects 2 --set learning_rate=1e-3
+	$(BIN)/python 02_train.py --cache $(DEMO)/cache --out $(DEMO)/run --steps $(STEPS) --batch 2 --set learning_rate=1e-3 objects=2
 	$(BIN)/python 03_quantize.py --model baseline --repeats 2 --cases 1 -o $(DEMO)/baseline.dynamic.pt
-	$(BIN)/python 03_quantize.py --model proposed --weights $(PROPOSED) --repeats 2 --cases 1 -o $(DEMO)/proposed.dynamic.pt
+	$(BIN)/python 03_quantize.py --model $(PROPOSED) --repeats 2 --cases 1 -o $(DEMO)/proposed.dynamic.pt
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_baseline --model baseline
-	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_baseline_int8 --model baseline --weights $(DEMO)/baseline.dynamic.pt --engine torch-int8
-	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs --model proposed --weights $(PROPOSED) --overlay
-	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_int8 --model proposed --weights $(DEMO)/proposed.dynamic.pt --engine torch-int8
-	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval --images $(CASES)/imgs --figure-system "$(NAME)" $(FIGURES) -s baseline=$(DEMO)/segs_baseline "baseline int8=$(DEMO)/segs_baseline_int8" "$(NAME)=$(DEMO)/segs" "$(NAME_INT8)=$(DEMO)/segs_int8"
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_baseline_int8 --model $(DEMO)/baseline.dynamic.pt --engine torch-int8
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs --model $(PROPOSED)
+	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_int8 --model $(DEMO)/proposed.dynamic.pt --engine torch-int8
+	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval --images $(CASES)/imgs --show "$(NAME)" $(FIGURES) -s baseline=$(DEMO)/segs_baseline "baseline int8=$(DEMO)/segs_baseline_int8" "$(NAME)=$(DEMO)/segs" "$(NAME_INT8)=$(DEMO)/segs_int8"
 
 test: .venv/dev
 	$(BIN)/python -m pytest -m "not long"

@@ -1,9 +1,9 @@
 """The 256-pixel grid that the network sees: images, boxes and masks there and back. [P 2.1]
 
-Original image (H, W) -> long side to 256, aspect kept -> (h, w) -> zero padding at the right and bottom
--> (256, 256), "the grid". The scale is 256 / max(H, W). An image's short side is then rounded to whole pixels, boxes are
-not, as in LiteMedSAM: the two differ by at most half a grid pixel at the far end.
-A frame is what coordinates are counted in: pixels of the original image, or of the grid. Boxes are x_min, y_min, x_max, y_max.
+Original image (H, W) -> long side to 256, aspect kept -> (h, w) -> zero padding at the right and
+bottom -> (256, 256), "the grid". The scale is 256 / max(H, W). An image's short side is rounded to
+whole pixels, a box is not, as in LiteMedSAM: the two differ by at most half a grid pixel.
+Coordinates count pixels of the original image or of the grid. Boxes: x_min, y_min, x_max, y_max.
 """
 
 from __future__ import annotations
@@ -17,17 +17,14 @@ import numpy as np
 GRID = 256  # side of the network's input image and of its mask logits, pixels [P 2.1]
 BOX_JITTER = 5  # largest move of a side of a box in training, grid pixels (#18)
 JITTER_SHARE = 0.1  # jitter "scaled": the move is also at most this share of the object's width or height
-LOOSE_SHARE = 0.6  # of the boxes of a training with looseness (D20); the others are moved as the jitter says
+LOOSE_SHARE = 0.6  # share of a training's boxes that are loosened (D20), where `looseness` is above 0
 ROWS_AT_ONCE = 1 << 22  # pixels of a label map that are worked on together: bounds the memory
 
 
 class MaskPatch(NamedTuple):
-    """One object's logits in a window of the original image; outside the window there is no mask.
+    """One object's logits in a window of the original image; there is no mask outside."""
 
-    values (r, c) float32, a mask where above 0; rows, columns: the window, slices of the image. Empty: no mask.
-    """
-
-    values: np.ndarray
+    values: np.ndarray  # (r, c) float32; the mask is where they are above 0
     rows: slice
     columns: slice
 
@@ -36,7 +33,7 @@ NO_MASK = MaskPatch(np.zeros((0, 0), np.float32), slice(0, 0), slice(0, 0))
 
 
 def grid_size(height: int, width: int) -> tuple[int, int]:
-    """Size (h, w) on the grid, before padding, of an image (height, width): long side 256, at least 1 pixel."""
+    """Size (h, w) of an image (height, width) on the grid: long side 256, at least 1 pixel."""
     scale = GRID / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
@@ -48,16 +45,16 @@ def resize_to_grid(image: np.ndarray) -> np.ndarray:
 
 
 def resize_labels_to_grid(labels: np.ndarray) -> np.ndarray:
-    """(H, W) uint16 -> (h, w) uint16, not padded. Nearest pixel centre, so no label is invented; small ones may vanish.
+    """(H, W) uint16 -> (h, w) uint16, not padded: the label of the nearest pixel.
 
-    Where two pixels are equally near, as at half size, every other one is taken: always the same side would move each object
-    by half a pixel.
+    At half size two pixels are equally near. They take turns: always the left one would move an
+    object by half a pixel.
     """
     taken = []
     for n_grid, n_original in zip(grid_size(*labels.shape), labels.shape, strict=True):
         i = np.arange(n_grid)
-        centre = (i + 0.5) * n_original / n_grid  # from the image's edge: pixel k lies between k and k + 1
-        taken.append((centre - 1e-6 * (i % 2)).astype(np.intp))
+        # a grid pixel's centre, from the image's edge: original pixel k lies between k and k + 1
+        taken.append(((i + 0.5) * n_original / n_grid - 1e-6 * (i % 2)).astype(np.intp))
     rows, columns = taken
     return labels[rows].take(columns, axis=1)
 
@@ -69,25 +66,24 @@ def pad_to_square(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def boxes_to_grid(boxes_xyxy: np.ndarray, height: int, width: int, rounding: str = "float") -> np.ndarray:
-    """Boxes (N, 4) in original pixels of an image (height, width) -> (N, 4) float32 in pixels of the grid (D4).
+    """Boxes (N, 4) in pixels of an image (height, width) -> (N, 4) float32 in grid pixels.
 
-    rounding: "float" keeps fractions, "int" cuts them off.
+    rounding: "float" keeps fractions (D4: boxes are not rounded), "int" cuts them off.
     """
     scaled = np.asarray(boxes_xyxy, dtype=np.float64) * (GRID / max(height, width))
     return (np.trunc(scaled) if rounding == "int" else scaled).astype(np.float32)
 
 
 def boxes_to_original(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The inverse of `boxes_to_grid` without rounding: (N, 4) on the grid -> (N, 4) float64, original pixels."""
+    """The inverse of `boxes_to_grid` without rounding: (N, 4) -> (N, 4) float64."""
     return np.asarray(boxes_xyxy, dtype=np.float64) * (max(height, width) / GRID)
 
 
 def logits_to_original(logits: np.ndarray, height: int, width: int) -> MaskPatch:
-    """One object's mask logits, upsampled from the grid to the original image, in the window that can hold the mask.
+    """One object's mask logits (256, 256) float32 on the grid -> upsampled to the original image.
 
-    logits: (256, 256) float32, grid frame, padding included. Bilinear, pixel centres aligned (align_corners=False).
-    Interpolating between non-positive logits gives no positive one. So only the surroundings of positive logits are
-    upsampled, and a small object in a 12-megapixel image costs its own area only. NO_MASK if no logit is positive.
+    Bilinear, pixel centres aligned (align_corners=False). Only the surroundings of positive logits
+    are upsampled, as there is no mask elsewhere: a small object costs its own area.
     """
     h, w = grid_size(height, width)
     inside = logits[:h, :w]
@@ -100,8 +96,8 @@ def logits_to_original(logits: np.ndarray, height: int, width: int) -> MaskPatch
 
 
 def _bilinear_weights(first: int, last: int, n_grid: int, n_original: int) -> tuple[slice, slice, np.ndarray]:
-    """Along one axis: the range of original pixels that grid pixels first..last influence, the range of grid pixels that
-    these are interpolated from, and the weights (original, grid), at most two of which are not 0 in a row."""
+    """Along one axis: the original pixels that grid pixels first..last influence, the grid pixels
+    that those are interpolated from, and the weights (original, grid) of the interpolation."""
     ratio = n_original / n_grid
     start = max(0, int(np.floor((first - 0.5) * ratio - 0.5)))
     stop = min(n_original, int(np.ceil((last + 1.5) * ratio - 0.5)) + 1)
@@ -116,21 +112,17 @@ def _bilinear_weights(first: int, last: int, n_grid: int, n_original: int) -> tu
 
 
 def reach_of(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The region in which the mask of each box may lie (D18): boxes (N, 4) -> (N, 4) float64, original pixels.
-
-    It is wider than the box by a quarter of the box's size and 8 grid pixels on each side. What a network marks farther
-    away is another object or noise.
-    """
+    """The regions where the masks of boxes may lie: (N, 4) -> (N, 4) float64, original pixels."""
     boxes = np.asarray(boxes_xyxy, dtype=np.float64)
+    # D18: a mask ends near its box. What a network marks farther away is another object, or noise.
     margin = (boxes[:, 2:] - boxes[:, :2]) / 4 + 8 * max(height, width) / GRID
     return np.concatenate([boxes[:, :2] - margin, boxes[:, 2:] + margin], axis=1)
 
 
 def grid_pixels_for(regions_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The pixels of the grid (N, 4), inclusive, that regions (N, 4) in original pixels are interpolated from."""
-    beyond = 2 + GRID / max(
-        height, width
-    )  # grid pixels: 1 neighbour, 1 for rounding; and 1 original pixel, for rounding
+    """The grid pixels (N, 4) that regions (N, 4) of the image are interpolated from, inclusive."""
+    # two grid pixels (the neighbour, and rounding) and one original pixel (rounding)
+    beyond = 2 + GRID / max(height, width)
     return boxes_to_grid(regions_xyxy, height, width) + np.float32([-beyond, -beyond, beyond, beyond])
 
 
@@ -148,7 +140,7 @@ def crop_to_box(mask: MaskPatch, box_xyxy: np.ndarray) -> MaskPatch:
 
 
 def mask_box(mask: MaskPatch) -> np.ndarray | None:
-    """Box (4,) round the positive logits of a mask, original pixels, inclusive; None if there is none."""
+    """Box (4,) round the positive logits of a mask, original pixels, inclusive; or None."""
     y, x = np.nonzero(mask.values > 0)
     if len(x) == 0:
         return None
@@ -157,11 +149,10 @@ def mask_box(mask: MaskPatch) -> np.ndarray | None:
 
 
 def loosen_boxes(boxes: np.ndarray, looseness: float, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Boxes as people draw them: each x and y side moved outward by 0.5 to 1.5 times `looseness` of the box's size. (D20)
+    """Boxes as people draw them: sides move outward by 0.5 to 1.5 times `looseness` of the size.
 
-    boxes : (N, 4) or (N, 6), pixels of an image (height, width); the sides of z stay.   looseness : share of the box's
-    width for the x sides, of its height for the y sides; 0 moves nothing, 0.15 and 0.3 are what our tables show.
-    A box stays on the image. -> boxes of the same shape, float64, not rounded
+    boxes : (N, 4) or (N, 6), pixels of an image (height, width), on which they stay; z never moves.
+    looseness : a share of the width for x, of the height for y.   Returns float64, not rounded.
     """
     boxes = np.asarray(boxes, dtype=np.float64)
     low, high = slice(0, 2), slice(boxes.shape[1] // 2, boxes.shape[1] // 2 + 2)  # x and y of both corners
@@ -174,49 +165,41 @@ def loosen_boxes(boxes: np.ndarray, looseness: float, rng: np.random.Generator, 
 
 
 def case_rng(name: str, seed: int = 0) -> np.random.Generator:
-    """Random numbers that belong to a case by its name, whatever other cases there are and in whatever order."""
+    """Random numbers of a case: they depend on its name and the seed, not on other cases."""
     return np.random.default_rng((seed, zlib.crc32(name.encode())))
 
 
 def drawn_boxes(name: str, boxes: np.ndarray, looseness: float, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    """A case's boxes as a person might draw them, always the same ones for one case and looseness. (D20)
-
-    name : of the case.   shape : (H, W) or (D, H, W).   looseness 0 gives the boxes as they are. See `loosen_boxes`.
-    Steps 4 and 5 and the benchmarks call this, so that a prediction and its references get the same boxes.
-    """
+    """`loosen_boxes` of a case of `shape` (H, W) or (D, H, W): equal for steps 4 and 5."""
     return loosen_boxes(boxes, looseness, case_rng(name, seed), *shape[-2:]) if looseness else boxes
 
 
 def move_box(
     box: np.ndarray, jitter: str, looseness: float, rng: np.random.Generator, height: int, width: int
 ) -> np.ndarray:
-    """A box (4,) as training asks with it: each side moved by up to BOX_JITTER pixels, or the box loosened. (#18)
+    """A box (4,) as training prompts with it: its sides moved by up to BOX_JITTER pixels. (#18)
 
-    jitter : "both", whole pixels in or out; "outward", whole pixels, never in; "scaled" (D15), in or out by at most a
-    tenth of the object (1 to 5 pixels), times a random share for each box: 5 pixels are nothing to a lung, and half of a nucleus.
-    looseness (D20) : where it is above 0, LOOSE_SHARE of the boxes are not moved but loosened, by 0 to `looseness`.
-    A box stays on the image (height, width). If less than a pixel of width or height would be left, those two sides stay.
+    jitter : "both" in or out by whole pixels, "outward" by whole pixels, "scaled" in or out.
+    looseness : above 0, most boxes are loosened by 0 to `looseness` instead. All stay on the image.
     """
+    # D20: most boxes loosened, as drawn
     if looseness and rng.random() < LOOSE_SHARE:
         return loosen_boxes(box[None], looseness * rng.random(), rng, height, width)[0]
     if jitter == "scaled":
-        sides = np.tile(box[2:] - box[:2], 2)
-        moves = np.clip(JITTER_SHARE * sides, 1, BOX_JITTER) * rng.random() * rng.uniform(-1, 1, size=4)
+        # D15: at most a tenth of the object. 5 pixels are nothing to a lung, half of a nucleus.
+        most = np.clip(JITTER_SHARE * np.tile(box[2:] - box[:2], 2), 1, BOX_JITTER)
+        moves = most * rng.random() * rng.uniform(-1, 1, size=4)  # one share for the box, one for each side
     else:
         moves = rng.integers(0 if jitter == "outward" else -BOX_JITTER, BOX_JITTER + 1, size=4)
-    moved = box + moves * np.array([-1, -1, 1, 1])  # a positive move goes outward
-    moved = np.clip(moved, 0, [width, height, width, height])
+    moved = np.clip(box + moves * np.array([-1, -1, 1, 1]), 0, [width, height, width, height])  # positive: outward
     for low, high in ((0, 2), (1, 3)):
-        if moved[high] - moved[low] < 1:  # a small box turned inside out: leave those sides where they were
+        if moved[high] - moved[low] < 1:  # less than a pixel left: these sides stay
             moved[[low, high]] = box[[low, high]]
     return moved
 
 
-# ---------------------------------------------------------------- boxes of label maps
-
-
 def label_ids(labels: np.ndarray) -> np.ndarray:
-    """The labels of a map but 0, ascending. Looks at where runs end: np.unique would sort every pixel."""
+    """The labels of a map except 0, ascending. (np.unique of the map would sort every pixel.)"""
     flat = labels.ravel()
     ends = np.flatnonzero(flat[1:] != flat[:-1])
     found = np.unique(np.append(flat[ends], flat[-1:]))
@@ -224,10 +207,9 @@ def label_ids(labels: np.ndarray) -> np.ndarray:
 
 
 def label_bounds(labels: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """First and last index along every axis of each label but 0: {label: (low (ndim,), high (ndim,))}, high inclusive.
+    """First and last index of each label except 0: {label: (low (ndim,), high (ndim,))}.
 
-    labels: (H, W) or (D, H, W), integers. One pass: rows are cut into runs of equal value, and few runs are left to
-    reduce, where looking at every pixel's coordinates would need 24 bytes for each.
+    labels: (H, W) or (D, H, W). Rows become runs of equal value: few coordinates are compared.
     """
     width = labels.shape[-1]
     rows = labels.reshape(-1, width)
@@ -253,11 +235,7 @@ def label_bounds(labels: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]
 
 
 def boxes_from_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Exact box of every label of a label map.
-
-    labels: (H, W) or (D, H, W), integers, 0 is background.
-    Returns (ids (N,) ascending, boxes (N, 4) or (N, 6) float64, pixels, inclusive of the outermost ones).
-    """
+    """Exact boxes of a label map -> (ids (N,), ascending; boxes (N, 4) or (N, 6) float64)."""
     bounds = label_bounds(labels)
     ids = np.array(list(bounds), dtype=labels.dtype)
     corners = [(*low[::-1], *high[::-1]) for low, high in bounds.values()]  # array order to x first
@@ -265,9 +243,9 @@ def boxes_from_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def promptable_labels(labels: np.ndarray) -> tuple[np.ndarray, int]:
-    """Number the objects of a label map 1..N, so that box i is object i + 1. -> (labels uint16, objects left out)
+    """Number the objects of a label map 1..N -> (labels uint16, number of objects left out).
 
-    An object 1 pixel wide or high has an exact box without area, which prompts nothing: it becomes background.
+    An object 1 pixel wide or high has a box without area, which prompts nothing: it becomes 0.
     """
     ids, boxes = boxes_from_labels(labels)
     sides = (boxes[:, labels.ndim :] - boxes[:, : labels.ndim])[:, :2]  # x and y; one slice of a volume is enough

@@ -1,4 +1,4 @@
-"""What a run writes: files, each whole or not at all, and on the screen a progress bar and lines that do not break it."""
+"""What a run writes: files, each whole or not at all; on the screen a progress bar and messages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import numpy as np
 
 
 def save_bytes(path: Path, content: bytes) -> int:
-    """Write a file whole or not at all; makes its folder. OSError if the disk is full or the path can't be written.
+    """Write a file whole or not at all, and its folder if need be. Returns the number of bytes.
 
-    Returns the number of bytes. The temporary name is drawn: two machines may write one file at the same time, and the
-    last one counts. Who is killed leaves NAME.xxxxxxxx.tmp behind.
+    OSError if the disk is full or the path cannot be written. The content first goes into a file
+    NAME.xxxxxxxx.tmp, which is then renamed. Its name is random, because two machines may write one
+    file at the same time: the later one stays. A process that is killed leaves its .tmp file behind.
     """
     partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
     try:
@@ -53,10 +54,7 @@ def save_json(path: Path, content: dict) -> None:
 
 
 def csv_text(rows: list[dict], columns: tuple[str, ...], number: str = ".6f") -> str:
-    """Rows as CSV; a value that is missing or nan is left blank.
-
-    number: format of floats; "" writes all digits.
-    """
+    """Rows as CSV; a missing value or nan stays blank.   number: format of floats, "" for all digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -69,7 +67,7 @@ def csv_text(rows: list[dict], columns: tuple[str, ...], number: str = ".6f") ->
 def save_image(path: Path, image: np.ndarray) -> int:
     """PNG of (H, W) uint8 or uint16, or (H, W, 3) RGB uint8. -> bytes written"""
     pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    # OpenCV's own choice of filter and level: of all its settings the fastest by far, and files within 5 % of the smallest
+    # OpenCV's default filter and level: by far its fastest, and files within 5 % of the smallest
     return save_bytes(path, cv2.imencode(".png", pixels)[1].tobytes())
 
 
@@ -84,32 +82,38 @@ def save_figure(path: Path, figure) -> None:
 
 
 def progress(iterable: Iterable, what: str, total: int | None = None, unit: str = "it", **options) -> Iterable:
-    """An iterable in a bar, where somebody looks on.   what: the words before the bar.   options: tqdm's own."""
+    """Go through an iterable and show a bar, if somebody can see it.
+
+    what : the words before the bar.   options : tqdm's.
+    """
+    # importing tqdm takes as long as reading and writing a small image
     if not sys.stderr.isatty() and not someone_is_there():
-        return iterable  # tqdm takes as long to import as a small image to be read and written
+        return iterable
     return progress_bar(iterable, what, total, unit, **options)
 
 
 def progress_bar(iterable: Iterable | None, what: str, total: int | None = None, unit: str = "it", **options):
-    """tqdm's own bar object: it can show a text, and with iterable None it is moved by hand."""
+    """tqdm's bar object, which can show a text. If iterable is None, the caller calls its `update`."""
     from tqdm import tqdm as bar
 
     if someone_is_there():
-        from tqdm.notebook import tqdm as bar  # only here: it needs Jupyter's widgets
+        from tqdm.notebook import tqdm as bar  # needs Jupyter's widgets
     elif not sys.stderr.isatty():
         options["disable"] = True
     return bar(iterable, desc=what, total=total, unit=unit, **options)
 
 
 def tell(text: str, error: bool = False) -> None:
-    """A line on stdout, or for what went wrong on stderr, that breaks no bar."""
+    """Print a line on stdout, or an error on stderr, without breaking a progress bar."""
     write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
     write(text, file=sys.stderr if error else sys.stdout)
 
 
 def someone_is_there() -> bool:
-    """True in a Jupyter page. A program that runs a notebook cannot answer questions, and so gets no bar: what is
-    committed then stays the same from run to run."""
+    """True if a person works in a Jupyter page, False if a program runs the notebook.
+
+    Only the page can answer `input()`. The program gets no bar, so that every run commits the same output.
+    """
     if "IPython" not in sys.modules:
         return False
     kernel = getattr(sys.modules["IPython"].get_ipython(), "kernel", None)

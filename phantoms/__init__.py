@@ -1,94 +1,134 @@
-"""Demo data, no download: synthetic cases of the challenge's eleven modalities, and real images from packages.
+"""Demo data, no download: eight real images that installed packages carry, eleven synthetic cases.
 
-`python -m phantoms --out demo` writes them. Nothing but installed packages is read.
-
-Every synthetic case is a drawing: it has the look of its modality (edges, texture, noise, clutter), so that the
-pipeline, the tests and the figures have something to work on. A score on it says nothing about patients.
-Source of names and file layout: the challenge's protocol, CVPR 2024 "Segment Anything in Medical Images on Laptop".
-The recipes stand in flat.py and volume.py, the real images in packaged.py.
+`python -m phantoms --out demo` writes them. The outlines of the real images are ours, made for
+demonstration by somebody without clinical training: good enough to show a box, a mask and a score,
+no reference standard. `annotations.json` has them, with sources and licences; its coordinates are
+(x, y) in pixels of the file as stored, pixel centres at whole numbers. A synthetic case (drawn.py)
+has the look of its modality, and a score on it says nothing about patients.
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib
+import json
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib.resources import files as packaged_files
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pydicom
 
 from files.case import Case
 from files.index import write_index
+from files.intensity import percentile_to_uint8, window_to_uint8
 from files.npz import write_training_case
-from phantoms import flat, volume
-from phantoms.packaged import annotated_images
-from phantoms.volume import ball, field, mix, soft
+from files.pictures import read_image
+from phantoms import drawn
 
-# name in the challenge's files -> recipe, spacing (z, y, x) mm or None; a modality's place here seeds it: append only
+ANNOTATIONS = Path(__file__).with_name("annotations.json")
+# modality in the challenge's file names -> recipe, spacing (z, y, x) mm; append only: places seed
 RECIPES = {
-    "CT": (volume.draw_ct, (8.0, 1.8, 1.8)),
-    "MR": (volume.draw_mr, (10.0, 1.2, 1.2)),
-    "PET": (volume.draw_pet, (4.0, 4.0, 4.0)),
-    "US": (flat.draw_us, None),
-    "X-Ray": (flat.draw_xray, None),
-    "Mammography": (flat.draw_mammography, None),
-    "Dermoscopy": (flat.draw_dermoscopy, None),
-    "Endoscopy": (flat.draw_endoscopy, None),
-    "Fundus": (flat.draw_fundus, None),
-    "OCT": (flat.draw_oct, None),
-    "Microscope": (flat.draw_microscope, None),
+    "CT": (drawn.draw_ct, (8.0, 1.8, 1.8)),
+    "MR": (drawn.draw_mr, (10.0, 1.2, 1.2)),
+    "PET": (drawn.draw_pet, (4.0, 4.0, 4.0)),
+    "US": (drawn.draw_us, None),
+    "X-Ray": (drawn.draw_xray, None),
+    "Mammography": (drawn.draw_mammography, None),
+    "Dermoscopy": (drawn.draw_dermoscopy, None),
+    "Endoscopy": (drawn.draw_endoscopy, None),
+    "Fundus": (drawn.draw_fundus, None),
+    "OCT": (drawn.draw_oct, None),
+    "Microscope": (drawn.draw_microscope, None),
 }
 
 
-def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Round and clip grey levels to 0..255."""
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+def painted(name: str, image: np.ndarray, objects: Sequence, spacing_mm: tuple[float, ...] | None = None) -> Case:
+    """A case: grey levels rounded, objects (description, mask) painted one after the other."""
+    labels = np.zeros(objects[0][1].shape, np.uint16)
+    for i, (_, mask) in enumerate(objects):
+        labels[mask] = i + 1
+    image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return Case(name, image, None, labels, spacing_mm, labels.ndim == 3, tuple(what for what, _ in objects))
 
 
 def synthetic_case(modality: str, seed: int = 0) -> Case:
-    """Draw one case: the same for the same seed (and versions of NumPy and OpenCV).
-
-    modality : a key of RECIPES; seed : 0 or more.
-    Raises ValueError for an unknown modality.
-    """
+    """Draw a case of a modality of RECIPES; one seed (and NumPy, and OpenCV) gives one case."""
     if modality not in RECIPES:
         raise ValueError(f"no recipe for modality {modality!r}; choose one of {', '.join(RECIPES)}.")
     recipe, spacing_mm = RECIPES[modality]
-    rng = np.random.default_rng((seed, list(RECIPES).index(modality)))
-    image, labels, descriptions = recipe(rng)
-    prefix = "2DBox" if spacing_mm is None else "3DBox"
-    name = f"{prefix}_{modality}_synthetic{seed}"
-    image, labels = to_uint8(image), labels.astype(np.uint16)
-    return Case(name, image, None, labels, spacing_mm, spacing_mm is not None, descriptions)
+    image, objects = recipe(np.random.default_rng((seed, list(RECIPES).index(modality))))
+    name = f"{'2DBox' if spacing_mm is None else '3DBox'}_{modality}_synthetic{seed}"
+    return painted(name, image, objects, spacing_mm)
 
 
 def tiny_case(seed: int = 0, dims: int = 2) -> Case:
-    """Two bright blobs on a noisy ground, for --smoke runs.
-
-    dims : 2 gives 64 x 80 px and a US name, 3 gives 6 x 48 x 40 voxels of 3 x 1 x 1 mm and a CT name.
-    Raises ValueError for other dims.
-    """
-    if dims not in (2, 3):
-        raise ValueError(f"a tiny case has 2 or 3 dimensions, not {dims}.")
+    """Two bright blobs for --smoke runs, an image named US or a volume named CT."""
     rng = np.random.default_rng((seed, 1000 + dims))
-    shape, spacing_mm = ((64, 80), None) if dims == 2 else ((6, 48, 40), (3.0, 1.0, 1.0))
-    image, labels = 60 + 6 * field(rng, shape, 3 if dims == 2 else (1, 3, 3)), np.zeros(shape, np.uint16)
-    for i, at in enumerate((0.3, 0.7)):
-        centre = (0.5,) * (dims - 2) + tuple(np.array((at, at)) + rng.uniform(-0.05, 0.05, 2))
-        rho = ball(shape, centre, (0.45,) * (dims - 2) + tuple(rng.uniform(0.13, 0.18, 2)))
-        image, labels[rho < 1] = mix(image, 150 + 40 * i, soft(rho, 0.06)), i + 1
-    name = f"2DBox_US_tiny{seed}" if dims == 2 else f"3DBox_CT_tiny{seed}"
-    image = to_uint8(image + 4 * rng.standard_normal(shape))
-    return Case(name, image, None, labels, spacing_mm, dims == 3, ("blob",) * 2)
+    name, shape, spacing_mm, sigma = {
+        2: (f"2DBox_US_tiny{seed}", (64, 80), None, 3),
+        3: (f"3DBox_CT_tiny{seed}", (6, 48, 40), (3.0, 1.0, 1.0), (1, 3, 3)),
+    }[dims]
+    image, objects = 60 + 6 * drawn.field(rng, shape, sigma), []
+    for at, level in ((0.3, 150), (0.7, 190)):
+        centre = (0.5,) * (dims - 2) + tuple(at + rng.uniform(-0.05, 0.05, 2))
+        rho = drawn.ball(shape, centre, (0.45,) * (dims - 2) + tuple(rng.uniform(0.13, 0.18, 2)))
+        image = drawn.mix(image, level, drawn.soft(rho, 0.06))
+        objects.append(("blob", rho < 1))
+    return painted(name, image + 4 * rng.standard_normal(shape), objects, spacing_mm)
+
+
+def read_packaged(package: str, file: str, reader: str, frame: int | None = None) -> np.ndarray:
+    """An image inside an installed package -> (H, W) or (H, W, 3) RGB uint8."""
+    path = Path(str(packaged_files(package))) / file
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there; install the {package} that requirements.txt names.")
+    if reader == "picture":
+        return read_image(path)
+    if reader == "ima":  # headerless, 256 x 256, 16 bit, most significant byte first
+        return percentile_to_uint8(np.frombuffer(gzip.decompress(path.read_bytes()), ">u2").reshape(256, 256))
+    dataset = pydicom.dcmread(path)
+    pixels = dataset.pixel_array if frame is None else dataset.pixel_array[frame]  # YBR becomes RGB on the way
+    if reader == "dicom-ct":
+        return window_to_uint8(pixels * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept))
+    return percentile_to_uint8(pixels) if reader == "dicom-mr" else pixels
+
+
+def apply_rule(mask: np.ndarray, image: np.ndarray, rule: dict) -> np.ndarray:
+    """Move a generous outline to the visible edge: threshold inside it, largest piece, no holes.
+
+    rule : {"above": g} or {"below": g}, grey levels; optional "channel" of a colour image, and
+    "blur", the standard deviation (px) of a Gaussian before the threshold.
+    """
+    gray = (image[..., rule["channel"]] if "channel" in rule else image).astype(np.float32)
+    if "blur" in rule:
+        gray = cv2.GaussianBlur(gray, (0, 0), rule["blur"])
+    kept = mask & (gray > rule["above"] if "above" in rule else gray < rule["below"])
+    contours, _ = cv2.findContours(kept.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros(mask.shape, np.uint8)
+    return cv2.drawContours(filled, [max(contours, key=cv2.contourArea)], -1, 1, cv2.FILLED).astype(bool)
 
 
 def real_cases() -> list[Case]:
-    """The real 2D images of annotations.json, outlined by us."""
-    return [Case(name, image, None, labels, None, False, text) for name, image, labels, text in annotated_images()]
+    """The real 2D images of annotations.json with our outlines, cropped as it says."""
+    cases = []
+    for entry in json.loads(ANNOTATIONS.read_text(encoding="utf-8"))["images"]:
+        image = read_packaged(entry["package"], entry["file"], entry["reader"], entry.get("frame"))
+        x0, y0, x1, y1 = entry.get("crop", (0, 0, image.shape[1], image.shape[0]))  # px, x1 and y1 exclusive
+        objects = []
+        for item in entry["objects"]:
+            mask = drawn.fill_outline(drawn.smooth_outline(np.array(item["outline"], float)), image.shape[:2])
+            mask = apply_rule(mask, image, item["rule"]) if "rule" in item else mask
+            objects.append((item["description"], mask[y0:y1, x0:x1]))
+        cases.append(painted(entry["name"], image[y0:y1, x0:x1], objects))
+    return cases
 
 
-def demo_cases(seed: int = 0) -> list[Case]:
+def demo_cases() -> list[Case]:
     """The whole demo: the real images, then one synthetic case of each modality."""
-    return real_cases() + [synthetic_case(modality, seed) for modality in RECIPES]
+    return real_cases() + [synthetic_case(modality) for modality in RECIPES]
 
 
 def write_tiny_cases(folder: Path) -> Path:
@@ -99,8 +139,8 @@ def write_tiny_cases(folder: Path) -> Path:
 
 
 def tiny_cache(folder: Path) -> Path:
-    """A cache of three tiny images and three tiny volumes; the first of each is for validation. Returns the folder."""
-    # step 1's own function, from a script whose name `import` cannot say
+    """A cache of three tiny images and three tiny volumes; the first of each is for validation."""
+    # step 1's own function; a module whose name begins with a digit cannot be imported otherwise
     cache_case, entries = importlib.import_module("01_preprocess").cache_case, []
     for seed, dims in ((seed, dims) for seed in range(3) for dims in (2, 3)):
         found = cache_case(folder, tiny_case(seed, dims), source="phantoms").entries

@@ -1,7 +1,7 @@
 """Write the demo cases: python -m phantoms --out demo
 
-Writes demo/imgs/NAME.npz (`imgs`, `boxes`, in 3D `spacing`) and demo/gts/NAME.npz (`gts`, in 3D `spacing`), the input of
-steps 4 and 5, and with --train also training files, the input of step 1.
+Writes demo/imgs/NAME.npz and demo/gts/NAME.npz, the input of steps 4 and 5; with --train also
+training files, the input of step 1.
 """
 
 from __future__ import annotations
@@ -13,32 +13,24 @@ from files.npz import write_case, write_training_case
 from phantoms import RECIPES, demo_cases, synthetic_case, tiny_case
 
 
-def main(argv: list[str] | None = None) -> list[Path]:
-    p = argparse.ArgumentParser(
-        prog="python -m phantoms",
-        description="Write the demo cases.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    p.add_argument("--out", type=Path, default=Path("demo"), help="folder for imgs/ and gts/")
-    p.add_argument("--train", type=int, default=0, help="also write so many other synthetic cases of each modality to "
-                   "train/, and the demo cases to val/, in training format")  # fmt: skip
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(prog="python -m phantoms", description="Write the demo cases.")
+    p.add_argument("--out", type=Path, default=Path("demo"), help="folder for imgs/ and gts/ (demo)")
+    p.add_argument("--train", type=int, default=0, metavar="N", help="also write N other synthetic cases of each "
+                   "modality to train/, and the demo cases to val/, in training format")  # fmt: skip
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead, one 2D and one 3D, 1 s")
     args = p.parse_args(argv)
     cases = [tiny_case(dims=2), tiny_case(dims=3)] if args.smoke else demo_cases()
-    written = []
     for case in cases:
-        written.append(write_case(args.out, case))
+        write_case(args.out, case)
         print(f"{case.name}: {' x '.join(map(str, case.image.shape))}, {case.labels.max()} objects")
     for seed in range(1, 1 + args.train):
         for case in [tiny_case(seed, d) for d in (2, 3)] if args.smoke else [synthetic_case(m, seed) for m in RECIPES]:
             write_training_case(args.out / "train", case)
     for case in cases if args.train else ():
         write_training_case(args.out / "val", case)
-    print(
-        f"phantoms: wrote {len(written)} cases to {args.out / 'imgs'} and {args.out / 'gts'}. "
-        f"Next: python 04_infer.py -i {args.out / 'imgs'} -o {args.out / 'segs'} --model baseline"
-    )
-    return written
+    command = f"python 04_infer.py -i {args.out / 'imgs'} -o {args.out / 'segs'} --model baseline"
+    print(f"phantoms: wrote {len(cases)} cases to {args.out}. Next: {command}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The rules of the house, checked for whatever files there are: sizes, one definition of each thing, imports that go down."""
+"""The rules of the house, checked for whatever files there are: imports go down, each thing is defined once."""
 
 import ast
 import importlib
@@ -13,7 +13,8 @@ from files import InputError
 from presets import CHOICES, PRESETS, Preset, override, table
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("fast", "recipe", "views", "phantoms", "benchmarks", "notebooks")  # what no taught module imports
+FORMATS = "files"  # the side room that every module may import
+SIDE_ROOMS = ("fast", "recipe", "views", "phantoms", "benchmarks", "notebooks")  # what no taught module imports
 SOURCES = {  # module -> file
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
@@ -22,18 +23,32 @@ SOURCES = {  # module -> file
 # Each module may import those of earlier levels, and its own level without a circle. A file that is not named here:
 # a root module belongs to the level of `segment`, a script comes last, a room's file has its room's level.
 LEVELS = (
-    ("files",),
+    (FORMATS,),
     ("grid",),
-    ("metrics", "presets", "files.*"),
+    ("metrics", "presets", f"{FORMATS}.*"),
     ("enhance", "efficientvit"),
     ("model",),
     ("baseline", "quantize", "data"),
-    ("segment", "training", "*"),
-    ("volumes", "tables", "figures"),
-    tuple(f"{room}.*" for room in ROOMS),
+    ("segment", "*"),
+    ("volumes", "tables", "figures", "training"),
+    tuple(f"{room}.*" for room in SIDE_ROOMS),
     ("scripts",),
 )
-WITHOUT_TORCH = ("grid", "enhance", "volumes", "metrics", "tables", "figures", "presets", "segment", "data", "files.*")
+WITHOUT_TORCH = (
+    "grid",
+    "enhance",
+    "volumes",
+    "metrics",
+    "tables",
+    "figures",
+    "presets",
+    "segment",
+    "data",
+    f"{FORMATS}.*",
+)
+
+
+OWN_IN_EACH = ("main", "parse", "run", "smoke")  # what each script has of its own
 
 
 def tree(path: Path) -> ast.Module:
@@ -55,7 +70,7 @@ def imports_of(module: str) -> set[str]:
 
 
 def level_of(module: str) -> int:
-    names = [module, f"{module.split('.')[0]}.*"] if "." in module or module in ROOMS else [module]
+    names = [module, f"{module.split('.')[0]}.*"] if "." in module or module in SIDE_ROOMS else [module]
     if module[0].isdigit():
         names = ["scripts"]
     for name in [*names, "*"]:
@@ -63,15 +78,6 @@ def level_of(module: str) -> int:
             if name in members:
                 return level
     raise AssertionError(module)
-
-
-def test_files_and_functions_can_be_read_in_one_sitting():
-    for module, path in SOURCES.items():
-        lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= (250 if module[0].isdigit() else 420), path
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name} is too long"
 
 
 def test_every_file_and_public_function_says_what_it_is():
@@ -92,17 +98,15 @@ def test_each_thing_is_defined_once():
                 seen[node.name] = path
 
 
-OWN_IN_EACH = ("main", "parse", "run", "load", "write_log")  # what each script, or each room, has of its own
-
-
 def test_imports_go_down_and_in_no_circle():
     graph = {module: imports_of(module) for module in SOURCES}
     for module, found in graph.items():
+        taught = "." not in module and not module[0].isdigit() and module not in SIDE_ROOMS
         for other in found:
             assert level_of(other) <= level_of(module), f"{module} must not import {other}, which lies above it"
             assert not other[0].isdigit(), f"{module} imports the script {other}"
-            if "." not in module and not module[0].isdigit() and module not in ROOMS:
-                assert other.split(".")[0] not in ROOMS, f"{module} is taught, and imports {other} of a side room"
+            if taught:
+                assert other.split(".")[0] not in SIDE_ROOMS, f"{module} is taught, and imports {other} of a side room"
     done, open_ = set(), []
 
     def walk(module):
@@ -185,9 +189,10 @@ def test_a_picture_visits_at_most_nine_files_on_its_way_to_the_mask(tmp_path):
         segment_case(segmenter, read_case(tmp_path / "2DBox_US_a.npz"))
     finally:
         sys.setprofile(None)
-    # the 256 grid, checks and the network's own files
+    # the 256 grid, checks and the network's own files; __init__.py knows modalities by their names
     assert {"segment.py", "volumes.py", "grid.py", "enhance.py", "model.py"} <= visited
-    assert len(visited - {"baseline.py", "efficientvit.py"} | {"efficientvit.py"}) <= 9, visited
+    visited = visited - {"__init__.py", "baseline.py"} | {"efficientvit.py"}
+    assert len(visited) <= 9, visited
 
 
 def test_nothing_is_read_unsafely():
@@ -210,12 +215,15 @@ def test_help_works_and_every_flag_explains_itself(folder, module, capsys):
     with pytest.raises(SystemExit) as stop:
         importlib.import_module(module.removeprefix("benchmarks.")).main(["--help"])
     assert stop.value.code == 0 and "--help" in capsys.readouterr().out
-    flags = 0
-    for node in ast.walk(tree(SOURCES[module])):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument":
-            flags += 1
-            assert any(keyword.arg == "help" for keyword in node.keywords), ast.unparse(node)
-    assert flags <= (18 if module[0].isdigit() else 20)
+    flags = [
+        node
+        for node in ast.walk(tree(SOURCES[module]))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "add_argument"
+    ]
+    for node in flags:
+        assert any(keyword.arg == "help" for keyword in node.keywords), ast.unparse(node)
+    if module[0].isdigit():  # flags are for what a reader of the paper would vary
+        assert len(flags) <= (12 if module.startswith("02") else 10), f"{module} has {len(flags)} flags"
 
 
 # ---------------------------------------------------------------- paper, code, ours

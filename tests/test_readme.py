@@ -27,8 +27,8 @@ def clone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clone")
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*.txt")]:
         shutil.copy(path, folder)
-    for room in ("files", "fast", "phantoms", "views", "examples"):
-        shutil.copytree(ROOT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for room in [path.parent for path in ROOT.glob("*/__init__.py")] + [ROOT / "examples"]:
+        shutil.copytree(room, folder / room.name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
     (folder / "checkpoints").mkdir()
     for path in (ROOT / "checkpoints").glob("*.pt"):
         os.symlink(path, folder / "checkpoints" / path.name)
@@ -96,12 +96,12 @@ def test_make_demo_is_the_plain_commands_and_takes_trained_weights_where_they_ar
     )
     lines = [line.removeprefix(".venv/bin/").strip() for line in done.stdout.splitlines()]
     wanted = r"python (?!00)(\S+\.py|-m phantoms)"
-    made = [shlex.split(re.sub(r" --figure2.*(?= -s )", "", line)) for line in lines if re.match(wanted, line)]
+    made = [shlex.split(re.sub(r" --figures.*(?= -s )", "", line)) for line in lines if re.match(wanted, line)]
     plain = next(block for block in BLOCKS if block.startswith("python -m phantoms"))
     if not trained:  # then the proposed columns are what the demo's few steps made
         plain = plain.replace(weights, "demo/run/last.pt").replace('"proposed int8=', '"the same, int8=')
         plain = plain.replace('"proposed=', '"demo training only, 4 steps=')
-        plain = plain.replace("--figure-system proposed", '--figure-system "demo training only, 4 steps"')
+        plain = plain.replace("--show proposed", '--show "demo training only, 4 steps"')
     assert made == [shlex.split(line) for line in plain.splitlines()]
 
 

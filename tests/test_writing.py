@@ -1,4 +1,4 @@
-"""The progress bar: a bar where somebody looks on, nothing in a log."""
+"""The progress bar: a bar on a terminal and in a Jupyter page, nothing in a log."""
 
 import io
 from types import SimpleNamespace
