@@ -28,8 +28,8 @@ LEVELS = (
     ("enhance", "efficientvit"),
     ("model",),
     ("baseline", "quantize", "data"),
-    ("segment", "training", "*"),
-    ("volumes", "tables", "figures"),
+    ("segment", "*"),
+    ("volumes", "tables", "figures", "training"),
     tuple(f"{room}.*" for room in ROOMS),
     ("scripts",),
 )
@@ -71,7 +71,9 @@ def test_files_and_functions_can_be_read_in_one_sitting():
         assert lines <= (250 if module[0].isdigit() else 420), path
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 60, f"{path}: {node.name} is too long"
+                # a script's `run` shows a section of the paper in one piece
+                most = 80 if module[0].isdigit() else 60
+                assert node.end_lineno - node.lineno < most, f"{path}: {node.name} is too long"
 
 
 def test_every_file_and_public_function_says_what_it_is():
