@@ -11,9 +11,9 @@ goes on from last.pt and ends in the same weights as a run that was never stoppe
 bit. How our own checkpoint was made is in recipe/.
 
 torchrun trains one network in several processes. Each takes its part of the batch that one process
-alone would draw, and the gradients are averaged. Batch norm is what differs: each process normalizes
-with the mean and variance of its own part. Running means are validated and saved as the first
-process has them.
+alone would draw, and the gradients are averaged. Batch norm differs: each process normalizes with
+the mean and variance of its own part. Its running means are validated and saved as the first process
+has them.
 """
 
 import argparse

@@ -235,8 +235,9 @@ def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int 
 def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: int) -> list[CacheEntry]:
     """The training entries of one epoch, shuffled; the same for the same (seed, epoch). [P 3.2]
 
-    "equal": every modality gives the same number, at most GROUP_SIZE; a small one repeats its images evenly.
-    "without", "with": at most GROUP_SIZE from each 2D modality and each 3D sub-modality, without or with repeats.
+    "equal": every modality gives the same number, at most GROUP_SIZE; a small one repeats its images
+    evenly. "without", "with": at most GROUP_SIZE from each 2D modality and each 3D sub-modality,
+    without or with repeats.
     """
     rng = np.random.default_rng((seed, epoch))
     groups: dict[str, list[CacheEntry]] = defaultdict(list)
@@ -263,8 +264,8 @@ def steps_of_epoch(entries: list[CacheEntry], sampling: str, batch: int) -> int:
 
 
 class SliceDataset:
-    """Item (step, place): image and raw (3, 256, 256) float32 in 0..1, masks (K, 256, 256) float32 of
-    0 and 1, boxes (K, 4). K objects per image, repeated if it has fewer.
+    """Item (step, place): image and raw (3, 256, 256) float32 in 0..1; masks (K, 256, 256) float32, 0
+    or 1; boxes (K, 4). K objects per image, repeated if it has fewer.
 
     place : position in the batch of a step. What is drawn depends on (seed, step, place) alone.
     `image` holds the paper's three channels, `raw` the gray or colour image without enhancement.
@@ -286,7 +287,7 @@ class SliceDataset:
 
 
 def training_item(folder: Path, entry: CacheEntry, preset: Preset, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One cached image with the preset's number of its objects, boxes moved, perhaps mirrored. See SliceDataset."""
+    """One cached image with some of its objects, their boxes moved, perhaps mirrored. See SliceDataset."""
     image, labels = load_entry(folder, entry)
     if preset.flips == "on":
         for axis in (0, 1):
@@ -302,7 +303,7 @@ def training_item(folder: Path, entry: CacheEntry, preset: Preset, rng: np.rando
 
 
 def validation_item(folder: Path, entry: CacheEntry, preset: Preset) -> dict[str, np.ndarray]:
-    """One cached image with all its objects and exact boxes: nothing is drawn, so two evaluations agree (#19)."""
+    """One cached image with all its objects and exact boxes: two evaluations agree (#19)."""
     image, labels = load_entry(folder, entry)
     return item(image, labels, *boxes_from_labels(labels), entry, preset)
 
@@ -319,9 +320,9 @@ def item(image, labels, ids, boxes, entry: CacheEntry, preset: Preset) -> dict[s
 
 
 def network_images(image: np.ndarray, entry: CacheEntry, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
-    """A cached image as the paper's three channels, and as it is: two of (3, 256, 256) float32 in 0..1."""
+    """A cached image as the paper's three channels, and raw: two of (3, 256, 256) float32 in 0..1."""
     height, width = grid_size(entry.height, entry.width)
-    # these presets enhance the padded square; after a flip the padding lies on any side, so it cannot be cut off
+    # These presets enhance the padded square. After a flip the padding lies on any side: it can't be cut off
     padded = preset.pad == "before" or preset.enhance_at == "original" or preset.flips == "on"
     inside = image if padded else image[:height, :width]
     return grid_input(inside, preset, enhanced=True), grid_input(inside, preset, enhanced=False)

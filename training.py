@@ -1,5 +1,5 @@
-"""What 02_train.py calls: the losses of Table 3, starting weights, validation, checkpoints and their
-exact resuming, one training in several processes. [P 3.2, Table 3]
+"""What 02_train.py calls: losses, starting weights, validation, checkpoints and exact resuming, one
+training in several processes. [P 3.2, Table 3]
 
 Letters: B images a batch, K objects an image, N = B K prompts, H, W the 256 grid.
 Logits and masks are (N, 1, H, W), predicted IoU is (N, 1).
@@ -83,8 +83,8 @@ def starting_network(
 ) -> tuple[BoxSegmenter, str]:
     """A network with the weights that training starts from, and words that say which. [P 2.2; #24]
 
-    init: a checkpoint of ours, of which all is used, or efficientvit_sam_l0.pt, of which the encoder is.
-    With decoder=random a checkpoint of ours with another decoder gives its encoder alone, too.
+    init: a checkpoint of ours, of which all is used, or efficientvit_sam_l0.pt, of which the encoder
+    is. With decoder=random a checkpoint of ours with another decoder gives its encoder alone, too.
     """
     torch.manual_seed(seed)
     network, encoder, whole = build(model), "random weights", False

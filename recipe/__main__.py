@@ -1,11 +1,11 @@
 """Train our checkpoint: distill the encoder from LiteMedSAM, fine-tune, learn loose boxes, export.
 
-    python -m recipe --cache cache --compile                         four runs; most of it needs a GPU
+    python -m recipe --cache cache --compile                         four runs, for a GPU
     python -m recipe --cache cache --stage loosen --init CHECKPOINT  run 3: an hour on two CPU cores
-    python -m recipe --smoke                                         2 steps of each, tiny cases, 1 min
+    python -m recipe --smoke                                         2 steps of each, 1 min
     python -m recipe --stage average --init runs/loosen/best.pt=0.6 lite_medsam=0.4
 
-1 distill    the encoder learns LiteMedSAM's embedding and, through its frozen decoder, the masks (D13)
+1 distill    the encoder learns LiteMedSAM's embedding and, with its frozen decoder, the masks (D13)
 2 finetune   everything learns the masks
 3 loosen     most boxes are as loose as people draw them (D20); decoder, neck and last stage of the
              encoder learn, the rest is frozen, so that a CPU suffices
@@ -13,9 +13,9 @@
   average    no training: the mean of checkpoints' weights (D21)
 In all runs every modality has the same chance, and images are augmented (batches.py, D14, D15).
 
-Writes OUT/distill, OUT/finetune, OUT/loosen and OUT/contour, each with the files of 02_train.py; then
-OUT/grays_anatomy_sam_l0.pt, the best weights as float16 without the rest, and OUT/curve.png, the Dice
-of all runs. The same command with --resume goes on where it stopped.
+Writes OUT/distill, OUT/finetune, OUT/loosen and OUT/contour, each with the files of 02_train.py;
+then OUT/grays_anatomy_sam_l0.pt, the best weights as float16 without the rest, and OUT/curve.png,
+the Dice of all runs. The same command with --resume goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def validation_items(folder: Path, entries: list[CacheEntry], preset: Preset):
     """(modality, item) pairs of data.validation_item.
 
-    With a looseness there are two prompts for each object: its exact box, and one that is half as loose
-    as training's loosest.
+    With a looseness there are two prompts for each object: its exact box, and one that is half as
+    loose as training's loosest.
     """
     for entry in entries:
         item = validation_item(folder, entry, preset)

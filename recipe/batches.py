@@ -1,8 +1,8 @@
-"""Training images that live on the device: drawn and augmented there, a whole batch at a time. (D14)
+"""Training images that live on the device: drawn and augmented there, a batch at a time. (D14)
 
 For a GPU, which learns from an image faster than a processor can prepare one. Batches are those of
-data.SliceDataset, but for three choices of ours. Every modality has the same chance, in it every data
-set, in it every file, in it every slice. Images are augmented. Boxes are taken after augmentation.
+data.SliceDataset, but for three choices of ours. Every modality has the same chance, in it every
+data set, in it every file, in it every slice. Images are augmented. Boxes are taken afterwards.
 Letters: B images a batch, K objects an image, S side of the 256 grid.
 Everything depends on (seed, step) alone.
 """
@@ -40,7 +40,7 @@ def draw_weights(entries: list[CacheEntry]) -> Tensor:
 
 
 def load(folder: Path, entry: CacheEntry, preset: Preset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """image, raw (3, S, S) float16, labels (S, S) int16 numbered 1..n, whether channel 3 is equalized"""
+    """image, raw (3, S, S) float16; labels (S, S) int16, 1..n; whether channel 3 is equalized"""
     image, labels = load_entry(folder, entry)
     numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1].reshape(labels.shape)
     enhanced, raw = (torch.from_numpy(x).half() for x in network_images(image, entry, preset))
@@ -96,7 +96,7 @@ class ResidentSlices:
         return count
 
     def choose(self, labels: Tensor, random: torch.Generator) -> Tensor:
-        """K labels of each image (B, K), each once if there are enough; small ones only if all are small."""
+        """K labels of each image (B, K), each once if there are enough; small ones last."""
         areas = self.areas(labels)
         large = areas >= MIN_AREA
         wanted = torch.where(large.any(dim=1, keepdim=True), large, areas > 0)
@@ -105,7 +105,7 @@ class ResidentSlices:
         return order.gather(1, place)
 
     def warp(self, image: Tensor, raw: Tensor, labels: Tensor, random: torch.Generator):
-        """Mirror, turn, zoom, stretch and shift three images in four, but none that would lose all objects."""
+        """Mirror, turn, zoom, stretch, shift three images in four; none may lose all objects."""
         quarter = (self.uniform(random, 0, 4)).floor() * (math.pi / 2)
         angle = quarter + self.uniform(random, -0.5, 0.5) * (self.uniform(random, 0, 1) < 0.5)
         zoom = torch.exp2(self.uniform(random, -0.6, 0.6, 1) + self.uniform(random, -0.15, 0.15, 2))  # x and y
@@ -148,7 +148,7 @@ class ResidentSlices:
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """Masks (B, K, S, S), bool -> exact boxes (B, K, 4), x0 y0 x1 y1, inclusive of the outermost pixels."""
+    """Masks (B, K, S, S), bool -> exact boxes (B, K, 4), x0 y0 x1 y1, inclusive."""
     sides = []
     for used in (masks.any(dim=2), masks.any(dim=3)):  # columns, then rows: (B, K, S)
         used = used.to(torch.uint8)

@@ -1,7 +1,7 @@
-"""What the training of our checkpoint adds to Table 3: losses, a teacher, an average of the weights.
+"""What the training of our checkpoint adds to Table 3: losses, a teacher, averages of weights.
 
-Every run has a weight decay of 0.05, gradients clipped at norm 1, a learning rate of one cycle, and a
-moving average of the weights, which is validated and exported. What else a run has, its RecipeStage says.
+Every run has a weight decay of 0.05, gradients clipped at norm 1, a learning rate of one cycle, and
+a moving average of the weights, which is validated and exported. RecipeStage says what else it has.
 Letters: B images a batch, K objects an image, N = B K prompts.
 """
 
@@ -40,9 +40,9 @@ class RecipeStage:
     batch: int = 64  # images a step
     looseness: float = 0.0  # of the boxes (D20)
     average: float = 0.999  # decay of the moving average
-    # The encoder learns LiteMedSAM's embedding too, and the masks through LiteMedSAM's frozen decoder (D13)
+    # Beside the masks the encoder learns LiteMedSAM's embedding; its decoder is frozen (D13)
     distilled: bool = False
-    # For few images a step, on a CPU: batch norms keep their means, and bfloat16 is used as on a GPU
+    # For few images a step, on a CPU: batch norms keep their means, and it computes in bfloat16
     small: bool = False
     only: tuple[str, ...] = ()  # modules that learn, by the beginning of their names; (): all
     encoder_share: float = 1.0  # the image encoder's learning rate as a share of the others'
@@ -53,7 +53,7 @@ class RecipeStage:
 
 
 def one_cycle(step: int, steps: int, peak: float) -> float:
-    """Learning rate of a step: a short linear rise to the peak, then half a cosine to its thousandth."""
+    """Learning rate of a step: a short rise to the peak, then half a cosine to its thousandth."""
     rise = max(1, round(WARM_UP * steps))
     if step < rise:
         return peak * (step + 1) / rise
@@ -61,7 +61,7 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
 
 
 def boundary_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """BCE of the pixels within BAND of the true contour: mean over a prompt's pixels, then over prompts. (D22)
+    """BCE of the pixels within BAND of the true contour, a mean by prompt, then over prompts. (D22)
 
     Of a whole image few pixels lie at a contour, and fewer still if the object is small.
     """
@@ -72,10 +72,10 @@ def boundary_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of two embeddings (B, 256, 64, 64), divided by the variance of the teacher's.
+    """Squared error of two embeddings (B, 256, 64, 64), in units of the teacher's variance.
 
-    So it has a scale. A student with the teacher's embedding has 0. One that knows nothing about the
-    image, and answers with the mean of all the teacher's numbers everywhere, has 1.
+    A student with the teacher's embedding has 0. A student that knows nothing about the image, and
+    answers everywhere with the mean of the teacher's numbers, has 1.
     """
     return F.mse_loss(student, teacher) / teacher.var().clamp(min=1e-6)
 
@@ -120,7 +120,7 @@ class StageRun(Run):
         super().__init__(MODEL, preset, network, optimiser, None, must_match, stage.name)
 
     def train_step(self, batch: dict[str, Tensor]) -> None:
-        """One optimiser step. batch: image, raw (B, 3, 256, 256), boxes (B, K, 4), masks (B, K, 256, 256)"""
+        """One step. batch: image, raw (B, 3, 256, 256), boxes (B, K, 4), masks (B, K, 256, 256)"""
         for group in self.optimiser.param_groups:
             group["lr"] = group["share"] * one_cycle(self.step, self.settings.steps, self.preset.learning_rate)
         images, raw, boxes, masks = (batch[key].to(self.device) for key in ("image", "raw", "boxes", "masks"))
@@ -146,14 +146,14 @@ class StageRun(Run):
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Move the average towards the network; faster in the first steps, in which that changes most."""
+        """Move the average towards the network; faster at first, when that changes most."""
         keep = min(self.settings.average, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - keep)
         for mean, now in zip(self.average.buffers(), self.network.buffers(), strict=True):
             mean.copy_(now)
 
     def check(self, items, folder: Path) -> None:
-        """Validate the average, in distillation with its loss; write the log, and best.pt if it is the best."""
+        """Validate the average, write the log and, if its loss is the smallest so far, best.pt."""
 
         def distance(embedding: Tensor, item: dict[str, Tensor]) -> Tensor:
             return distillation_loss(embedding.float(), self.teacher(item["raw"].unsqueeze(0)).float())
@@ -180,13 +180,13 @@ class StageRun(Run):
 
 
 def average_weights(texts: list[str]) -> tuple[dict, dict[str, Tensor]]:
-    """["a.pt=0.6", "lite_medsam=0.4"] -> content of the first checkpoint, mean of all weights. (D21)
+    """["a.pt=0.6", "lite_medsam=0.4"] -> the first file's content, the mean of the weights. (D21)
 
     Fine-tuning gains where the data are and loses elsewhere. On the straight line back to where it
     started, much of the loss is undone before much of the gain is. Source: Wortsman et al., "Robust
     fine-tuning of zero-shot models" (WiSE-FT), arXiv:2109.01903.
-    `lite_medsam` stands for LiteMedSAM's prompt encoder and mask decoder, where ours started. It has no
-    part of our image encoder: there the other shares count alone. Shares are divided by their sum.
+    `lite_medsam` stands for LiteMedSAM's prompt encoder and mask decoder, where ours started. Our
+    image encoder has no part of it: there the other shares count alone. Shares are divided by their sum.
     """
     shares = {}
     for text in texts:
