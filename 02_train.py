@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> list[dict]:
     # [P 3.2] 1 % of each modality is for validation; an epoch draws 1,000 images of each at most
     train_set, validation_set = read_split(args.cache)
     epoch = steps_of_epoch(train_set, preset.sampling, args.batch)
-    steps, validate_every = args.steps or preset.epochs * epoch, args.validate_every or epoch
+    steps = preset.epochs * epoch if args.steps is None else args.steps
+    validate_every = args.validate_every or epoch
     channels = "image" if MODELS[args.model].enhanced else "raw"  # the three channels [P 2.1], or none of them
 
     # [P Table 3] a pretrained network, AdamW, a learning rate that falls when the loss does not
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> list[dict]:
                     run.best = row["validation_loss"]
                     run.save(args.out / "best.pt")
         if run.step >= steps:
+            bar.close()
             return run.log
 
         batch = next(batches)
