@@ -1,160 +1,154 @@
 """Step 2 of 5, train. Reads the cache (step 1), writes checkpoints (steps 3 to 5). [P 3.2, Table 3]
 
-    python 02_train.py --cache cache --init efficientvit_sam_l0.pt        the paper's 300 epochs; wants a GPU
-    python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 200 --batch 2     go on from ours
-    python 02_train.py --smoke                                            4 steps on tiny synthetic cases, 1 min
+    python 02_train.py --cache cache --init efficientvit_sam_l0.pt    the paper's 300 epochs
+    python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 90 --batch 2
+    python 02_train.py --smoke                              4 steps on tiny synthetic cases, 1 min
+    torchrun --nproc-per-node 2 02_train.py --cache cache --init efficientvit_sam_l0.pt
 
-The flags' defaults are Table 3's protocol. How our own checkpoint was made is in recipe/. Writes last.pt, best.pt (smallest
-validation loss), losses.csv, log.csv, dice_by_modality.csv and curve.png into --out. The same command with --resume goes on from last.pt,
-and ends in the same weights as a run that was never stopped: on a CPU bit for bit.
+The flags' defaults are Table 3's protocol. Writes last.pt, best.pt (smallest validation loss),
+losses.csv, log.csv, dice_by_modality.csv and curve.png into --out. The same command with --resume
+goes on from last.pt and ends in the same weights as a run that was never stopped: on a CPU bit for
+bit. How our own checkpoint was made is in recipe/.
+
+torchrun trains one network in several processes. Each takes its part of the batch that one process
+alone would draw, and the gradients are averaged. Batch norm differs: each process normalizes with
+the mean and variance of its own part. Its running means are validated and saved as the first process
+has them.
 """
-
-from __future__ import annotations
 
 import argparse
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from data import SliceDataset, read_split, steps_of_epoch, validation_item
-from files import InputError
+from files import InputError, usable_cores
 from files.index import fingerprint
-from files.writing import csv_text, progress_bar, save_figure, save_json, save_text, tell
-from presets import PRESETS, Preset, override
-from segment import MODELS, build
-from training import LOG_COLUMNS, Training, starting_network
+from files.writing import progress_bar, save_json
+from presets import PRESETS, override
+from segment import MODELS
+from training import Run, decode_batch, dice_loss, join_processes, mask_iou, mean_gradients, starting_network, validate
 
-CURVE_EVERY, CURVE_UNTIL = (
-    10,
-    200,
-)  # steps: a run that has just begun is looked at often; later saves and validations draw
+FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau, the released code's (#26)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    form = argparse.ArgumentDefaultsHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
     p.add_argument("--cache", type=Path, default=Path("cache"), help="folder of step 1")
     p.add_argument("--out", type=Path, default=Path("runs/table3"), help="folder for checkpoints, log and curve")
     p.add_argument("--model", choices=MODELS, default="proposed", help="which network; proposed is the paper's")
     p.add_argument("--init", type=Path, help="start from this checkpoint, or from efficientvit_sam_l0.pt")
     p.add_argument("--resume", action="store_true", help="go on from last.pt in --out")
     p.add_argument("--preset", choices=PRESETS, default="fixed", help="reading of the paper")
-    p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
-    p.add_argument("--epochs", type=int, default=300, help="epochs, if --steps is not given")
-    p.add_argument("--steps", type=int, help="optimiser steps in all, resumed ones included")
+    p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override the preset, such as epochs=10")
+    p.add_argument("--steps", type=int, help="optimiser steps, resumed ones included; None: those of all epochs")
     p.add_argument("--batch", type=int, default=32, help="images a step")
-    p.add_argument("--objects", type=int, default=1, help="objects an image; they share one embedding")
-    p.add_argument("--validate-every", type=int, help="steps between validations (default: an epoch)")
-    p.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
-    p.add_argument("--minutes", type=float, help="stop after so long, saved; --resume goes on")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    p.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    p.add_argument("--validate-every", type=int, help="steps between validations; None: an epoch")
     p.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
-    p.add_argument("--smoke", action="store_true", help="4 steps on a tiny cache made on the spot, CPU")
+    p.add_argument("--smoke", action="store_true", help="4 steps on a tiny cache made on the spot")
     return p.parse_args(argv)
 
 
-def write_log(folder: Path, log: list[dict], losses: list[tuple[int, float]]) -> None:
-    """losses.csv, log.csv, the Dice of each modality, and the losses as a picture."""
-    from figures import loss_curve  # only here: it brings matplotlib
+def run(args: argparse.Namespace) -> list[dict]:
+    """-> the rows of log.csv"""
+    rank, processes, device = join_processes(args.batch)  # 0 and 1, unless torchrun started more
+    preset, last, on_gpu = override(PRESETS[args.preset], args.set), args.out / "last.pt", device.type == "cuda"
 
-    rows = [{"step": step, "loss": loss} for step, loss in losses]
-    save_text(folder / "losses.csv", csv_text(rows, ("step", "loss"), number=""))
-    save_figure(folder / "curve.png", loss_curve(log, losses))
-    if log:
-        save_text(folder / "log.csv", csv_text(log, LOG_COLUMNS, number=""))  # all digits of the learning rate
-        dice = [{"stage": "finetune", "step": row["step"]} | row["dice"] for row in log]
-        save_text(folder / "dice_by_modality.csv", csv_text(dice, tuple(dice[0])))
+    # [P 3.2] 1 % of each modality is for validation; an epoch draws 1,000 images of each at most
+    train_set, validation_set = read_split(args.cache)
+    epoch = steps_of_epoch(train_set, preset.sampling, args.batch)
+    steps = preset.epochs * epoch if args.steps is None else args.steps
+    validate_every = args.validate_every or epoch
+    channels = "image" if MODELS[args.model].enhanced else "raw"  # the three channels [P 2.1], or none of them
 
+    # [P Table 3] a pretrained network, AdamW, a learning rate that falls when the loss does not
+    init = last if args.resume else args.init
+    network, told = starting_network(args.model, preset, init, args.seed, device)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=preset.learning_rate, weight_decay=0.01, fused=on_gpu)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=FACTOR, patience=PATIENCE)
+    bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=on_gpu)
 
-def start_run(args: argparse.Namespace, preset: Preset, must_match: dict) -> Training:
-    """A run at its first step, or where an earlier one stopped, if all settings of `must_match` are equal."""
+    must_match = {"batch": args.batch, "seed": args.seed, "data": fingerprint(args.cache)}
+    run = Run(args.model, preset, network, optimiser, schedule, must_match)
     if args.resume:
-        run = Training(build(args.model), preset, args.device)
-        run.resume(args.out / "last.pt", must_match)
-        return run
-    network, told = starting_network(args.model, preset, args.init, args.seed)
-    print(f"02_train.py: {told}")
-    return Training(network, preset, args.device)
+        run.resume(last)
+    print(f"02_train.py: {told}\n02_train.py: {sum(p.numel() for p in network.parameters()):,} parameters, {device.type}, "
+          f"{len(train_set)} images, {len(validation_set)} for validation, steps {run.step} to {steps}")  # fmt: skip
+    if rank == 0:
+        save_json(args.out / "arguments.json", vars(args) | {"preset_fields": vars(preset)})
 
+    # What a batch holds depends on (seed, step, place) alone: a resumed run draws the same
+    data = SliceDataset(args.cache, train_set, preset, args.batch, args.seed)
+    plan = [[(step, place) for place in range(rank, args.batch, processes)] for step in range(run.step, steps)]
+    batches = iter(DataLoader(data, batch_sampler=plan, num_workers=min(8, usable_cores()) if on_gpu else 0))
+    bar = progress_bar(None, "train", steps, unit="step", initial=run.step, disable=rank > 0)
+    while True:
+        # Validation, before the first step too, so that the last line can say what training changed
+        if run.step % validate_every == 0 or run.step >= steps:
+            items = ((entry.modality, validation_item(args.cache, entry, preset)) for entry in validation_set)
+            with bfloat16:
+                found = validate(network, items, channels)  # loss and Dice, means over the modalities
+            row = run.add_row(found, args.out)
+            # The schedule and best.pt are about what was trained: they do not see step 0
+            if run.step > 0:
+                schedule.step(row[f"{preset.plateau}_loss"])  # [P Table 3]
+                if row["validation_loss"] < run.best:  # [P 3.2] the smallest validation loss is the final model
+                    run.best = row["validation_loss"]
+                    run.save(args.out / "best.pt")
+        if run.step >= steps:
+            bar.close()
+            return run.log
 
-def run(args: argparse.Namespace) -> dict:
-    # 1. The data: which images there are, and what a step draws from them
-    preset = override(PRESETS[args.preset], args.set)
-    training, validation = read_split(args.cache)
-    an_epoch = steps_of_epoch(training, preset.sampling, args.batch)
-    steps = args.steps if args.steps is not None else args.epochs * an_epoch
-    validate_every = args.validate_every or an_epoch
+        batch = next(batches)
+        images, boxes, masks = (batch[key].to(device) for key in (channels, "boxes", "masks"))
+        masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256); N = B K: B images, K objects of each
+        network.train()
+        with bfloat16:
+            embedding = network.image_encoder(images)  # (B, 3, 256, 256) -> (B, 256, 64, 64), once an image
+            logits, iou = decode_batch(network.decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)
 
-    # 2. The network, from its starting weights or from where an earlier run stopped
-    must_match = {name: getattr(args, name) for name in ("model", "batch", "objects", "seed")}
-    must_match["data"] = fingerprint(args.cache)
-    run = start_run(args, preset, must_match)
-    parameters = sum(p.numel() for p in run.network.parameters())
-    print(
-        f"02_train.py: {parameters:,} parameters, preset {preset.name}, {args.device}, seed {args.seed}, "
-        f"{len(training)} images, {len(validation)} for validation, steps {run.step} to {steps}"
-    )
-    save_json(args.out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "steps": steps})
+        # [P Table 3] three losses, weights 1; the third teaches the network how good its mask is
+        bce = F.binary_cross_entropy_with_logits(logits, masks)
+        dice = dice_loss(logits, masks)
+        mse = F.mse_loss(iou, mask_iou(logits, masks))
+        loss = bce + dice + mse
+        run.note(loss)
 
-    def validate() -> None:
-        items = ((e.modality, validation_item(args.cache, e, preset)) for e in validation)
-        if run.validate(items):
-            run.save(args.out / "best.pt", must_match, best=True)
-        dice = run.log[-1]["dice"].items()
-        tell(f"step {run.step}, Dice: " + ", ".join(f"{modality} {value:.3f}" for modality, value in dice))
-        write_log(args.out, run.log, run.losses)
+        optimiser.zero_grad()
+        loss.backward()
+        mean_gradients(network)  # over the processes of torchrun
+        optimiser.step()
+        run.step += 1
 
-    # 3. The steps. A batch depends on (seed, step) alone
-    data = SliceDataset(args.cache, training, preset, args.batch, args.objects, args.seed)
-    plan = [[(step, place) for place in range(args.batch)] for step in range(run.step, steps)]
-    batches, start = DataLoader(data, batch_sampler=plan, num_workers=args.workers), time.monotonic()
-    for batch in (bar := progress_bar(batches, "train", steps, unit="step", initial=run.step)):
-        run.train_step(batch)
-        if run.step % validate_every == 0:
-            validate()
-        late = args.minutes is not None and time.monotonic() - start > 60 * args.minutes
-        if run.step % args.save_every == 0 or run.step == steps or late:
-            run.save(args.out / "last.pt", must_match)
-            write_log(args.out, run.log, run.losses)
-        elif run.step % CURVE_EVERY == 0 and run.step <= CURVE_UNTIL:
-            write_log(args.out, run.log, run.losses)
-        bar.set_postfix(loss=f"{run.loss_sum / max(1, run.loss_count):.4f}")
-        if late and run.step < steps:
-            print(f"02_train.py: {args.minutes} minutes are over; the same command with --resume goes on")
-            break
-
-    # 4. Where it ended. last.pt is written before this validation: a longer run would not have made it here
-    if not run.log or run.log[-1]["step"] != run.step:
-        validate()
-    last = run.log[-1]
-    print(
-        f"02_train.py: step {run.step}, validation loss {last['validation_loss']:.4f}, Dice "
-        f"{last['validation_dice']:.4f}, wrote {args.out / 'last.pt'} and best.pt. Next: python 03_quantize.py --model "
-        f"{args.model} --weights {args.out / 'best.pt'}"
-    )
-    return last
+        bar.set_postfix(loss=f"{run.losses[-1]['loss']:.4f}")
+        bar.update()
+        run.keep(args.out, now=run.step == steps)  # last.pt, log and curve, from time to time
 
 
 def main(argv: list[str] | None = None) -> dict:
     """Returns the last row of log.csv."""
     args = parse(argv)
+    best = args.out / "best.pt"
+    end = f"wrote last.pt and {best}. Next: python 03_quantize.py --model {args.model} --weights {best}"
     try:
-        if not args.smoke:
-            return run(args)
-        from phantoms import tiny_cache  # only here: it draws, and no other run does
-
         with tempfile.TemporaryDirectory() as folder:
-            args.cache, args.out = tiny_cache(Path(folder) / "cache"), Path(folder) / "run"
-            args.steps, args.batch, args.objects, args.device = 4, 2, 2, "cpu"
-            return run(args)
+            if args.smoke:
+                from phantoms import tiny_cache  # only here: it draws, and no other run does
+
+                args.cache, args.out = tiny_cache(Path(folder) / "cache"), Path(folder) / "run"
+                args.steps, args.batch, args.set = 4, 2, [*args.set, "objects=2"]
+                end = "its files were removed again. Next: python 03_quantize.py --smoke"
+            log = run(args)
     except (InputError, OSError) as error:
         sys.exit(f"02_train.py: {error}")
+    loss, dice = (f"{log[0][key]:.4f} -> {log[-1][key]:.4f}" for key in ("validation_loss", "validation_dice"))
+    print(f"02_train.py: steps {log[0]['step']} -> {log[-1]['step']}, validation loss {loss}, Dice {dice}; {end}")
+    return log[-1]
 
 
 if __name__ == "__main__":

@@ -178,8 +178,9 @@ def read_split(folder: Path) -> tuple[list[CacheEntry], list[CacheEntry]]:
 def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: int) -> list[CacheEntry]:
     """The training entries of one epoch, shuffled; the same for the same (seed, epoch). [P 3.2]
 
-    "equal": every modality gives the same number, at most GROUP_SIZE; a small one repeats its images evenly.
-    "without", "with": at most GROUP_SIZE from each 2D modality and each 3D sub-modality, without or with repeats.
+    "equal": every modality gives the same number, at most GROUP_SIZE; a small one repeats its images
+    evenly. "without", "with": at most GROUP_SIZE from each 2D modality and each 3D sub-modality,
+    without or with repeats.
     """
     rng = np.random.default_rng((seed, epoch))
     groups: dict[str, list[CacheEntry]] = defaultdict(list)
@@ -206,17 +207,15 @@ def steps_of_epoch(entries: list[CacheEntry], sampling: str, batch: int) -> int:
 
 
 class SliceDataset:
-    """Item (step, place): image and raw (3, 256, 256) float32, masks (K, 256, 256) float32 of 0 and 1, boxes (K, 4).
+    """Item (step, place): image and raw (3, 256, 256) float32 in 0..1; masks (K, 256, 256) float32, 0
+    or 1; boxes (K, 4). K objects per image, repeated if it has fewer.
 
-    `place` is the position in the batch of a step. `image` holds the three channels, `raw` the gray or colour image that the
-    teacher of distillation takes (recipe/). K objects per image, repeated if it has fewer. A batch depends on (seed, step) alone.
+    place : position in the batch of a step. What is drawn depends on (seed, step, place) alone.
+    `image` holds the paper's three channels, `raw` the gray or colour image without enhancement.
     """
 
-    def __init__(
-        self, folder: Path, entries: list[CacheEntry], preset: Preset, batch: int, objects: int, seed: int
-    ) -> None:
-        self.folder, self.entries, self.preset = folder, entries, preset
-        self.batch, self.objects, self.seed = batch, objects, seed
+    def __init__(self, folder: Path, entries: list[CacheEntry], preset: Preset, batch: int, seed: int) -> None:
+        self.folder, self.entries, self.preset, self.batch, self.seed = folder, entries, preset, batch, seed
         self.epoch_cached: tuple[int, list[CacheEntry]] = (-1, [])
         self.steps_per_epoch = steps_of_epoch(entries, preset.sampling, batch)
 
@@ -227,27 +226,27 @@ class SliceDataset:
             self.epoch_cached = epoch, epoch_entries(self.entries, self.preset.sampling, self.seed, epoch)
         drawn = self.epoch_cached[1]
         entry = drawn[(step_of_epoch * self.batch + place) % len(drawn)]
-        rng = np.random.default_rng((self.seed, step, place))
-        return training_item(self.folder, entry, self.preset, self.objects, rng)
+        return training_item(self.folder, entry, self.preset, np.random.default_rng((self.seed, step, place)))
 
 
-def training_item(folder: Path, entry: CacheEntry, preset: Preset, objects: int, rng) -> dict[str, np.ndarray]:
-    """One cached image with `objects` of its objects, boxes moved, perhaps mirrored. See SliceDataset."""
+def training_item(folder: Path, entry: CacheEntry, preset: Preset, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """One cached image with some of its objects, their boxes moved, perhaps mirrored. See SliceDataset."""
     image, labels = load_entry(folder, entry)
     if preset.flips == "on":
         for axis in (0, 1):
             if rng.random() < 0.5:
                 image, labels = np.flip(image, axis).copy(), np.flip(labels, axis).copy()
     ids, boxes = boxes_from_labels(labels)
-    chosen = rng.permutation(len(ids))[:objects]
-    chosen = np.concatenate([chosen, rng.integers(len(ids), size=objects - len(chosen))]).astype(int)
+    chosen = rng.permutation(len(ids))[: preset.objects]
+    chosen = np.concatenate([chosen, rng.integers(len(ids), size=preset.objects - len(chosen))]).astype(int)
     size = (GRID, GRID) if preset.flips == "on" else grid_size(entry.height, entry.width)
+    # [P 3.2] nothing but the boxes' position and size is varied
     moved = [move_box(boxes[i], preset.jitter, preset.looseness, rng, *size) for i in chosen]
     return item(image, labels, ids[chosen], np.array(moved), entry, preset)
 
 
 def validation_item(folder: Path, entry: CacheEntry, preset: Preset) -> dict[str, np.ndarray]:
-    """One cached image with all its objects and exact boxes: nothing is drawn, so two evaluations agree (#19)."""
+    """One cached image with all its objects and exact boxes: two evaluations agree (#19)."""
     image, labels = load_entry(folder, entry)
     return item(image, labels, *boxes_from_labels(labels), entry, preset)
 
@@ -264,9 +263,9 @@ def item(image, labels, ids, boxes, entry: CacheEntry, preset: Preset) -> dict[s
 
 
 def network_images(image: np.ndarray, entry: CacheEntry, preset: Preset) -> tuple[np.ndarray, np.ndarray]:
-    """A cached image as the proposed model and as the teacher take it: two of (3, 256, 256) float32."""
+    """A cached image as the paper's three channels, and raw: two of (3, 256, 256) float32 in 0..1."""
     height, width = grid_size(entry.height, entry.width)
-    # these presets enhance the padded square; after a flip the padding lies on any side, so it cannot be cut off
+    # These presets enhance the padded square. After a flip the padding lies on any side: it can't be cut off
     padded = preset.pad == "before" or preset.enhance_at == "original" or preset.flips == "on"
     inside = image if padded else image[:height, :width]
     return grid_input(inside, preset, enhanced=True), grid_input(inside, preset, enhanced=False)

@@ -1,9 +1,9 @@
-"""Three readings of the paper, in one frozen table: `fixed` (ours, the default), `paper`, `released`. (D7)
+"""Three readings of the paper, in one frozen table: `fixed` (the default), `paper`, `released`. (D7)
 
 The paper's text and its released code differ in some fifty places. PAPER_VS_CODE.md lists them by
-number; each field below names the entries (#) that it settles. `paper` is what the text says, `released`
-what the released code computes where that changes results, and `fixed` what we recommend.
-Faults that only crash the released code are in no preset.
+number; each field below names the entries (#) that it settles. `paper` is what the text says,
+`released` what the released code computes where that changes results, and `fixed` what we
+recommend. Faults that only crash the released code are in no preset.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class Preset:
     overlap: Literal["logit", "last"] = "logit"  # #46 a pixel of two masks: the higher logit wins, or the last object
     propagation: Literal["prompted", "mended", "released"] = "prompted"  # #40-42, #47 3D: ours, LiteMedSAM's, released
     # training [P 3.2, Table 3]
+    epochs: int = 300  # #27 what an epoch is: `sampling`
+    objects: int = 1  # objects an image, drawn anew at each step; they share one embedding
     sampling: Literal["equal", "without", "with"] = "equal"  # #20 an epoch: as many of each modality, or 1,000 a group
     jitter: Literal["both", "outward", "scaled"] = "both"  # #18 how a box's sides move, see grid.move_box
     looseness: float = 0.0  # above 0: most boxes are loosened by up to this share of their size (D20)
@@ -68,6 +70,8 @@ CHOICES = {  # what a field of text may be
     name: get_args(kind) for name, kind in get_type_hints(Preset).items() if get_args(kind)
 }
 RANGES = {
+    "epochs": (1, 1_000_000),
+    "objects": (1, 1000),
     "learning_rate": (1e-9, 1.0),
     "iterations": (0, 1000),
     "gamma": (1e-6, 0.25),

@@ -1,34 +1,38 @@
-"""Training: the losses of Table 3, one step, validation, saving and exact resuming. [P 3.2, Table 3]
+"""What 02_train.py calls: losses, starting weights, validation, checkpoints and exact resuming, one
+training in several processes. [P 3.2, Table 3]
 
-02_train.py runs the paper's protocol with it. recipe/ adds what the paper does not have (`Extras`).
 Letters: B images a batch, K objects an image, N = B K prompts, H, W the 256 grid.
 Logits and masks are (N, 1, H, W), predicted IoU is (N, 1).
 """
 
 from __future__ import annotations
 
-import copy
 import math
+import os
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from figures import loss_curve
 from files import InputError
-from files.checkpoints import lite_medsam_path, load_weights, save_checkpoint
+from files.checkpoints import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint, state_dict_of
+from files.writing import csv_text, save_figure, save_text, tell
 from model import BoxSegmenter
 from presets import Preset
 from segment import build
 
-FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau, which the paper names; both numbers are the released code's (#26)
-BAND = 3  # pixels of the grid on both sides of a contour, see boundary_loss
 OBJECT_CHUNK = 16  # objects of a validation image that are decoded together
-CHECK_EVERY = 20  # steps after which losses on a GPU are read: reading makes the GPU wait
+SAVE_EVERY = 50  # steps
+# A run that has just begun is looked at often: until step 200 its curve is drawn every 10 steps
+CURVE_EVERY, CURVE_UNTIL = 10, 200
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "learning_rate")
 
 
@@ -36,296 +40,283 @@ LOG_COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "lear
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """1 - soft Dice with squared probabilities in the denominator, mean over prompts. If both are empty the loss is 0."""
-    p = logits.sigmoid().flatten(1)
+    """Soft Dice loss, the mean over all prompts of
+
+        1 - (2 sum_i p_i t_i + e) / (sum_i p_i^2 + sum_i t_i + e)
+
+    i    the pixels of one prompt's mask
+    p_i  probability that pixel i belongs to the object: the sigmoid of its logit
+    t_i  the truth, 1 or 0; so t_i^2 = t_i, and both sums of the denominator are of squares (#28)
+    e    1e-5: if truth and prediction are empty the loss is 0, not 0 / 0
+    """
+    p = logits.sigmoid().flatten(1)  # (N, H W)
     t = masks.flatten(1)
-    overlap = 2 * (p * t).sum(dim=1)
+    overlap = 2 * (p * t).sum(dim=1)  # (N,)
     return (1 - (overlap + 1e-5) / (p.square().sum(dim=1) + t.sum(dim=1) + 1e-5)).mean()
 
 
 def mask_iou(logits: Tensor, masks: Tensor) -> Tensor:
-    """Intersection over union of the mask (logits above 0) and the truth. -> (N, 1); both empty counts as 1 (#29)."""
+    """Intersection over union of the mask (logits above 0) and the truth. -> (N, 1), no gradient
+
+    If both are empty it is 1 (#29).
+    """
     p, t = (logits > 0).flatten(1), (masks > 0.5).flatten(1)
     union = (p | t).sum(dim=1, keepdim=True)
     return torch.where(union > 0, (p & t).sum(dim=1, keepdim=True) / union.clamp(min=1), 1.0)
 
 
 def segmentation_loss(logits: Tensor, iou: Tensor, masks: Tensor) -> dict[str, Tensor]:
-    """BCE and Dice on the masks, MSE on the predicted IoU, and their sum, `loss`; all weights are 1. [P Table 3]
-
-    No gradient flows through the true IoU.
-    """
+    """The losses of 02_train.py's step: bce, dice, mse, and their sum, `loss`. [P Table 3]"""
     terms = {
         "bce": F.binary_cross_entropy_with_logits(logits, masks),
         "dice": dice_loss(logits, masks),
-        "mse": F.mse_loss(iou, mask_iou(logits.detach(), masks)),
+        "mse": F.mse_loss(iou, mask_iou(logits, masks)),
     }
     return terms | {"loss": sum(terms.values())}
 
 
-def boundary_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """BCE of the pixels within BAND of the true contour, mean over each prompt's pixels, then over prompts. Not in Table 3 (D22).
-
-    Over the whole image a contour's pixels are few, and those of a small object fewer.
-    """
-    grown, shrunk = (F.max_pool2d(sign * masks, 2 * BAND + 1, stride=1, padding=BAND) for sign in (1, -1))
-    band = grown + shrunk  # max of -m is -min of m: 1 where the neighbourhood holds both object and background
-    error = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
-    return ((error * band).flatten(1).sum(dim=1) / band.flatten(1).sum(dim=1).clamp(min=1)).mean()
+# ---------------------------------------------------------------- the network: its start, its answers
 
 
-def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared error of two embeddings (B, 256, 64, 64), divided by the teacher's variance.
+def starting_network(
+    model: str, preset: Preset, init: Path | None, seed: int, device: torch.device | None = None
+) -> tuple[BoxSegmenter, str]:
+    """A network with the weights that training starts from, and words that say which. [P 2.2; #24]
 
-    Always answering with one number, the mean of all the teacher's values, gives 1; with its mean embedding, less.
-    """
-    return F.mse_loss(student, teacher) / teacher.var().clamp(min=1e-6)
-
-
-# ---------------------------------------------------------------- where a run starts
-
-
-def starting_network(model: str, preset: Preset, init: Path | None, seed: int) -> tuple[BoxSegmenter, str]:
-    """A network with the weights that training starts from, and a sentence that says which. [P 2.2; #24]
-
-    init: a checkpoint of ours, of which all is used, or efficientvit_sam_l0.pt, of which only the encoder is used.
+    init: a checkpoint of ours, of which all is used, or efficientvit_sam_l0.pt, of which the encoder
+    is. With decoder=random a checkpoint of ours with another decoder gives its encoder alone, too.
     """
     torch.manual_seed(seed)
-    network, encoder, decoder, ours = build(model), "random weights", "the same file", False
+    network, encoder, whole = build(model), "random weights", False
     if init is not None:
-        ours, encoder = "preset" in load_weights(init, network), str(init)
-    if preset.decoder == "lite_medsam" and not ours:
-        donor, decoder = build("baseline"), "LiteMedSAM"
-        load_weights(lite_medsam_path(), donor)
-        network.prompt_encoder.load_state_dict(donor.prompt_encoder.state_dict())
-        network.mask_decoder.load_state_dict(donor.mask_decoder.state_dict())
-    elif preset.decoder == "random" and not ours:
-        fresh, decoder = build(model), "random weights"
-        network.prompt_encoder, network.mask_decoder = fresh.prompt_encoder, fresh.mask_decoder
-    return network, f"encoder from {encoder}, prompt encoder and mask decoder from {decoder}"
+        stored, encoder, prefix = read_checkpoint(init), str(init), "image_encoder."
+        try:
+            whole = "preset" in stored and load_weights(init, network, stored) is not None
+        except InputError:
+            if preset.decoder != "random":
+                raise
+        if not whole:
+            part = {k.removeprefix(prefix): v for k, v in state_dict_of(stored).items() if k.startswith(prefix)}
+            load_weights(init, network.image_encoder, part)
+    told = f"all weights from {encoder}" if whole else f"encoder from {encoder}, decoder from {preset.decoder} weights"
+    if not whole:
+        donor = build(model if preset.decoder == "random" else "baseline")
+        if preset.decoder == "lite_medsam":
+            load_weights(lite_medsam_path(), donor)
+        network.prompt_encoder, network.mask_decoder = donor.prompt_encoder, donor.mask_decoder
+    if device is not None and device.type == "cuda":
+        network.to(device, memory_format=torch.channels_last)  # in which its convolutions are fast
+    return network, told
 
 
-# ---------------------------------------------------------------- one run
+def decode_batch(decode: Callable, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """embedding (B, 256, 64, 64), boxes (B, K, 4) -> logits (N, 1, H, W), IoU (N, 1), float32.
+
+    decode: the network's. On a CPU it is called for one image at a time, whose boxes then share the
+    decoder's first steps: a third less time.
+    """
+    if embedding.device.type == "cpu":
+        answers = [decode(one.unsqueeze(0), asked) for one, asked in zip(embedding, boxes, strict=True)]
+        logits, iou = (torch.cat(part) for part in zip(*answers, strict=True))
+    else:
+        image_of_box = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        logits, iou = decode(embedding, boxes.flatten(0, 1), image_of_box)
+    return logits.float(), iou.float()
 
 
-@dataclass(frozen=True)
-class Extras:
-    """What a run may have beyond Table 3; recipe/ uses it. The defaults are Table 3's protocol."""
-
-    weight_decay: float = 0.01  # of AdamW
-    clip: float = 0.0  # largest norm of the gradient; 0: not clipped
-    average: float = 0.0  # decay of an exponential moving average of the weights; 0: none
-    rate: Callable[[int], float] | None = None  # step -> learning rate, in place of ReduceLROnPlateau
-    teacher: nn.Module | None = (
-        None  # of distillation: raw images -> embeddings; prompt encoder and mask decoder are then frozen
-    )
-    only: tuple[str, ...] = ()  # modules that learn, by the beginning of their names; the rest is frozen; (): all learn
-    encoder_share: float = 1.0  # the image encoder's learning rate as a share of the others'
-    frozen_norms: bool = False  # batch norms keep the means that they have: for batches of few images
-    boundary: float = 0.0  # weight of boundary_loss in training; validation stays Table 3's
-    bfloat16: bool = False  # compute in bfloat16 on a CPU too; a GPU always does
-    compile: bool = False  # compile the networks: slower to start, faster on a GPU
+# ---------------------------------------------------------------- validation
 
 
-class Training:
-    """Network, optimiser, schedule and counters: all that a checkpoint has to hold."""
+@torch.no_grad()
+def validate(network: BoxSegmenter, items: Iterable, channels: str = "image", extra: Callable | None = None) -> dict:
+    """-> validation_loss, validation_dice: means over the modalities (D16); dice: of each modality
 
-    def __init__(
-        self, network: BoxSegmenter, preset: Preset, device: str = "cpu", extras: Extras | None = None
-    ) -> None:
-        self.preset, self.device, self.extras = preset, torch.device(device), extras or Extras()
-        self.network = network.to(self.device)
-        if self.device.type == "cuda":  # the layout in which its convolutions are fast
-            self.network.to(memory_format=torch.channels_last)
-        self.average = copy.deepcopy(self.network).requires_grad_(False) if self.extras.average else None
-        if self.extras.teacher is not None:  # they were trained on the teacher's embeddings, and stay
-            network.prompt_encoder.requires_grad_(False)
-            network.mask_decoder.requires_grad_(False)
-        if self.extras.only:
-            for name, parameter in network.named_parameters():
-                parameter.requires_grad_(name.startswith(self.extras.only))
-        self.encode, self.decode, self.teach = network.image_encoder, network.decode, self.extras.teacher
-        if self.extras.compile:
-            self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
-            self.teach = self.teach and torch.compile(self.teach)
-        self.trainable = [p for p in network.parameters() if p.requires_grad]
-        fused = {"fused": True} if self.device.type == "cuda" else {}
-        of_encoder = {id(p) for p in network.image_encoder.parameters()}
-        groups = [([p for p in self.trainable if id(p) not in of_encoder], 1.0)]
-        groups += [([p for p in self.trainable if id(p) in of_encoder], self.extras.encoder_share)]
-        self.optimiser = torch.optim.AdamW(
-            [{"params": part, "share": share, "lr": share * preset.learning_rate} for part, share in groups if part],
-            weight_decay=self.extras.weight_decay,
-            **fused,
-        )
-        self.schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimiser, factor=FACTOR, patience=PATIENCE)
-        self.step, self.best, self.log = 0, math.inf, []
-        self.loss_sum, self.loss_count = 0.0, 0  # since the last validation
-        self.losses: list[tuple[int, float]] = []  # (step, loss) of every step, for the curve
-        self.pending_losses: list[tuple[int, Tensor]] = []  # steps and losses that were not read yet
-
-    def train_step(self, batch: dict[str, Tensor]) -> None:
-        """One optimiser step. InputError if a loss is not finite, before such weights are saved.
-
-        batch: image, raw (B, 3, 256, 256), boxes (B, K, 4), masks (B, K, 256, 256), see data.SliceDataset.
-        """
-        self.network.train(not self.extras.frozen_norms)  # the network has no other layer that training changes
-        if self.extras.rate is not None:
-            for group in self.optimiser.param_groups:
-                group["lr"] = group["share"] * self.extras.rate(self.step)
-        embedding, distance = self.embed(batch, self.encode, self.teach)
-        loss, logits = self.mask_loss(self.decode, embedding, batch["boxes"], batch["masks"])
-        loss = loss + distance
-        if self.extras.boundary:
-            masks = batch["masks"].to(self.device).flatten(0, 1).unsqueeze(1)
-            loss = loss + self.extras.boundary * boundary_loss(logits.float(), masks)
-        self.pending_losses.append((self.step, loss.detach()))
-        if self.device.type == "cpu":
-            self.check_losses()
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.extras.clip:
-            torch.nn.utils.clip_grad_norm_(self.trainable, self.extras.clip)
-        self.optimiser.step()
-        self.step += 1
-        if self.average is not None:
-            self.update_average()
-        if len(self.pending_losses) >= CHECK_EVERY:
-            self.check_losses()
-
-    def embed(self, batch: dict[str, Tensor], encode, teach) -> tuple[Tensor, Tensor | float]:
-        """Images (B, 3, 256, 256) -> embedding (B, 256, 64, 64), and its distance from the teacher's, if there is one."""
-        with self.precision():
-            embedding = encode(batch["image"].to(self.device))
-        if teach is None:
-            return embedding, 0.0
-        with torch.no_grad(), self.precision():
-            wanted = teach(batch["raw"].to(self.device))
-        return embedding, distillation_loss(embedding.float(), wanted.float())
-
-    def mask_loss(self, decode, embedding: Tensor, boxes: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """boxes (B, K, 4), masks (B, K, 256, 256) -> loss, logits (B K, 1, 256, 256)"""
-        boxes, masks = boxes.to(self.device), masks.to(self.device)
-        with self.precision():
-            if self.device.type == "cpu":  # the boxes of one image share the decoder's first steps: a third less time
-                parts = [decode(one.unsqueeze(0), asked) for one, asked in zip(embedding, boxes, strict=True)]
-                logits, iou = (torch.cat(part) for part in zip(*parts, strict=True))
-            else:
-                image_of_box = torch.arange(len(boxes), device=self.device).repeat_interleave(boxes.shape[1])
-                logits, iou = decode(embedding, boxes.flatten(0, 1), image_of_box)
-        return segmentation_loss(logits.float(), iou.float(), masks.flatten(0, 1).unsqueeze(1))["loss"], logits
-
-    def precision(self):
-        """bfloat16 on a GPU; the linear attention stays in float32 (efficientvit.py), float16 overflows there."""
-        enabled = self.device.type == "cuda" or self.extras.bfloat16
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def check_losses(self) -> None:
-        """Read the losses of the last steps and add them to the sum; InputError if one is not finite."""
-        for step, loss in [(step, loss.item()) for step, loss in self.pending_losses]:
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"step {step}: the loss is {loss}; lower the rate (--set learning_rate=...) and go on from last.pt "
-                    "with --resume"
-                )
-            self.loss_sum, self.loss_count = self.loss_sum + loss, self.loss_count + 1
-            self.losses.append((step + 1, loss))
-        self.pending_losses = []
-
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """Move the average towards the network; faster in the first steps, in which the network changes most."""
-        keep = min(self.extras.average, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - keep)
-        for mean, now in zip(self.average.buffers(), self.network.buffers(), strict=True):
-            mean.copy_(now)
-
-    @torch.no_grad()
-    def validate(self, items: Iterable[tuple[str, dict[str, np.ndarray]]]) -> bool:
-        """Loss and Dice of (modality, item) pairs, see data.validation_item, as means over the modalities (D16).
-
-        Uses the moving average, if there is one. Adds a row to `log`, and lets the schedule see the loss. Returns whether
-        the loss is the smallest so far.
-        """
-        self.check_losses()
-        network = (self.network if self.average is None else self.average).eval()
+    items: pairs of a modality and a data.validation_item.   channels: "image" or "raw", what of an
+    item the network sees.   extra(embedding, item): a loss that recipe/ adds.
+    Of several processes the first one validates, and the others wait for what it found.
+    """
+    found = [None]
+    if first_process():
+        network.eval()
         losses, dices = defaultdict(list), defaultdict(list)
         for modality, item in items:
-            loss, dice = self.validate_item(network, {key: torch.from_numpy(value) for key, value in item.items()})
+            loss, dice = validate_item(network, {k: torch.from_numpy(v) for k, v in item.items()}, channels, extra)
             losses[modality].append(loss)
             dices[modality].append(dice)
-        loss, dice = (mean_of(mean_of(v) for v in group.values()) for group in (losses, dices))
-        train_loss = self.loss_sum / max(1, self.loss_count)
-        row = (self.step, train_loss, loss, dice, self.optimiser.param_groups[0]["lr"])
+        loss, dice = (mean_of([mean_of(v) for v in group.values()]) for group in (losses, dices))
         by_modality = {modality: mean_of(values) for modality, values in sorted(dices.items())}
-        self.log.append(dict(zip(LOG_COLUMNS, row, strict=True)) | {"dice": by_modality})
-        if self.extras.rate is None:
-            self.schedule.step(train_loss if self.preset.plateau == "train" else loss)
-        self.loss_sum, self.loss_count = 0.0, 0
-        improved, self.best = loss < self.best, min(loss, self.best)
-        return improved
+        found = [{"validation_loss": loss, "validation_dice": dice, "dice": by_modality}]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]
 
-    def validate_item(self, network: BoxSegmenter, item: dict[str, Tensor]) -> tuple[float, float]:
-        """Mean loss and Dice of all objects of one image."""
-        # not the compiled functions: they expect a full batch
-        one = {key: value.unsqueeze(0) for key, value in item.items()}
-        embedding, distance = self.embed(one, network.image_encoder, self.extras.teacher)
-        total, dice = 0.0, []
-        for first in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
-            boxes, masks = (item[key][first : first + OBJECT_CHUNK].to(self.device) for key in ("boxes", "masks"))
-            loss, logits = self.mask_loss(network.decode, embedding, boxes.unsqueeze(0), masks.unsqueeze(0))
-            total += loss.item() * len(boxes)
-            found, true = (logits[:, 0] > 0).flatten(1), (masks > 0.5).flatten(1)
-            dice += (2 * (found & true).sum(dim=1) / (found.sum(dim=1) + true.sum(dim=1))).tolist()
-        return total / len(dice) + float(distance), sum(dice) / len(dice)
 
-    def save(self, path: Path, must_match: dict, best: bool = False) -> None:
-        """Write a checkpoint, whole or not at all.
+def validate_item(
+    network: BoxSegmenter, item: dict[str, Tensor], channels: str = "image", extra: Callable | None = None
+) -> tuple[float, float]:
+    """Mean loss and Dice of all objects of one image."""
+    device = next(network.parameters()).device
+    item = {key: value.to(device) for key, value in item.items()}
+    embedding = network.image_encoder(item[channels].unsqueeze(0))  # (1, 256, 64, 64)
+    total, dice = 0.0, []
+    for first in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
+        boxes, masks = (item[key][first : first + OBJECT_CHUNK] for key in ("boxes", "masks"))
+        logits, iou = network.decode(embedding, boxes)
+        total += segmentation_loss(logits.float(), iou.float(), masks.unsqueeze(1))["loss"].item() * len(boxes)
+        found, true = (logits[:, 0] > 0).flatten(1), (masks > 0.5).flatten(1)
+        dice += (2 * (found & true).sum(dim=1) / (found.sum(dim=1) + true.sum(dim=1))).tolist()
+    return total / len(dice) + (float(extra(embedding, item)) if extra else 0.0), mean_of(dice)
 
-        must_match: settings that must be equal when the run is resumed, by name: flags, and the data's fingerprint.
-        best: for inference; the moving average, if there is one, takes the network's place.
+
+def mean_of(values: list[float]) -> float:
+    """Plain mean."""
+    return sum(values) / len(values)
+
+
+# ---------------------------------------------------------------- one run: its log, saving, resuming
+
+
+@dataclass
+class Run:
+    """All that a checkpoint holds, so that a run that was stopped goes on as if it had not been."""
+
+    model: str  # a name of segment.MODELS
+    preset: Preset
+    network: BoxSegmenter
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None  # recipe/ has none
+    must_match: dict[str, object]  # what else must be equal when the run is resumed
+    stage: str = "finetune"  # the run's name in dice_by_modality.csv
+    step: int = 0  # optimiser steps that were done
+    best: float = math.inf  # smallest validation loss of a step
+    log: list[dict] = field(default_factory=list)  # rows of log.csv, and in `dice` the Dice of each modality
+    losses: list[dict] = field(default_factory=list)  # rows of losses.csv
+
+    def note(self, loss: Tensor) -> None:
+        """Keep the loss of the step that is being done. InputError if it is not finite."""
+        value = mean_over_processes(loss.detach().clone()).item()
+        if not math.isfinite(value):
+            raise InputError(
+                f"step {self.step + 1}: the loss is {value}; lower the rate (--set learning_rate=...) and start again, "
+                "or from last.pt with --init"
+            )
+        rate = self.optimiser.param_groups[0]["lr"]
+        self.losses.append({"step": self.step + 1, "loss": value, "learning_rate": rate})
+
+    def add_row(self, found: dict, folder: Path) -> dict:
+        """Add what `validate` found to the log, and print its Dice. -> the row"""
+        since = self.log[-1]["step"] if self.log else 0
+        losses = [row["loss"] for row in self.losses if row["step"] > since]
+        row = {"step": self.step, "train_loss": mean_of(losses) if losses else None, **found}
+        self.log.append(row | {"learning_rate": self.optimiser.param_groups[0]["lr"]})
+        tell(f"step {self.step}, Dice: " + ", ".join(f"{name} {dice:.3f}" for name, dice in row["dice"].items()))
+        self.write_log(folder)
+        return row
+
+    def keep(self, folder: Path, now: bool = False) -> None:
+        """Write last.pt and the log if it is time to, or `now`.
+
+        This comes before the step's validation, which a longer run might not make here.
         """
-        self.check_losses()
-        averaged = best and self.average is not None
+        if saved := now or self.step % SAVE_EVERY == 0:
+            self.save(folder / "last.pt")
+        if saved or (self.step % CURVE_EVERY == 0 and self.step <= CURVE_UNTIL):
+            self.write_log(folder)
+
+    def write_log(self, folder: Path) -> None:
+        """losses.csv, log.csv, dice_by_modality.csv, and the losses as a picture, curve.png."""
+        if not first_process():
+            return
+        if self.losses:
+            save_text(folder / "losses.csv", csv_text(self.losses, tuple(self.losses[0]), number=""))  # all digits
+            save_figure(folder / "curve.png", loss_curve(self.log, [(row["step"], row["loss"]) for row in self.losses]))
+        if self.log:
+            save_text(folder / "log.csv", csv_text(self.log, LOG_COLUMNS, number=""))
+            dice = [{"stage": self.stage, "step": row["step"]} | row["dice"] for row in self.log]
+            save_text(folder / "dice_by_modality.csv", csv_text(dice, tuple(dice[0])))
+
+    def save(self, path: Path, **changed) -> None:
+        """Write a checkpoint, whole or not at all.   changed: what recipe/ adds or replaces."""
         state = {
-            "model": (self.average if averaged else self.network).state_dict(),
-            "average": self.average.state_dict() if self.average is not None and not averaged else None,
+            "model": self.network.state_dict(),
+            "architecture": self.model,
             "preset": self.preset.name,
             "preset_fields": vars(self.preset),
             "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "schedule": self.schedule and self.schedule.state_dict(),
             "step": self.step,
             "best": self.best,
             "log": self.log,
-            "loss_sum": self.loss_sum,
-            "loss_count": self.loss_count,
             "losses": self.losses,
             "rng": torch.get_rng_state(),
-            "must_match": {key: str(value) for key, value in must_match.items()},
+            "must_match": {key: str(value) for key, value in self.must_match.items()},
         }
-        save_checkpoint(path, state)
+        if first_process():
+            save_checkpoint(path, state | changed)
 
-    def resume(self, path: Path, must_match: dict) -> None:
-        """Everything back from a checkpoint. InputError if it belongs to another preset, to other flags or other data."""
-        stored = load_weights(path, self.network)
-        if stored.get("preset_fields") != vars(self.preset):
-            raise InputError(f"{path}: was trained with another preset; use the same, or another --out")
-        for name, value in must_match.items():
-            if (before := stored.get("must_match", {}).get(name)) != str(value):
-                raise InputError(
-                    f"{path}: was trained with {name} {before}, not {value}; use the same, or another --out"
-                )
-        if self.average is not None:
-            self.average.load_state_dict(stored["average"])
+    def resume(self, path: Path) -> dict:
+        """Everything back from a checkpoint. -> its content
+
+        InputError if it belongs to other settings or other data.
+        """
+        stored = read_checkpoint(path)
+        if not {"architecture", "optimiser"} <= stored.keys():
+            raise InputError(f"{path}: cannot be resumed, it holds weights alone or an earlier version wrote it; "
+                             "start from it with --init")  # fmt: skip
+        before = {"model": stored["architecture"]} | stored["preset_fields"] | stored["must_match"]
+        now = {"model": self.model} | vars(self.preset) | {key: str(value) for key, value in self.must_match.items()}
+        for name, value in now.items():
+            if before.get(name) != value and name != "epochs":  # a run may be made longer
+                name, was = "preset" if name == "name" else name, before.get(name)
+                raise InputError(f"{path}: was trained with {name} {was}, not {value}; use the same, or another --out")
+        load_weights(path, self.network, stored)
         self.optimiser.load_state_dict(stored["optimiser"])
-        self.schedule.load_state_dict(stored["schedule"])
-        self.step, self.best, self.log = stored["step"], stored["best"], stored["log"]
-        self.loss_sum, self.loss_count = stored["loss_sum"], stored["loss_count"]
-        self.losses = stored.get("losses", [])  # checkpoints of before this existed have none
+        if self.schedule:
+            self.schedule.load_state_dict(stored["schedule"])
+        self.step, self.best, self.log, self.losses = (stored[key] for key in ("step", "best", "log", "losses"))
         torch.set_rng_state(stored["rng"])
+        return stored
 
 
-def mean_of(values: Iterable[float]) -> float:
-    """Plain mean."""
-    values = list(values)
-    return sum(values) / len(values)
+# ---------------------------------------------------------------- several processes: torchrun
+
+
+def join_processes(batch: int) -> tuple[int, int, torch.device]:
+    """This process's number, how many processes there are, and its device: a GPU if there is one.
+
+    torchrun starts and numbers them; else there is one, number 0. Only the first prints and writes
+    files. InputError if a batch cannot be cut into equal parts.
+    """
+    processes, place = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", place) if cuda else torch.device("cpu")
+    if batch % processes:
+        raise InputError(f"--batch {batch} cannot be cut into {processes} equal parts; give a multiple of {processes}")
+    if processes == 1:
+        return 0, 1, device
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=1))  # validation may take hours
+    if not first_process():
+        sys.stdout = open(os.devnull, "w")
+    return dist.get_rank(), processes, device
+
+
+def first_process() -> bool:
+    """Whether this process is the one that validates, prints and writes files."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean over the processes, in place: the batch's, as their parts of it have one size."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
+
+
+def mean_gradients(network: BoxSegmenter) -> None:
+    """After `backward`: the gradient of the whole batch, in every process."""
+    for parameter in network.parameters():
+        if parameter.grad is not None:
+            mean_over_processes(parameter.grad)

@@ -12,7 +12,6 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,9 +33,9 @@ from files.writing import csv_text, save_figure, save_npz, save_text
 from metrics import PROTOCOLS
 from presets import PRESETS, override
 from recipe.batches import ResidentSlices
-from recipe.distill import one_cycle
+from recipe.loop import RecipeStage, StageRun
 from segment import Segmenter
-from training import Extras, Training, starting_network
+from training import starting_network
 from volumes import segment_case
 
 INPUTS = {  # name -> changes of preset `fixed`
@@ -97,17 +96,19 @@ def changed_inputs(cases: list, work: Path) -> list[dict]:
 
 def train(args: argparse.Namespace, settings: list[str], seed: int, out: Path) -> Path:
     """One run: everything learns, from our checkpoint, with one input. -> its checkpoint"""
-    preset = override(PRESETS["fixed"], ["jitter=scaled", "looseness=0.3", f"learning_rate={RATE}", *settings])
+    preset = override(
+        PRESETS["fixed"], ["jitter=scaled", "looseness=0.3", f"objects={OBJECTS}", f"learning_rate={RATE}", *settings]
+    )
     entries = [entry for entry in read_split(args.train)[0] if entry.modality not in COLORED]
     entries = [entry for i, entry in enumerate(entries) if i % EVERY == 0 or not entry.name.startswith("3D_")]
-    network, _ = starting_network("proposed", preset, args.weights, seed)
-    rate = partial(one_cycle, steps=args.steps, peak=RATE)
-    extras = Extras(weight_decay=0.05, clip=1.0, average=0.9, rate=rate, frozen_norms=True, bfloat16=True)
-    run, device = Training(network, preset, args.device, extras), torch.device(args.device)
-    slices = ResidentSlices(args.train, entries, preset, BATCH, OBJECTS, seed, device, augment=True, workers=0)
+    device = torch.device(args.device)
+    network, _ = starting_network("proposed", preset, args.weights, seed, device)
+    stage = RecipeStage("choices", args.steps, RATE, args.steps, BATCH, average=0.9, small=True)
+    run = StageRun(stage, preset, network, device, {}, compiled=False)
+    slices = ResidentSlices(args.train, entries, preset, BATCH, seed, device)
     for step in tqdm(range(args.steps), "train", disable=None):
         run.train_step(slices.batch(step))
-    run.save(out / "run.pt", {}, best=True)
+    run.save(out / "run.pt", model=run.average.state_dict())
     return out / "run.pt"
 
 

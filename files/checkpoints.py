@@ -72,7 +72,7 @@ def export_checkpoint(source: Path, target: Path) -> dict:
     """
     stored = read_checkpoint(source)
     state = {name: v.half() if v.is_floating_point() else v for name, v in state_dict_of(stored).items()}
-    kept = {key: stored[key] for key in ("preset", "preset_fields", "step", "log") if key in stored}
+    kept = {key: stored[key] for key in ("architecture", "preset", "preset_fields", "step", "log") if key in stored}
     save_checkpoint(target, kept | {"model": state})
     return kept | {"model": state}
 
@@ -134,7 +134,10 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
             for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
             if names
         )
-        raise InputError(f"{path}: weights of another architecture: names {found}; give this model's own weights")
+        raise InputError(
+            f"{path}: weights of another architecture: names {found}; give this model's own weights, or, "
+            "if you changed the decoder, train it anew: 02_train.py --set decoder=random"
+        )
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise InputError(

@@ -1,75 +1,64 @@
-"""Train our checkpoint: distill the encoder from LiteMedSAM, fine-tune, learn loose boxes, export. See recipe/__init__.py.
+"""Train our checkpoint: distill the encoder from LiteMedSAM, fine-tune, learn loose boxes, export.
 
-    python -m recipe --cache cache --device cuda --compile                   the four runs
-    python -m recipe --cache cache --stage loosen --init CHECKPOINT          the third: an hour on a CPU
-    python -m recipe --cache cache --batch 8 --teacher-cache teacher         all on a CPU, in many hours
-    python -m recipe --smoke                                                 2 steps of each, tiny cases, 1 min
+    python -m recipe --cache cache --compile                         four runs, for a GPU
+    python -m recipe --cache cache --stage loosen --init CHECKPOINT  run 3: an hour on two CPU cores
+    python -m recipe --smoke                                         2 steps of each, 1 min
+    python -m recipe --stage average --init runs/loosen/best.pt=0.6 lite_medsam=0.4
 
-Writes OUT/distill, OUT/finetune, OUT/loosen and OUT/contour, each with last.pt, best.pt, log.csv, dice_by_modality.csv and curve.png;
-then OUT/grays_anatomy_sam_l0.pt: the best weights as float16, without the rest; and OUT/curve.png, the Dice of all runs.
-The same command with --resume goes on where it stopped.
+1 distill    the encoder learns LiteMedSAM's embedding and, with its frozen decoder, the masks (D13)
+2 finetune   everything learns the masks
+3 loosen     most boxes are as loose as people draw them (D20); decoder, neck and last stage of the
+             encoder learn, the rest is frozen, so that a CPU suffices
+4 contour    the same with a loss at the contour (D22)
+  average    no training: the mean of checkpoints' weights (D21)
+In all runs every modality has the same chance, and images are augmented (batches.py, D14, D15).
+
+Writes OUT/distill, OUT/finetune, OUT/loosen and OUT/contour, each with the files of 02_train.py;
+then OUT/grays_anatomy_sam_l0.pt, the best weights as float16 without the rest, and OUT/curve.png,
+the Dice of all runs. The same command with --resume goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader
 
-from data import CacheEntry, SliceDataset, read_split, validation_item
-from figures import loss_curve, plot_dice
+from data import CacheEntry, read_split, validation_item
+from figures import plot_dice
 from files import InputError
-from files.checkpoints import export_checkpoint
+from files.checkpoints import export_checkpoint, save_checkpoint
 from files.index import fingerprint
-from files.writing import csv_text, progress, save_figure, save_json, save_text, tell
+from files.writing import progress, save_figure, save_json
 from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override
-from recipe.average import export_average
 from recipe.batches import ResidentSlices
-from recipe.distill import Teacher, one_cycle
-from segment import build
-from training import LOG_COLUMNS, Extras, Training, starting_network
+from recipe.loop import MODEL, RecipeStage, StageRun, average_weights
+from training import starting_network
 
-MODEL, EXPORTED = "proposed", "grays_anatomy_sam_l0.pt"
-TEACHER_CACHE = 12 * 10**9  # bytes that the folder of the teacher's embeddings may have
+EXPORTED = "grays_anatomy_sam_l0.pt"
 EVERY = 6  # of the validation volumes every sixth slice is used: they are many, and alike
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """What differs between the runs."""
-
-    name: str
-    steps: int
-    learning_rate: float  # peak of the cycle
-    validate_every: int  # steps
-    batch: int = 64  # images a step
-    looseness: float = 0.0  # of the boxes (D20)
-    extras: Extras = Extras(weight_decay=0.05, clip=1.0, average=0.999)
-
-
 NECK = ("image_encoder.neck", "image_encoder.norm", "image_encoder.backbone.stages.4")  # and the encoder's last stage
-LOOSEN = Extras(  # what a CPU can train in an hour
-    weight_decay=0.05, clip=1.0, average=0.99, frozen_norms=True, bfloat16=True, encoder_share=0.2,
-    only=("mask_decoder", "prompt_encoder", *NECK),
+LOOSEN = RecipeStage(  # what a CPU can train in an hour
+    "loosen", 1000, 1e-4, 500, batch=4, looseness=0.3, average=0.99, small=True,
+    only=("mask_decoder", "prompt_encoder", *NECK), encoder_share=0.2,
 )  # fmt: skip
 STAGES = {
     stage.name: stage
     for stage in (
-        TrainingRun("distill", 1700, 1.5e-3, 850),
-        TrainingRun("finetune", 3500, 4e-4, 1150),
-        TrainingRun("loosen", 1000, 1e-4, 500, batch=4, looseness=0.3, extras=LOOSEN),
-        TrainingRun("contour", 300, 1e-4, 300, batch=4, looseness=0.3, extras=replace(LOOSEN, boundary=0.5)),
+        RecipeStage("distill", 1700, 1.5e-3, 850, distilled=True),
+        RecipeStage("finetune", 3500, 4e-4, 1150),
+        LOOSEN,
+        replace(LOOSEN, name="contour", steps=300, validate_every=300, boundary=0.5),
     )
 }
 
@@ -80,51 +69,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     p.add_argument("--cache", type=Path, default=Path("cache"), help="folder of step 1")
     p.add_argument("--out", type=Path, default=Path("runs"), help="folder for the runs and the exported checkpoint")
-    p.add_argument("--stage", choices=(*STAGES, "all"), default="all", help="which run")
-    p.add_argument("--init", type=Path, help="start from this checkpoint (default: best.pt of the run before)")
+    p.add_argument("--stage", choices=(*STAGES, "all", "average"), default="all", help="which run")
+    p.add_argument("--init", nargs="+", metavar="CHECKPOINT", help="start from this checkpoint (default: best.pt of the "
+                   "run before); of --stage average CHECKPOINT=SHARE ...")  # fmt: skip
     p.add_argument(
-        "--only", nargs="+", metavar="MODULE", help="train nothing else, such as mask_decoder (default: the run's)"
+        "--only", nargs="+", metavar="MODULE", help="train nothing else, as mask_decoder (default: the run's)"
     )
     p.add_argument("--resume", action="store_true", help="go on from last.pt where there is one")
-    p.add_argument("--steps", type=int, help="optimiser steps of each run (default: the run's)")
-    p.add_argument("--validate-every", type=int, help="steps between validations (default: the run's)")
-    p.add_argument("--save-every", type=int, default=50, help="steps between checkpoints")
-    p.add_argument("--batch", type=int, help="images a step (default: the run's)")
-    p.add_argument("--objects", type=int, default=4, help="objects an image; they share one embedding")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
-    p.add_argument(
-        "--compile",
-        action="store_true",
-        help="compile the networks, but not with --teacher-cache: slower to start, faster on a GPU",
-    )
-    p.add_argument(
-        "--teacher-cache", type=Path, help="folder to keep the teacher's embeddings in; then nothing is augmented"
-    )
-    p.add_argument(
-        "--average", nargs="+", metavar="CHECKPOINT=SHARE", help="train nothing: average these, see average.py"
-    )
+    p.add_argument("--steps", type=int, help="optimiser steps of each run (default: the run's)")
+    p.add_argument("--batch", type=int, help="images a step (default: the run's)")
+    p.add_argument("--validate-every", type=int, help="steps between validations (default: the run's)")
     p.add_argument("--minutes", type=float, help="stop a run after so long, saved; --resume goes on")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    p.add_argument("--workers", type=int, default=0, help="processes that load images")
+    p.add_argument("--compile", action="store_true", help="compile the networks: slower to start, faster on a GPU")
     p.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
-    p.add_argument("--smoke", action="store_true", help="2 steps of each run on a tiny cache made on the spot, CPU")
+    p.add_argument("--smoke", action="store_true", help="2 steps of each run on a tiny cache made on the spot")
     return p.parse_args(argv)
-
-
-def batches_of(args: argparse.Namespace, preset: Preset, training: list, batch: int, steps: range):
-    """One batch after another, which depends on (seed, step) alone: augmented, unless the teacher's answers are kept."""
-    drawn = (args.cache, training, preset, batch, args.objects, args.seed)
-    if args.teacher_cache is None:
-        slices = ResidentSlices(*drawn, torch.device(args.device), augment=True, workers=args.workers)
-        return map(slices.batch, steps)
-    plan = [[(step, place) for place in range(batch)] for step in steps]
-    return DataLoader(SliceDataset(*drawn), batch_sampler=plan, num_workers=args.workers)
 
 
 def validation_items(folder: Path, entries: list[CacheEntry], preset: Preset):
     """(modality, item) pairs of data.validation_item.
 
-    With a looseness each object is asked for twice: by its exact box, and by one that is half as loose as training's loosest.
+    With a looseness there are two prompts for each object: its exact box, and one that is half as
+    loose as training's loosest.
     """
     for entry in entries:
         item = validation_item(folder, entry, preset)
@@ -136,72 +103,47 @@ def validation_items(folder: Path, entries: list[CacheEntry], preset: Preset):
         yield entry.modality, item
 
 
-def write_log(folder: Path, log: list[dict], stage: str) -> None:
-    """log.csv, dice_by_modality.csv, curve.png."""
-    save_text(folder / "log.csv", csv_text(log, LOG_COLUMNS, number=""))
-    dice = [{"stage": stage, "step": row["step"]} | row["dice"] for row in log]
-    save_text(folder / "dice_by_modality.csv", csv_text(dice, tuple(dice[0])))
-    save_figure(folder / "curve.png", loss_curve(log))
-
-
-def open_run(stage: TrainingRun, args: argparse.Namespace, preset: Preset, steps: int, must_match: dict) -> Training:
+def open_run(stage: RecipeStage, args: argparse.Namespace, preset: Preset) -> StageRun:
     """The run at its first step, from --init or the run before it, or where it stopped."""
     names, last = list(STAGES), args.out / stage.name / "last.pt"
-    resume = args.resume and last.is_file()
-    if resume:
-        network, told = build(MODEL), f"all weights from {last}"
-    else:
-        before = None if stage.name == names[0] else args.out / names[names.index(stage.name) - 1] / "best.pt"
-        network, told = starting_network(MODEL, preset, args.init or before, args.seed)
+    resumed = args.resume and last.is_file()
+    before = None if stage.name == names[0] else args.out / names[names.index(stage.name) - 1] / "best.pt"
+    init = last if resumed else Path(args.init[0]) if args.init else before
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network, told = starting_network(MODEL, preset, init, args.seed, device)
     print(f"recipe: {stage.name}, {told}")
-    teacher = None
-    if stage.name == "distill":
-        teacher = Teacher(torch.device(args.device), args.teacher_cache, TEACHER_CACHE)
-    changed = {"rate": partial(one_cycle, steps=steps, peak=preset.learning_rate), "teacher": teacher}
-    changed |= {"compile": args.compile and not args.teacher_cache, "only": tuple(args.only or stage.extras.only)}
-    run = Training(network, preset, args.device, replace(stage.extras, **changed))
-    if resume:
-        run.resume(last, must_match)
+    must_match = {"stage": stage.name, "steps": stage.steps, "batch": stage.batch, "seed": args.seed}
+    must_match |= {"only": stage.only, "data": fingerprint(args.cache)}
+    run = StageRun(stage, preset, network, device, must_match, args.compile)
+    if resumed:
+        run.resume(last)
     return run
 
 
-def run_stage(stage: TrainingRun, args: argparse.Namespace) -> bool:
+def run_stage(stage: RecipeStage, args: argparse.Namespace) -> bool:
     """One run. -> whether it is finished, or was stopped by --minutes."""
-    # 1. Data and preset
-    steps, validate_every = args.steps or stage.steps, args.validate_every or stage.validate_every
-    out, batch_size, (training, validation) = args.out / stage.name, args.batch or stage.batch, read_split(args.cache)
+    out, (training, validation) = args.out / stage.name, read_split(args.cache)
     validation = [entry for i, entry in enumerate(validation) if i % EVERY == 0 or not entry.name.startswith("3D_")]
-    settings = ["jitter=scaled", f"learning_rate={stage.learning_rate}", f"looseness={stage.looseness}"]
+    settings = ["jitter=scaled", "objects=4", f"learning_rate={stage.learning_rate}", f"looseness={stage.looseness}"]
     preset = override(PRESETS["fixed"], [*settings, *args.set])
-
-    # 2. Starting weights, and what Table 3 has not
-    must_match = {"stage": stage.name, "steps": steps, "batch": batch_size, "objects": args.objects, "seed": args.seed}
-    must_match |= {"only": args.only, "augmentation": args.teacher_cache is None, "data": fingerprint(args.cache)}
-    run = open_run(stage, args, preset, steps, must_match)
-    print(f"recipe: {len(training)} images, {len(validation)} for validation, steps {run.step} to {steps}")
-    save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "steps": steps})
+    run = open_run(stage, args, preset)
+    print(f"recipe: {len(training)} images, {len(validation)} for validation, steps {run.step} to {stage.steps}")
+    save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "stage_fields": vars(stage)})
     torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
 
-    def validate() -> None:
-        if run.validate(validation_items(args.cache, validation, preset)):
-            run.save(out / "best.pt", must_match, best=True)
-        write_log(out, run.log, stage.name)
-        tell(f"step {run.step}, Dice {run.log[-1]['validation_dice']:.4f}")
-
-    # 3. The steps
-    batches, start = batches_of(args, preset, training, batch_size, range(run.step, steps)), time.monotonic()
-    for batch in progress(batches, stage.name, steps, unit="step", initial=run.step):
-        run.train_step(batch)
-        if run.step % validate_every == 0:
-            validate()
+    # A batch depends on (seed, step) alone
+    slices, start = ResidentSlices(args.cache, training, preset, stage.batch, args.seed, run.device), time.monotonic()
+    for step in progress(range(run.step, stage.steps), stage.name, stage.steps, unit="step", initial=run.step):
+        run.train_step(slices.batch(step))
         late = args.minutes is not None and time.monotonic() - start > 60 * args.minutes
-        if run.step % args.save_every == 0 or run.step == steps or late:
-            run.save(out / "last.pt", must_match)
-        if late and run.step < steps:
+        if run.step % stage.validate_every == 0:
+            run.check(validation_items(args.cache, validation, preset), out)
+        run.keep(out, now=late or run.step == stage.steps)
+        if late:
             break
     if not run.log or run.log[-1]["step"] != run.step:
-        validate()
-    return run.step >= steps
+        run.check(validation_items(args.cache, validation, preset), out)
+    return run.step >= stage.steps
 
 
 def finish(out: Path) -> None:
@@ -218,29 +160,41 @@ def finish(out: Path) -> None:
         save_figure(out / "curve.png", figure)
 
 
+def run_all(args: argparse.Namespace) -> bool:
+    """The runs that were asked for, and the export. -> whether all are finished"""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("the recipe trains in one process; start it without torchrun")
+    if args.stage == "average":
+        first, weights = average_weights(args.init or [])
+        save_checkpoint(args.out / EXPORTED, first | {"model": weights})
+        export_checkpoint(args.out / EXPORTED, args.out / EXPORTED)
+        print(f"recipe: wrote {args.out / EXPORTED}")
+        return True
+    for stage in STAGES.values() if args.stage == "all" else [STAGES[args.stage]]:
+        changed = {"steps": args.steps, "batch": args.batch, "validate_every": args.validate_every}
+        changed["only"] = args.only and tuple(args.only)
+        if not run_stage(replace(stage, **{name: value for name, value in changed.items() if value}), args):
+            print(f"recipe: {args.minutes} minutes are over; the same command with --resume goes on")
+            return False
+        args.init = None  # the next run starts from this one
+    if args.stage != "distill":
+        finish(args.out)
+    print(f"recipe: finished, {'removed again' if args.smoke else f'wrote {args.out}'}")
+    return True
+
+
 def main(argv: list[str] | None = None) -> bool:
     """Returns whether all that was asked for is finished."""
     args = parse(argv)
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            if args.smoke:
-                from phantoms import tiny_cache
+        if not args.smoke:
+            return run_all(args)
+        from phantoms import tiny_cache
 
-                args.cache, args.out = tiny_cache(Path(scratch) / "cache"), Path(scratch) / "runs"
-                args.steps, args.batch, args.objects, args.device = 2, 2, 2, "cpu"
-            if args.average:
-                export_average(args.average, args.out / EXPORTED)
-                print(f"recipe: wrote {args.out / EXPORTED}")
-                return True
-            for stage in STAGES.values() if args.stage == "all" else [STAGES[args.stage]]:
-                if not run_stage(stage, args):
-                    print(f"recipe: {args.minutes} minutes are over; the same command with --resume goes on")
-                    return False
-                args.init = None  # the next run starts from this one
-            if args.stage != "distill":
-                finish(args.out)
-            print(f"recipe: finished, {'removed again' if args.smoke else f'wrote {args.out}'}")
-            return True
+        with tempfile.TemporaryDirectory() as scratch:
+            args.cache, args.out = tiny_cache(Path(scratch) / "cache"), Path(scratch) / "runs"
+            args.steps, args.batch, args.set = 2, 2, [*args.set, "objects=2"]
+            return run_all(args)
     except (InputError, OSError) as error:
         sys.exit(f"recipe: {error}")
 

@@ -1,9 +1,10 @@
-"""Training images that live on the device: drawn, moved and augmented there, a whole batch at a time. (D14)
+"""Training images that live on the device: drawn and augmented there, a batch at a time. (D14)
 
-For a GPU, which learns from an image faster than a processor can prepare one. Gives batches as data.SliceDataset does, but
-for three choices of ours. Every modality has the same chance, in it every data set, in it every file, in it every slice.
-Images are augmented. Boxes are taken after augmentation.
-Letters: B images a batch, K objects an image, S side of the 256 grid. Everything depends on (seed, step) alone.
+For a GPU, which learns from an image faster than a processor can prepare one. Batches are those of
+data.SliceDataset, but for three choices of ours. Every modality has the same chance, in it every
+data set, in it every file, in it every slice. Images are augmented. Boxes are taken afterwards.
+Letters: B images a batch, K objects an image, S side of the 256 grid.
+Everything depends on (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from data import CacheEntry, load_entry, network_images
 from enhance import is_gray
@@ -29,7 +29,7 @@ MIN_AREA = 10  # pixels: what augmentation left of an object must have them to b
 
 
 def draw_weights(entries: list[CacheEntry]) -> Tensor:
-    """Chance of each entry (N,), float64, sum 1: equal by modality, then data set, then file, then slice."""
+    """Chance of each entry, (N,) float64, sum 1: equal by modality, then data set, file, slice."""
     levels = [(e.modality, "_".join(bare_name(e.name).split("_")[:2]), e.source, e.name) for e in entries]
     chance = np.ones(len(entries))
     for depth in range(4):
@@ -39,42 +39,28 @@ def draw_weights(entries: list[CacheEntry]) -> Tensor:
     return torch.from_numpy(chance)
 
 
-class _Loading(torch.utils.data.Dataset):
-    """Item i: image, raw (3, S, S) float16, labels (S, S) int16 numbered 1..n, whether channel 3 is equalized."""
-
-    def __init__(self, folder: Path, entries: list[CacheEntry], preset: Preset) -> None:
-        self.folder, self.entries, self.preset = folder, entries, preset
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Tensor, bool]:
-        image, labels = load_entry(self.folder, self.entries[i])
-        numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1].reshape(labels.shape)
-        enhanced, raw = network_images(image, self.entries[i], self.preset)
-        gray = self.preset.color == "gray" or is_gray(image)
-        return (
-            torch.from_numpy(enhanced).half(),
-            torch.from_numpy(raw).half(),
-            torch.from_numpy(numbered.astype(np.int16)),
-            gray,
-        )
+def load(folder: Path, entry: CacheEntry, preset: Preset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """image, raw (3, S, S) float16; labels (S, S) int16, 1..n; whether channel 3 is equalized"""
+    image, labels = load_entry(folder, entry)
+    numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1].reshape(labels.shape)
+    enhanced, raw = (torch.from_numpy(x).half() for x in network_images(image, entry, preset))
+    gray = preset.color == "gray" or is_gray(image)
+    return enhanced, raw, torch.from_numpy(numbered.astype(np.int16)), torch.tensor(gray)
 
 
 class ResidentSlices:
-    """`batch(step)`: image and raw (B, 3, S, S), masks (B, K, S, S), boxes (B, K, 4), as a batch of SliceDataset."""
+    """`batch(step)`: image and raw (B, 3, S, S), masks (B, K, S, S), boxes (B, K, 4)."""
 
     def __init__(
-        self, folder: Path, entries: list[CacheEntry], preset: Preset, batch: int, objects: int, seed: int,
-        device: torch.device, augment: bool, workers: int,
+        self, folder: Path, entries: list[CacheEntry], preset: Preset, batch: int, seed: int, device: torch.device,
+        augment: bool = True,
     ) -> None:  # fmt: skip
         if preset.flips == "on":
             raise InputError("the preset's flips=on mirrors images a second time; add --set flips=off")
-        self.preset, self.size, self.objects, self.seed = preset, batch, objects, seed
+        self.preset, self.size, self.objects, self.seed = preset, batch, preset.objects, seed
         self.device, self.augment = device, augment
-        loader = DataLoader(_Loading(folder, entries, preset), batch_size=64, num_workers=workers)
-        parts = list(zip(*progress(loader, "load"), strict=True))
-        self.image, self.raw, self.labels, self.gray = (torch.cat(part).to(device) for part in parts)
+        parts = zip(*(load(folder, entry, preset) for entry in progress(entries, "load")), strict=True)
+        self.image, self.raw, self.labels, self.gray = (torch.stack(part).to(device) for part in parts)
         self.weights = draw_weights(entries).to(device)
         self.most = int(self.labels.max())  # objects of the fullest image
 
@@ -89,12 +75,7 @@ class ResidentSlices:
         chosen = self.choose(labels, random)
         masks = labels[:, None] == chosen[:, :, None, None]  # (B, K, S, S)
         exact = boxes_of(masks)
-        return {
-            "image": image,
-            "raw": raw,
-            "masks": masks.float(),
-            "boxes": self.move(exact, step),
-        }
+        return {"image": image, "raw": raw, "masks": masks.float(), "boxes": self.move(exact, step)}
 
     def move(self, exact: Tensor, step: int) -> Tensor:
         """Boxes (B, K, 4) moved or loosened by grid.move_box, as those of data.SliceDataset are."""
@@ -115,7 +96,7 @@ class ResidentSlices:
         return count
 
     def choose(self, labels: Tensor, random: torch.Generator) -> Tensor:
-        """K labels of each image (B, K), each once if there are enough of them, small remains only if all are."""
+        """K labels of each image (B, K), each once if there are enough; small ones last."""
         areas = self.areas(labels)
         large = areas >= MIN_AREA
         wanted = torch.where(large.any(dim=1, keepdim=True), large, areas > 0)
@@ -124,7 +105,7 @@ class ResidentSlices:
         return order.gather(1, place)
 
     def warp(self, image: Tensor, raw: Tensor, labels: Tensor, random: torch.Generator):
-        """Mirror, turn, zoom, stretch and shift three images in four; where no object is left, leave it as it was."""
+        """Mirror, turn, zoom, stretch, shift three images in four; none may lose all objects."""
         quarter = (self.uniform(random, 0, 4)).floor() * (math.pi / 2)
         angle = quarter + self.uniform(random, -0.5, 0.5) * (self.uniform(random, 0, 1) < 0.5)
         zoom = torch.exp2(self.uniform(random, -0.6, 0.6, 1) + self.uniform(random, -0.15, 0.15, 2))  # x and y
@@ -149,7 +130,7 @@ class ResidentSlices:
     def shade(self, image: Tensor, raw: Tensor, gray: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Brightness curve and gain (of each colour apart), and noise, the same in image and raw.
 
-        Equalization undoes any rising curve, so the equalized channel of a gray image keeps its values.
+        Equalization undoes any rising curve, so a gray image's equalized channel keeps its values.
         """
         changed = (self.uniform(random, 0, 1, 1, 1, 1) < 0.7).float()
         power = torch.exp2(changed * self.uniform(random, -0.6, 0.6, 1, 1, 1))
@@ -167,7 +148,7 @@ class ResidentSlices:
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """Exact boxes (B, K, 4), x0 y0 x1 y1, of masks (B, K, S, S), bool; inclusive of the outermost pixels."""
+    """Masks (B, K, S, S), bool -> exact boxes (B, K, 4), x0 y0 x1 y1, inclusive."""
     sides = []
     for used in (masks.any(dim=2), masks.any(dim=3)):  # columns, then rows: (B, K, S)
         used = used.to(torch.uint8)

@@ -12,9 +12,10 @@ from grid import BOX_JITTER, JITTER_SHARE, LOOSE_SHARE, boxes_from_labels
 from phantoms import tiny_cache
 from presets import PRESETS, override
 from recipe import __main__ as recipe
-from recipe import average as averaging
+from recipe import loop
 from recipe.batches import MIN_AREA, ResidentSlices, boxes_of, draw_weights
-from recipe.distill import SIZE, Teacher, one_cycle
+from recipe.loop import boundary_loss, distillation_loss, one_cycle
+from training import dice_loss
 
 SCALED = override(PRESETS["fixed"], ["jitter=scaled"])
 
@@ -26,7 +27,8 @@ def cache(tmp_path_factory):
 
 def resident(cache, augment, preset=SCALED, batch=6, objects=3):
     entries = [e for e in read_index(cache) if e.split == "train"]
-    return ResidentSlices(cache, entries, preset, batch, objects, 0, torch.device("cpu"), augment, 0), entries
+    preset = override(preset, [f"objects={objects}"])
+    return ResidentSlices(cache, entries, preset, batch, 0, torch.device("cpu"), augment), entries
 
 
 def entry(modality, name, source):
@@ -130,17 +132,16 @@ def test_a_preset_that_mirrors_by_itself_is_refused(cache):
 def tiny(monkeypatch):
     """Every run trains the stand-in."""
 
-    def starting(model, preset, init, seed):
+    def starting(model, preset, init, seed, device=None):
         torch.manual_seed(seed)
         return TinyNetwork(), "made for the test"
 
-    monkeypatch.setattr(recipe, "build", lambda model: TinyNetwork())
     monkeypatch.setattr(recipe, "starting_network", starting)
 
 
 def run(stage, cache, out, steps, *more):
-    plan = ["--steps", str(steps), "--batch", "2", "--objects", "2", "--validate-every", "2", "--save-every", "1"]
-    return recipe.main(["--stage", stage, "--cache", str(cache), "--out", str(out), "--device", "cpu", *plan, *more])
+    plan = ["--steps", str(steps), "--batch", "2", "--set", "objects=2", "--validate-every", "2"]
+    return recipe.main(["--stage", stage, "--cache", str(cache), "--out", str(out), *plan, *more])
 
 
 def stop_and_resume(stage, cache, out, steps, *more):
@@ -198,36 +199,45 @@ def test_smoke_makes_all_runs_with_the_real_networks():
     assert recipe.main(["--smoke"])
 
 
-def test_the_teachers_answers_are_kept_found_again_and_bounded(tmp_path, monkeypatch):
-    calls = []
-
-    class Encoder(torch.nn.Module):
-        def forward(self, raw):
-            calls.append(len(raw))
-            return raw.mean() + torch.arange(256 * 64 * 64).reshape(1, 256, 64, 64) / 1e6
-
-    monkeypatch.setattr("recipe.distill.teacher_encoder", Encoder)
-    raw = torch.rand(3, 3, 256, 256)
-    whole = Teacher(torch.device("cpu"))(raw[:1])
-    first = Teacher(torch.device("cpu"), tmp_path, limit=2 * SIZE)(raw)
-    assert first.shape == (3, 256, 64, 64) and (first[:1] - whole).abs().max() < 1e-3
-    assert len(list(tmp_path.iterdir())) == 2, "the third has no room"
-    calls.clear()
-    again = Teacher(torch.device("cpu"), tmp_path, limit=2 * SIZE)(raw)
-    assert calls == [1] and torch.equal(again, first)
-    next(tmp_path.iterdir()).write_bytes(b"cut short")
-    assert torch.equal(Teacher(torch.device("cpu"), tmp_path, limit=9 * SIZE)(raw), first)
-
-
-def test_a_distillation_with_kept_answers_resumes_in_the_same_bits(cache, tiny, tmp_path, monkeypatch):
+def test_a_distillation_resumes_in_the_same_bits_and_leaves_the_decoder_as_it_is(cache, tiny, tmp_path, monkeypatch):
     encoder = torch.nn.Conv2d(3, 8, 5, stride=4, padding=2)
-    monkeypatch.setattr("recipe.distill.teacher_encoder", lambda: encoder)
-    monkeypatch.setattr("recipe.distill.SHAPE", (8, 64, 64))
-    monkeypatch.setattr("recipe.distill.SIZE", 2 * 8 * 64 * 64)
-    run("distill", cache, tmp_path / "whole", 5, "--teacher-cache", str(tmp_path / "kept"))
-    stop_and_resume("distill", cache, tmp_path / "parts", 5, "--teacher-cache", str(tmp_path / "kept"))
+    monkeypatch.setattr(loop, "teacher_encoder", lambda: encoder)
+    run("distill", cache, tmp_path / "whole", 5)
+    stop_and_resume("distill", cache, tmp_path / "parts", 5)
     assert_same_bits(tmp_path, "distill")
-    assert any((tmp_path / "kept").iterdir())
+    before = recipe.starting_network("proposed", SCALED, None, 0)[0].state_dict()
+    after = read_checkpoint(tmp_path / "whole" / "distill" / "last.pt")["model"]
+    moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved == {"image_encoder", "bn"}
+
+
+def test_the_recipe_is_not_started_twice_by_torchrun(cache, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="one process; start it without torchrun"):
+        run("finetune", cache, tmp_path, 1)
+
+
+# ---------------------------------------------------------------- losses
+
+
+def test_the_distillation_loss_is_0_for_the_teachers_answer_and_1_for_its_mean_value():
+    teacher = torch.randn(2, 8, 4, 4)
+    assert distillation_loss(teacher, teacher).item() == 0
+    assert distillation_loss(teacher.mean().expand_as(teacher), teacher).item() == pytest.approx(1, abs=0.02)
+
+
+def test_the_boundary_loss_sees_the_contour_alone_and_small_objects_as_well_as_large_ones():
+    masks = torch.zeros(2, 1, 64, 64)
+    masks[0, 0, 20:50, 20:50], masks[1, 0, 10:14, 10:14] = 1, 1
+    right = 20 * (2 * masks - 1)
+    assert boundary_loss(right, masks).item() < 1e-6
+    far = right.clone()
+    far[:, :, 60:, 60:] = 20  # wrong, but far from both contours
+    assert boundary_loss(far, masks).item() < 1e-6 and dice_loss(far, masks).item() > 0.01
+    assert boundary_loss(-right, masks).item() == pytest.approx(20, abs=1e-3)
+    one_wrong = torch.stack([right[0], -right[1]])
+    assert boundary_loss(one_wrong, masks).item() == pytest.approx(10, abs=1e-3), "each object counts the same"
+    assert boundary_loss(right[:1] * 0 - 20, masks[:1] * 0).item() == 0, "no contour, no loss"
 
 
 # ---------------------------------------------------------------- averaged weights
@@ -238,10 +248,12 @@ def test_an_average_lies_between_its_checkpoints_and_the_donor_counts_only_where
     ours, theirs, donor = (TinyNetwork().state_dict() for _ in range(3))
     for name, state in (("a.pt", ours), ("b.pt", theirs), ("lite_medsam", donor)):
         torch.save({"model": state, "preset": "fixed", "step": 7}, tmp_path / name)
-    monkeypatch.setattr(averaging, "build", lambda model: TinyNetwork())
-    monkeypatch.setattr(averaging, "lite_medsam_path", lambda: tmp_path / "lite_medsam")
+    monkeypatch.setattr(loop, "build", lambda model: TinyNetwork())
+    monkeypatch.setattr(loop, "lite_medsam_path", lambda: tmp_path / "lite_medsam")
     a, b = tmp_path / "a.pt", tmp_path / "b.pt"
-    assert recipe.main(["--average", f"{a}=1", f"{b}=2", "lite_medsam=1", "--out", str(tmp_path / "out")])
+    assert recipe.main(
+        ["--stage", "average", "--init", f"{a}=1", f"{b}=2", "lite_medsam=1", "--out", str(tmp_path / "out")]
+    )
     found = read_checkpoint(tmp_path / "out" / "grays_anatomy_sam_l0.pt")
     assert found["preset"] == "fixed" and found["step"] == 7
     name, shared = "image_encoder.weight", "mask_decoder.weight"
@@ -253,4 +265,4 @@ def test_an_average_lies_between_its_checkpoints_and_the_donor_counts_only_where
 @pytest.mark.parametrize("shares, words", [(["a.pt"], "CHECKPOINT=SHARE"), (["a.pt=-1"], "above 0"), (["lite_medsam=1"], "image encoder of ours"), (["none.pt=1"], "no such checkpoint")])  # fmt: skip
 def test_shares_that_cannot_be_used_are_told(shares, words, tmp_path):
     with pytest.raises(SystemExit, match=words):
-        recipe.main(["--average", *shares, "--out", str(tmp_path)])
+        recipe.main(["--stage", "average", "--init", *shares, "--out", str(tmp_path)])

@@ -1,6 +1,11 @@
 """data.py's draws, training.py, 02_train.py: what is drawn, what is minimised, and that a stopped run goes on exactly."""
 
+import csv
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,15 +13,26 @@ import torch
 from fake_model import TinyNetwork
 
 import training
-from data import CacheEntry, SliceDataset, epoch_entries, read_index, training_item, validation_item
-from files.checkpoints import lite_medsam_path, load_weights, read_checkpoint
+from data import (
+    CacheEntry,
+    SliceDataset,
+    epoch_entries,
+    read_index,
+    read_split,
+    steps_of_epoch,
+    training_item,
+    validation_item,
+)
+from files import InputError
+from files.checkpoints import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint
 from grid import move_box
 from model import build_model
 from phantoms import tiny_cache
-from presets import PRESETS
+from presets import PRESETS, override
 from segment import build
-from training import boundary_loss, dice_loss, distillation_loss, mask_iou, segmentation_loss
+from training import dice_loss, mask_iou, segmentation_loss, starting_network
 
+ROOT = Path(__file__).parent.parent
 train = importlib.import_module("02_train")
 
 
@@ -72,23 +88,6 @@ def test_losses_by_hand():
     terms = segmentation_loss(logits, torch.tensor([[1.0]]), masks)
     assert terms["mse"].item() == pytest.approx((1 - 1 / 3) ** 2)
     assert terms["loss"].item() == pytest.approx(sum(terms[k].item() for k in ("bce", "dice", "mse")))
-    teacher = torch.randn(2, 8, 4, 4)
-    assert distillation_loss(teacher, teacher).item() == 0
-    assert distillation_loss(teacher.mean().expand_as(teacher), teacher).item() == pytest.approx(1, abs=0.02)
-
-
-def test_the_boundary_loss_sees_the_contour_alone_and_small_objects_as_well_as_large_ones():
-    masks = torch.zeros(2, 1, 64, 64)
-    masks[0, 0, 20:50, 20:50], masks[1, 0, 10:14, 10:14] = 1, 1
-    right = 20 * (2 * masks - 1)
-    assert boundary_loss(right, masks).item() < 1e-6
-    far = right.clone()
-    far[:, :, 60:, 60:] = 20  # wrong, but far from both contours
-    assert boundary_loss(far, masks).item() < 1e-6 and dice_loss(far, masks).item() > 0.01
-    assert boundary_loss(-right, masks).item() == pytest.approx(20, abs=1e-3)
-    one_wrong = torch.stack([right[0], -right[1]])
-    assert boundary_loss(one_wrong, masks).item() == pytest.approx(10, abs=1e-3), "each object counts the same"
-    assert boundary_loss(right[:1] * 0 - 20, masks[:1] * 0).item() == 0, "no contour, no loss"
 
 
 @pytest.fixture(scope="module")
@@ -100,76 +99,216 @@ def cache(tmp_path_factory):
 def tiny(monkeypatch):
     """Every run trains the stand-in."""
 
-    def starting(model, preset, init, seed):
+    def starting(model, preset, init, seed, device):
         torch.manual_seed(seed)
         return TinyNetwork(), "made for the test"
 
-    monkeypatch.setattr(train, "build", lambda model: TinyNetwork())
     monkeypatch.setattr(train, "starting_network", starting)
 
 
-def arguments(cache, out, steps, *more):
-    plan = ["--steps", str(steps), "--batch", "2", "--objects", "2", "--validate-every", "2", "--device", "cpu"]
-    return ["--cache", str(cache), "--out", str(out), *plan, "--save-every", "1", *more]
+def arguments(cache, out, steps, *more, fields=(), every=2):
+    plan = ["--steps", str(steps), "--batch", "2", "--validate-every", str(every), "--set", "objects=2", *fields]
+    return ["--cache", str(cache), "--out", str(out), *plan, *more]
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_steps_are_those_of_table_3_written_by_hand(cache, tiny, tmp_path):
+    train.main(arguments(cache, tmp_path, 3, every=100))
+    preset, (network, _) = override(PRESETS["fixed"], ["objects=2"]), train.starting_network("", None, None, 0, None)
+    entries = [e for e in read_index(cache) if e.split == "train"]
+    data = SliceDataset(cache, entries, preset, 2, seed=0)
+    optimiser, losses = torch.optim.AdamW(network.parameters(), lr=5e-5, weight_decay=0.01), []
+    for step in range(3):
+        items = [{key: torch.from_numpy(value) for key, value in data[step, place].items()} for place in range(2)]
+        embedding = network.image_encoder(torch.stack([i["image"] for i in items]))
+        answers = [network.decode(embedding[i : i + 1], items[i]["boxes"]) for i in range(2)]
+        logits, iou = (torch.cat(part) for part in zip(*answers, strict=True))
+        loss = segmentation_loss(logits, iou, torch.cat([i["masks"] for i in items]).unsqueeze(1))["loss"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    found = read_checkpoint(tmp_path / "last.pt")["model"]
+    assert all(torch.equal(found[name], value) for name, value in network.state_dict().items())
+    rows = rows_of(tmp_path / "losses.csv")
+    assert [row["step"] for row in rows] == ["1", "2", "3"] and {row["learning_rate"] for row in rows} == {"5e-05"}
+    assert [float(row["loss"]) for row in rows] == losses
 
 
 def test_a_resumed_run_ends_in_the_same_bits(cache, tiny, tmp_path):
     train.main(arguments(cache, tmp_path / "whole", 7))
     train.main(arguments(cache, tmp_path / "parts", 3))  # not a multiple of --validate-every
-    train.main(arguments(cache, tmp_path / "parts", 7, "--resume", "--minutes", "0"))
-    assert read_checkpoint(tmp_path / "parts" / "last.pt")["step"] == 4
+    train.main(arguments(cache, tmp_path / "parts", 4, "--resume"))  # a multiple of it
     train.main(arguments(cache, tmp_path / "parts", 7, "--resume"))
     whole, parts = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts"))
     assert all(torch.equal(whole["model"][name], parts["model"][name]) for name in whole["model"])
     assert whole["optimiser"]["state"].keys() == parts["optimiser"]["state"].keys()
-    assert (whole["step"], whole["best"], whole["log"]) == (parts["step"], parts["best"], parts["log"])
+    assert all(whole[key] == parts[key] for key in ("step", "best", "log", "losses", "schedule"))
     logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "parts")]
     assert logs[0] == logs[1] and (tmp_path / "whole" / "curve.png").stat().st_size > 1000
     losses = [(tmp_path / name / "losses.csv").read_text() for name in ("whole", "parts")]
     assert losses[0] == losses[1] and [line.split(",")[0] for line in losses[0].split()] == ["step", *"1234567"]
 
 
-def test_a_curve_is_there_from_the_tenth_step_on_before_any_save_or_validation(cache, tiny, tmp_path, monkeypatch):
-    seen, step = {}, training.Training.train_step
+def test_a_validation_before_the_first_step_is_logged_and_changes_nothing_else(
+    cache, tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(train, "PATIENCE", 0)
+    monkeypatch.setattr(train, "FACTOR", 0.5)
+    rate = 1e-6  # so small that no loss falls by the share that the schedule wants to see
+    last = train.main(arguments(cache, tmp_path, 4, fields=[f"learning_rate={rate}"], every=1))
+    rows = rows_of(tmp_path / "log.csv")
+    assert [row["step"] for row in rows] == [*"01234"] and rows[0]["train_loss"] == ""
+    # the schedule sees steps 1, 2, 3: the first loss is the smallest so far, the others lower the rate
+    rates = [float(row["learning_rate"]) for row in rows_of(tmp_path / "losses.csv")]
+    assert rates == pytest.approx([rate, rate, rate / 2, rate / 4])
+    best = read_checkpoint(tmp_path / "best.pt")
+    assert best["step"] > 0 and best["best"] == min(float(row["validation_loss"]) for row in rows[1:])
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert f"validation loss {float(rows[0]['validation_loss']):.4f} -> {last['validation_loss']:.4f}, Dice " in told
 
-    def look(run, batch):
-        step(run, batch)
-        seen[run.step] = (tmp_path / "curve.png").exists()
 
-    monkeypatch.setattr(training.Training, "train_step", look)
-    late = [word if word not in ("1", "2") else "100" for word in arguments(cache, tmp_path, 12)]
-    late[late.index("--batch") + 1] = late[late.index("--objects") + 1] = "2"
-    train.main(late)
-    assert not seen[10] and seen[11], "the tenth step is drawn once it is done"
-    rows = (tmp_path / "losses.csv").read_text().split()[1:]
-    log = (tmp_path / "log.csv").read_text().split()[1].split(",")
-    assert float(log[1]) == pytest.approx(np.mean([float(row.split(",")[1]) for row in rows])), (
-        "their mean is the log's"
-    )
+def test_a_curve_is_drawn_from_the_tenth_step_on_before_any_save_or_validation(cache, tiny, tmp_path, monkeypatch):
+    drawn, write = [], training.Run.write_log
+    monkeypatch.setattr(training.Run, "write_log", lambda run, folder: (drawn.append(run.step), write(run, folder)))
+    train.main(arguments(cache, tmp_path, 12, every=100))
+    assert drawn == [0, 10, 12, 12] and (tmp_path / "curve.png").exists()
+    row = rows_of(tmp_path / "log.csv")[1]
+    losses = [float(row["loss"]) for row in rows_of(tmp_path / "losses.csv")]
+    assert float(row["train_loss"]) == pytest.approx(np.mean(losses)), "their mean is the log's"
 
 
-def test_resume_refuses_another_preset_batch_or_cache(cache, tiny, tmp_path):
+def test_resume_refuses_another_preset_seed_or_an_earlier_versions_file_but_more_epochs_go_on(cache, tiny, tmp_path):
     train.main(arguments(cache, tmp_path, 1))
-    for more, message in (
-        (["--preset", "paper"], "preset"),
-        (["--seed", "1"], "seed 0, not 1"),
-        (["--set", "jitter=outward"], "preset"),
+    for more, fields, message in (
+        (["--preset", "paper"], [], "with preset fixed, not paper"),
+        (["--seed", "1"], [], "seed 0, not 1"),
+        ([], ["jitter=outward"], "jitter both, not outward"),
+        (["--model", "baseline"], [], "model proposed, not baseline"),
     ):
         with pytest.raises(SystemExit, match=message):
-            train.main(arguments(cache, tmp_path, 2, "--resume", *more))
+            train.main(arguments(cache, tmp_path, 2, "--resume", *more, fields=fields))
+    train.main(arguments(cache, tmp_path, 2, "--resume", fields=["epochs=2"]))
     with pytest.raises(SystemExit, match="no such checkpoint"):
         train.main(arguments(cache, tmp_path / "none", 2, "--resume"))
+    stored = read_checkpoint(tmp_path / "last.pt")
+    del stored["architecture"], stored["preset_fields"]["objects"]
+    save_checkpoint(tmp_path / "last.pt", stored)
+    with pytest.raises(SystemExit, match="an earlier version wrote it; start from it with --init"):
+        train.main(arguments(cache, tmp_path, 2, "--resume"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_a_sentence(cache, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "segmentation_loss", lambda *_: {"loss": torch.tensor(float("nan"))})
-    with pytest.raises(SystemExit, match="step 0: the loss is nan; lower the rate"):
+    monkeypatch.setattr(train, "dice_loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(SystemExit, match="step 1: the loss is nan; lower the rate"):
         train.main(arguments(cache, tmp_path, 4))
+    assert not (tmp_path / "last.pt").exists()
+
+
+@pytest.mark.parametrize("model, key", [("proposed", "image"), ("baseline", "raw")])
+def test_a_network_is_trained_and_validated_on_the_images_that_it_is_given_later(
+    model, key, cache, tmp_path, monkeypatch
+):
+    seen, network = [], TinyNetwork()
+    network.image_encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    monkeypatch.setattr(train, "starting_network", lambda *_: (network, "made for the test"))
+    train.main(arguments(cache, tmp_path, 1, "--model", model))
+    training, validation = read_split(cache)
+    exact = [torch.from_numpy(validation_item(cache, e, PRESETS["fixed"])[key])[None] for e in validation]
+    data = SliceDataset(cache, training, override(PRESETS["fixed"], ["objects=2"]), 2, seed=0)
+    batch = torch.from_numpy(np.stack([data[0, place][key] for place in range(2)]))
+    assert len(seen) == 2 * len(exact) + 1
+    assert all(torch.equal(a, b) for a, b in zip(seen, [*exact, batch, *exact], strict=True))
+
+
+def test_epochs_are_a_field_of_the_preset(cache, tiny, tmp_path):
+    last = train.main(["--cache", str(cache), "--out", str(tmp_path), "--batch", "8", "--set", "epochs=2"])
+    assert last["step"] == 2 * steps_of_epoch(read_split(cache)[0], "equal", 8)
+
+
+def test_smoke_says_that_its_files_are_gone(tiny, capsys):
+    train.main(["--smoke"])
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert "steps 0 -> 4, validation loss " in told and told.endswith(
+        "removed again. Next: python 03_quantize.py --smoke"
+    )
+
+
+def test_a_decoder_of_ones_own_is_told_how_it_starts(tmp_path, monkeypatch):
+    def build_small(model):
+        network = build(model)
+        del network.mask_decoder.transformer.layers[1]
+        return network
+
+    save_checkpoint(tmp_path / "ours.pt", {"model": build("proposed").state_dict(), "preset": "fixed"})
+    monkeypatch.setattr(training, "build", build_small)
+    for init in (None, tmp_path / "ours.pt"):
+        with pytest.raises(InputError, match="--set decoder=random"):
+            starting_network("proposed", PRESETS["fixed"], init, 0)
+        network, told = starting_network("proposed", override(PRESETS["fixed"], ["decoder=random"]), init, 0)
+        assert len(network.mask_decoder.transformer.layers) == 1 and "decoder from random weights" in told
+    ours, kept = read_checkpoint(tmp_path / "ours.pt")["model"], network.image_encoder.state_dict()
+    assert all(torch.equal(ours[f"image_encoder.{name}"], value) for name, value in kept.items())
+
+
+# ---------------------------------------------------------------- several processes
+
+FROZEN = """
+import importlib, sys, torch
+train = importlib.import_module("02_train")
+from fake_model import TinyNetwork
+
+class Frozen(TinyNetwork):
+    def train(self, mode=True):
+        return super().train(False)
+
+def starting(model, preset, init, seed, device):
+    torch.manual_seed(seed)
+    return Frozen(), "made for the test"
+
+train.starting_network = starting
+train.main(sys.argv[1:])
+"""
+
+
+def test_two_processes_train_one_network_as_one_process_does(cache, tmp_path):
+    """With frozen norms: batch norm would normalize each process's part of the batch on its own."""
+    (tmp_path / "frozen.py").write_text(FROZEN)
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    for name, launcher in (("one", []), ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"])):
+        plan = arguments(cache, tmp_path / name, 5, "--batch", "4", fields=["learning_rate=1e-2"])
+        command = [sys.executable, *launcher, str(tmp_path / "frozen.py"), *plan]
+        done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("validation loss") == 1, "only the first process speaks"
+    for file in ("losses.csv", "log.csv"):
+        one, two = (
+            [[float(value or 0) for value in row.values()] for row in rows_of(tmp_path / name / file)]
+            for name in ("one", "two")
+        )
+        assert np.array(two) == pytest.approx(np.array(one), rel=1e-4) and len(one) >= 4
+    losses = [float(row["loss"]) for row in rows_of(tmp_path / "one" / "losses.csv")]
+    assert len(set(losses)) == 5 and abs(losses[-1] - losses[0]) > 1e-3, "the steps change the network"
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused(cache, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="--batch 3 cannot be cut into 2 equal parts"):
+        train.main([*arguments(cache, tmp_path, 1), "--batch", "3"])
+
+
+# ---------------------------------------------------------------- what is drawn
 
 
 def test_a_batch_depends_on_seed_and_step_alone(cache):
     entries = [e for e in read_index(cache) if e.split == "train"]
-    first, second = (SliceDataset(cache, entries, PRESETS["fixed"], 2, 2, seed=3) for _ in range(2))
+    first, second = (
+        SliceDataset(cache, entries, override(PRESETS["fixed"], ["objects=2"]), 2, seed=3) for _ in range(2)
+    )
     for at in ((5, 1), (0, 0), (2, 1)):  # in any order
         a, b = first[at], second[at]
         assert all(np.array_equal(a[key], b[key]) for key in a)
@@ -179,7 +318,7 @@ def test_a_batch_depends_on_seed_and_step_alone(cache):
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda p: p.name)
 def test_items_have_their_documented_shapes(cache, preset):
     entry = read_index(cache)[0]
-    item = training_item(cache, entry, preset, 3, np.random.default_rng(0))
+    item = training_item(cache, entry, override(preset, ["objects=3"]), np.random.default_rng(0))
     assert item["image"].shape == item["raw"].shape == (3, 256, 256) and item["masks"].shape == (3, 256, 256)
     assert item["boxes"].shape == (3, 4) and item["masks"].sum(axis=(1, 2)).min() > 0
     exact = validation_item(cache, entry, preset)
@@ -212,9 +351,7 @@ def test_the_real_network_overfits_one_batch(cache):
 
 
 def test_smoke_trains_the_real_network_and_its_checkpoint_loads(cache, tmp_path):
-    last = train.main(
-        ["--cache", str(cache), "--out", str(tmp_path), "--steps", "2", "--batch", "2", "--device", "cpu"]
-    )
+    last = train.main(["--cache", str(cache), "--out", str(tmp_path), "--steps", "2", "--batch", "2"])
     assert np.isfinite(last["validation_loss"])
     rest = load_weights(tmp_path / "best.pt", build_model())
-    assert rest["preset"] == "fixed" and rest["step"] == 2
+    assert (rest["architecture"], rest["preset"], rest["step"]) == ("proposed", "fixed", 2)
