@@ -136,7 +136,7 @@ def run(args: argparse.Namespace) -> dict:
     print(
         f"02_train.py: step {run.step}, validation loss {last['validation_loss']:.4f}, Dice "
         f"{last['validation_dice']:.4f}, wrote {args.out / 'last.pt'} and best.pt. Next: python 03_quantize.py --model "
-        f"{args.model} --weights {args.out / 'best.pt'}"
+        f"{args.out / 'best.pt'}"
     )
     return last
 

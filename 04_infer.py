@@ -25,7 +25,6 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
-import fast
 import segment
 from figures import PALETTE, flat_view, overlay
 from files import InputError, results
@@ -49,20 +48,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="box of one image: X0 Y0 X1 Y1, pixels, x to the right, y down; in 3D X0 Y0 Z0 X1 Y1 Z1; repeat for more objects",
     )  # fmt: skip
     p.add_argument(
-        "--model", choices=MODELS, default=segment.default_model(),
-        help="proposed is the paper's, the default where its checkpoint is in checkpoints/; baseline is LiteMedSAM",
+        "--model", choices=MODELS, default="proposed",
+        help="proposed is the paper's, the default; baseline is LiteMedSAM",
     )  # fmt: skip
     p.add_argument("--weights", type=Path, help="checkpoint, or folder NAME.static (default: the model's own)")
     p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
     p.add_argument("--force", action="store_true", help="use another preset than the checkpoint was trained with")
     p.add_argument(
-        "--engine", choices=(*segment.ENGINES, *fast.ENGINES), default="torch",
+        "--engine", choices=segment.ENGINES, default="torch",
         help="what runs the network: torch is model.py as written, torch-int8 its linear layers in int8; the others give "
         "its results sooner (fast/); openvino ones need: pip install -r requirements-fast.txt",
     )  # fmt: skip
     p.add_argument(
-        "--precision", choices=fast.PRECISIONS,
+        "--precision", choices=("auto", "f32", "bf16"),
         help="of the openvino engines: auto is bf16 where the processor has it, else f32 (default: auto)",
     )  # fmt: skip
     p.add_argument("--engine-cache", type=Path, metavar="DIR", help="OpenVINO's graphs (default: the user's cache)")
@@ -176,12 +175,9 @@ def infer_drawn(args: argparse.Namespace) -> list[dict]:
 
 def load_segmenter(args: argparse.Namespace) -> Segmenter:
     """The model by the engine that the flags name."""
-    named = (args.model, args.weights, args.preset, args.engine, args.force, args.set)
-    if args.engine in segment.ENGINES:
-        return segment.load(*named)
-    from fast import engines  # only here: whoever runs model.py as written need not load it
-
-    return engines.load(*named, cache=args.engine_cache, precision=args.precision or "auto")
+    options = {"precision": args.precision, "cache": args.engine_cache} if args.engine.startswith("openvino") else {}
+    options = {name: value for name, value in options.items() if value}
+    return segment.load(args.model, args.weights, args.preset, args.engine, args.force, args.set, **options)
 
 
 def files_to_do(args: argparse.Namespace) -> list[Path]:

@@ -27,13 +27,20 @@ Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 from __future__ import annotations
 
 import math
+import statistics
+import time
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from files import InputError
 from files.checkpoints import INT8_KEY, save_checkpoint
+from grid import GRID
+from model import BoxSegmenter
 
 BITS = {"channel": 8, "tensor": 7}  # kind of weight scale -> bits of the activations
 LEAST, MOST = -128, 127  # int8
@@ -186,9 +193,6 @@ def quantize_linear_layers(model: nn.Module, per: str = "channel") -> list[str]:
     return list(replacements)
 
 
-# ---------------------------------------------------------------- files
-
-
 def save_int8(path: Path, model: nn.Module, per: str, extra: dict) -> int:
     """Write NAME.dynamic.pt, whole or not at all: a checkpoint whose linear layers are int8. Returns its bytes.
 
@@ -196,3 +200,114 @@ def save_int8(path: Path, model: nn.Module, per: str, extra: dict) -> int:
     """
     save_checkpoint(path, {**extra, "model": model.state_dict(), INT8_KEY: per})
     return path.stat().st_size
+
+
+# ---------------------------------------------------------------- its reach: weights, multiply-adds, seconds
+
+BOX = (50.0, 60.0, 180.0, 200.0)  # the box that is counted and timed: x0 y0 x1 y1 on the grid
+CPU_ATTENTION = {  # the decoder's, which PyTorch's counter does not know on a CPU: q k^T, and its product with v
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[-2]
+}
+PARTS = {  # boxes of Figure 1: title -> module of the proposed network, in the order in which data flow
+    "stem": "image_encoder.backbone.stages.0",
+    "stage 1, FusedMBConv": "image_encoder.backbone.stages.1",
+    "stage 2, FusedMBConv": "image_encoder.backbone.stages.2",
+    "stage 3, MBConv": "image_encoder.backbone.stages.3",
+    "stage 4, EfficientViT": "image_encoder.backbone.stages.4",
+    "neck": "image_encoder.neck",
+    "norm": "image_encoder.norm",
+    "prompt encoder": "prompt_encoder",
+    "two-way transformer": "mask_decoder.transformer",
+    "upscaling": "mask_decoder.output_upscaling",
+    "whole mask decoder": "mask_decoder",
+}
+SKIPS = (("stage 2, FusedMBConv", "neck"), ("stage 3, MBConv", "neck"))  # the neck takes three maps
+
+
+def count_operations(network: BoxSegmenter) -> dict[str, dict[str, int]]:
+    """Multiply-adds of one 256x256 image and one box, counted by PyTorch: {module: {operation: number}}.
+
+    A multiply-add is one product and its addition to a sum, two of what PyTorch counts. Norms, activations and
+    additions are not counted.
+    """
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        network(torch.zeros(1, 3, GRID, GRID), torch.tensor([BOX]))
+    return {
+        name.partition(".")[2]: {str(operation).split(".")[-1]: flops // 2 for operation, flops in found.items()}
+        for name, found in counter.get_flop_counts().items()
+    }
+
+
+def count_macs(network: BoxSegmenter) -> dict[tuple[str, str], int]:
+    """Multiply-adds as in `count_operations`, {(part, kind): number}.   part: "encoder" or "decoder".
+
+    kind: "convolution", "linear", or "product" of two activations, as in attention."""
+    kinds, macs, found = {"convolution": "convolution", "addmm": "linear"}, defaultdict(int), count_operations(network)
+    for part, module in (("encoder", "image_encoder"), ("decoder", "mask_decoder")):
+        for operation, number in found[module].items():
+            macs[part, kinds.get(operation, "product")] += number
+    return dict(macs)
+
+
+def int8_reach(network: BoxSegmenter) -> dict[str, tuple[int, int]]:
+    """What int8 linear layers reach in a float network: {what is counted: (how many in int8, how many in all)}. (#39)"""
+    linear = sum(layer.weight.numel() for layer in network.modules() if type(layer) is nn.Linear)
+    macs, parts = count_macs(network), ("encoder", "decoder")
+    every = [sum(n for (one, _), n in macs.items() if one == part) for part in parts]
+    int8 = [macs.get((part, "linear"), 0) for part in parts]
+    return {
+        "weights": (linear, sum(p.numel() for p in network.parameters())),
+        "multiply-adds, encoder": (int8[0], every[0]),
+        "multiply-adds, decoder": (int8[1], every[1]),
+        "multiply-adds": (sum(int8), sum(every)),
+    }
+
+
+def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[dict]:
+    """What Figure 1 shows, seen by hooks during one call, in the order of `parts`.   parts: {title: a module's name}.
+
+    Each row: name, side (the network's module that it is in), parameters, output (shape of the first tensor that comes
+    out, without its batch axis), multiply_adds. A part inside another counts in both.
+    """
+    modules, shapes = {title: network.get_submodule(name) for title, name in parts.items()}, {}
+
+    def note(module, _, output) -> None:
+        shapes[module] = tuple((output[0] if isinstance(output, tuple) else output).shape[1:])
+
+    handles = [module.register_forward_hook(note) for module in modules.values()]
+    found = count_operations(network)
+    for handle in handles:
+        handle.remove()
+    return [
+        {
+            "name": title, "side": parts[title].split(".")[0], "parameters": sum(p.numel() for p in module.parameters()),
+            "output": shapes[module], "multiply_adds": sum(found.get(parts[title], {}).values()),
+        }
+        for title, module in modules.items()
+    ]  # fmt: skip
+
+
+def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Median seconds of encoder and decoder: {part: {engine: seconds}}.   engines: name -> engine, see model.TorchEngine.
+
+    boxes: numbers of boxes to decode. The engines take turns, so that whatever else the machine does slows all down.
+    """
+    image = np.random.default_rng(0).random((3, GRID, GRID), np.float32)
+    embedding = {name: engine.encode(image) for name, engine in engines.items()}
+    work = {"encoder, 1 image": lambda name: engines[name].encode(image)}
+    for n in boxes:
+        asked = np.tile(np.float32(BOX), (n, 1))
+        work[f"decoder, {n} box{'es' * (n > 1)}"] = lambda name, asked=asked: engines[name].decode(
+            embedding[name], asked
+        )
+    found = {}
+    for title, task in work.items():
+        seconds = {name: [] for name in engines}
+        for turn in range(repeats + 1):  # the first warms up
+            for name in engines:
+                start = time.perf_counter()
+                task(name)
+                if turn:
+                    seconds[name].append(time.perf_counter() - start)
+        found[title] = {name: statistics.median(times) for name, times in seconds.items()}
+    return found
