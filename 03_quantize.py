@@ -1,16 +1,21 @@
-"""Step 3 of 5, quantize. Reads a checkpoint, writes its dynamic int8 form and a report of what that bought. [P 2.3]
+"""Step 3 of 5, quantize. Reads a checkpoint, writes its dynamic int8 form and a report. [P 2.3]
 
-    python 03_quantize.py                                              LiteMedSAM, the baseline -> checkpoints/
-    python 03_quantize.py --model runs/best.pt -i demo/cache/cases/imgs     a checkpoint of step 2, with scores on cases
-    python 03_quantize.py --smoke                                      the same on a tiny case, nothing is kept
+    python 03_quantize.py                                   LiteMedSAM, the baseline -> checkpoints/
+    python 03_quantize.py --model runs/best.pt -i demo/cache/cases/imgs     with scores on cases
+    python 03_quantize.py --smoke                           on a tiny case, nothing is kept
 
-The paper stores the weights of linear layers in 8 bits (quantize.py). That makes the file smaller. It makes the decoder faster
-too, if the layer is one compiled function: PyTorch's own int8 layer. Ours does the same sums, bit for bit where the preset
-has weight_int8=tensor, but calls PyTorch once for each step of the equation, and so is slower than the float layer: that is the
-price of a layer that can be read. The encoder of the proposed model has no linear layer, so it stays as it is.
+Only linear layers become int8: their weights once, their inputs at every call (quantize.py). The
+image encoder of the proposed network has none, so there nothing changes. The report compares
+    float           the network of model.py
+    int8            the same with the layers of quantize.py. They are Python code, which calls
+                    PyTorch once for each step of the equation
+    PyTorch's int8  the same with PyTorch's own int8 layers, where all steps are one compiled function
+The last two do the same sums: with the preset's weight_int8=tensor their masks are equal bit for
+bit. In the decoder PyTorch's was 1.2 to 1.5 times as fast as float. Ours is slower than float. What
+costs its time is the Python between the steps, not int8.
 
-Writes NAME.dynamic.pt, which step 4 runs with --engine torch-int8, and NAME.dynamic.md and .json beside it: layers, bytes, seconds, DSC
-and NSD. Int8 of the encoder's convolutions: python -m fast static.
+Writes NAME.dynamic.pt, which step 4 runs with --engine torch-int8; NAME.dynamic.md and .json beside
+it: layers, bytes, seconds, DSC and NSD. Int8 for convolutions too: python -m fast static.
 """
 
 from __future__ import annotations
@@ -48,16 +53,16 @@ TIMED_BOXES = (1, 6, 16)  # so many boxes a call of the decoder are timed
 def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     models = ", ".join(segment.MODELS)
-    p.add_argument("--model", default="baseline", metavar="NAME|FILE", help=f"{models}, or a float checkpoint")
+    p.add_argument(
+        "--model", default="baseline", metavar="NAME|FILE", help=f"{models}, or a float checkpoint (baseline)"
+    )
     p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
     p.add_argument("-i", "--input", type=Path, help="folder of .npz cases to score (default: two tiny synthetic ones)")
     p.add_argument("-g", "--gts", type=Path, help="folder of their truth, unless the cases hold it (default: ../gts)")
-    p.add_argument(
-        "-o", "--out", type=Path, help="the int8 file (default: in the checkpoint's folder, or checkpoints/)"
-    )
+    p.add_argument("-o", "--out", type=Path, help="the int8 file (default: beside the float one, or in checkpoints/)")
     p.add_argument("--cases", type=int, help="score the first so many cases only (default: all)")
-    p.add_argument("--repeats", type=int, default=9, help="timed runs of each part, of which the median counts")
+    p.add_argument("--repeats", type=int, default=9, help="timed runs of each part, of which the median counts (9)")
     p.add_argument("--smoke", action="store_true", help="one tiny case, one repeat")
     args = p.parse_args(argv)
     if min(args.repeats, 1 if args.cases is None else args.cases) < 1:
@@ -100,7 +105,7 @@ def run(args: argparse.Namespace, cases: list[Path]) -> dict:
 
     title = f"{model}, dynamic int8, one weight scale per {preset.weight_int8}"
     report = {"title": title, "reach": reach, "repeats": args.repeats, "seconds": seconds, "cases": rows}
-    write_report(out.with_suffix(""), report | {"layers": layers, "arguments": vars(args)})
+    write_int8_report(out.with_suffix(""), report | {"layers": layers, "arguments": vars(args)})
     command = f"python 04_infer.py --model {out} --engine torch-int8 -i CASES -o segs_int8"
     print("Removed again. Next: 04_infer.py --smoke" if args.smoke else f"Wrote {out}. Next: {command}")
     return report
@@ -120,23 +125,23 @@ def score(path: Path, gts: Path | None, systems: dict[str, Segmenter]) -> list[d
     case = read_case(path)
     truth = path if case.labels is not None else (gts or path.parent.parent / "gts") / path.name
     labels, spacing_mm, ids, boxes = read_truth(truth)
+    check_labels(labels, case.grid_shape, truth)
     if case.boxes is not None:
         ids, boxes = np.arange(1, len(case.boxes) + 1), case.boxes
     label_of = np.append(0, ids).astype(np.uint16)  # box i, which paints i + 1, asks for label ids[i]
     rows = []
     for name, segmenter in systems.items():
         segs = label_of[segment_case(segmenter, replace(case, boxes=boxes))]
-        means = case_scores(segs, check_labels(labels, segs.shape, truth), spacing_mm).means
+        means = case_scores(segs, labels, spacing_mm).means
         row = {"system": name, "case": case.name, "modality": case.modality, "objects": len(ids)}
         rows.append(row | {f"{metric}_strict": mean for metric, mean in means.items()})
     return rows
 
 
-def write_report(beside: Path, report: dict) -> None:
+def write_int8_report(beside: Path, report: dict) -> None:
     """NAME.md, which is printed too, and NAME.json.   beside: their name without the ending."""
     reach = [["", "int8", "of", "share"]]
-    for what, (part, whole) in report["reach"].items():
-        reach.append([what, f"{part:,}", f"{whole:,}", f"{part / whole:.1%}"])
+    reach += [[what, f"{n:,}", f"{total:,}", f"{n / total:.1%}"] for what, (n, total) in report["reach"].items()]
     timed = list(next(iter(report["seconds"].values())))
     seconds = [["part", *(f"{name}, ms" for name in timed), *(f"{name}: times as fast" for name in timed[1:])]]
     for part, found in report["seconds"].items():

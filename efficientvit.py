@@ -20,11 +20,12 @@ EMBED_DIM = 256  # channels of the image embedding and of every prompt token
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch normalization, GELU; the last two can be left out. (B, C, H, W) -> (B, C', H/stride, W/stride)"""
+    """Convolution, batch normalization, GELU; the last two can be left out.
+    (B, C, H, W) -> (B, C', H/stride, W/stride)"""
 
     def __init__(self, c_in, c_out, kernel=1, stride=1, groups=1, norm=True, act=True, bias=None) -> None:
         super().__init__()
-        bias = not norm if bias is None else bias  # a norm brings its own shift
+        bias = not norm if bias is None else bias  # a norm brings its own bias
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=bias)
         self.norm = nn.BatchNorm2d(c_out, eps=1e-6) if norm else nn.Identity()
         self.act = nn.GELU(approximate="tanh") if act else nn.Identity()
@@ -74,13 +75,14 @@ class MBConv(nn.Module):
 class LinearAttention(nn.Module):
     """ReLU linear attention at two scales. [EV 3.1; "LiteMLA" in its code]
 
-    Each pixel i has a query q_i, a key k_i and a value v_i, vectors of d numbers. The output of pixel i is a weighted mean
-    of the values of all pixels j. Its weights say how similar query i and key j are:
-        o_i = sum_j sim(q_i, k_j) v_j / sum_j sim(q_i, k_j)        sim(q, k) = ReLU(q) . ReLU(k)
-    Softmax attention has sim(q, k) = exp(q . k / sqrt(d)), which needs (H W)^2 similarities, one for each pair of pixels.
-    Here the similarity is a plain product, so ReLU(q_i), which does not depend on j, can leave the sums:
-        o_i = S ReLU(q_i) / (z . ReLU(q_i))     S = sum_j v_j ReLU(k_j)^T, d x d     z = sum_j ReLU(k_j), d numbers
-    S and z are computed once and serve every query. So the cost grows with H W.
+    Each pixel i has a query q_i, a key k_i and a value v_i, vectors of d numbers. The output of
+    pixel i is a weighted mean of the values of all pixels j. A weight says how similar query i and
+    key j are:
+        o_i = sum_j sim(q_i, k_j) v_j / sum_j sim(q_i, k_j)      sim(q, k) = ReLU(q) . ReLU(k)
+    Softmax attention has sim(q, k) = exp(q . k / sqrt(d)): (H W)^2 similarities, one for each pair.
+    Here it is a plain product, so ReLU(q_i), which does not depend on j, can leave the sums:
+        o_i = S ReLU(q_i) / (z . ReLU(q_i))      S = sum_j v_j ReLU(k_j)^T      z = sum_j ReLU(k_j)
+    S, d x d numbers, and z, d numbers, are computed once for all queries: the cost grows with H W.
     """
 
     def __init__(self, c: int, head_dim: int = 32, kernel: int = 5) -> None:
@@ -88,7 +90,7 @@ class LinearAttention(nn.Module):
         self.head_dim = head_dim
         heads = c // head_dim
         self.qkv = ConvNorm(c, 3 * c, norm=False, act=False, bias=False)
-        # second scale: each token also sees a kernel x kernel neighbourhood before attention
+        # second scale: before attention each pixel also sees a neighbourhood of kernel x kernel
         around = nn.Conv2d(3 * c, 3 * c, kernel, padding=kernel // 2, groups=3 * c, bias=False)
         mixed = nn.Conv2d(3 * c, 3 * c, 1, groups=3 * heads, bias=False)
         self.aggreg = nn.ModuleList([nn.Sequential(around, mixed)])
@@ -152,15 +154,13 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(
-            [
-                Chain(ConvNorm(3, 32, 3, stride=2), Residual(ResBlock(32))),  # 1/2
-                Chain(Residual(FusedMBConv(32, 64, 16, 2), False), Residual(FusedMBConv(64, 64, 4))),  # 1/4
-                Chain(Residual(FusedMBConv(64, 128, 16, 2), False), Residual(FusedMBConv(128, 128, 4))),  # 1/8
-                Chain(Residual(MBConv(128, 256, 16, 2), False), *(Residual(MBConv(256, 256, 4)) for _ in range(4))),
-                Chain(Residual(MBConv(256, 512, 24, 2), False), *(EfficientViTBlock(512) for _ in range(4))),  # 1/32
-            ]
-        )
+        self.stages = nn.ModuleList([
+            Chain(ConvNorm(3, 32, 3, stride=2), Residual(ResBlock(32))),  # 1/2
+            Chain(Residual(FusedMBConv(32, 64, 16, 2), False), Residual(FusedMBConv(64, 64, 4))),  # 1/4
+            Chain(Residual(FusedMBConv(64, 128, 16, 2), False), Residual(FusedMBConv(128, 128, 4))),  # 1/8
+            Chain(Residual(MBConv(128, 256, 16, 2), False), *(Residual(MBConv(256, 256, 4)) for _ in range(4))),  # 1/16
+            Chain(Residual(MBConv(256, 512, 24, 2), False), *(EfficientViTBlock(512) for _ in range(4))),  # 1/32
+        ])  # fmt: skip
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = []

@@ -29,8 +29,7 @@ from files.case import check_boxes, check_image
 from grid import MaskPatch, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, reach_of
 from presets import PRESETS, Preset, override
 
-# Boxes per decoder call: bounds the memory. The feature maps of 6 boxes are 24 MB.
-BOX_CHUNK = 6
+BOX_CHUNK = 6  # boxes a decoder call: bounds the memory; the feature maps of 6 are 24 MB
 
 
 class Architecture(NamedTuple):
@@ -42,7 +41,8 @@ class Architecture(NamedTuple):
     enhanced: bool  # trained on the paper's three channels, or on raw images
 
 
-MODELS = {  # a new encoder is one class and one row here; the steps then know it as --model NAME
+# A new encoder is one class and one row here; the steps then know it as --model NAME
+MODELS = {
     "baseline": Architecture("baseline", "TinyViT", checkpoints.lite_medsam_path, enhanced=False),
     "proposed": Architecture("efficientvit", "ImageEncoder", checkpoints.our_checkpoint_path, enhanced=True),
 }
@@ -87,10 +87,9 @@ class Segmenter:
         self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed over all images so far
 
     def embed(self, image: np.ndarray):
-        """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original pixels. -> its embedding, to be passed on as it is
+        """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original pixels. -> its embedding, for `masks`
 
-        Raises InputError, one sentence, for an array of another shape or range.
-        """
+        Raises InputError for an array of another shape or range."""
         image = check_image(np.asarray(image), False, "Segmenter.embed")
         with self.stage("enhance"):
             enhanced = network_input(image, self.preset, self.enhanced)
@@ -100,12 +99,13 @@ class Segmenter:
     def masks(self, embedding, boxes: np.ndarray, shape: tuple[int, int]) -> Masks:
         """Masks for boxes (N, 4), x0 y0 x1 y1 in pixels of the original image (H, W) = shape.
 
-        Raises InputError, one sentence, for boxes of another shape, swapped ones, or ones outside the image.
-        """
+        Raises InputError for boxes of another shape, swapped ones, or ones outside the image."""
         boxes, (height, width) = check_boxes(boxes, shape, "Segmenter.masks", flat=True), shape
         canvas, patches, sure = self.new_canvas(np.zeros(shape, np.uint16), len(boxes)), [], []
-        limited, reach = self.preset.reach == "box", reach_of(boxes, height, width)  # D18
-        for first in range(0, len(boxes), self.box_chunk):  # D8
+        # D18: a mask ends near its box
+        limited, reach = self.preset.reach == "box", reach_of(boxes, height, width)
+        # D8: boxes are decoded in groups
+        for first in range(0, len(boxes), self.box_chunk):
             chunk = slice(first, first + self.box_chunk)
             within = grid_pixels_for(reach[chunk], height, width) if limited else None
             asked = boxes_to_grid(boxes[chunk], height, width, self.preset.box_rounding)
@@ -131,7 +131,7 @@ class Segmenter:
             return self.engine.decode(embedding, boxes, within)
 
     def new_canvas(self, labels: np.ndarray, objects: int) -> Canvas:
-        """A canvas on an empty label map (H, W), with this preset's overlap rule. One object overlaps nothing: it needs no logits."""
+        """A canvas on an empty label map (H, W), with this preset's overlap rule. One object overlaps nothing."""
         return Canvas(labels, self.preset.overlap if objects > 1 else "last")
 
     @contextmanager
@@ -143,10 +143,8 @@ class Segmenter:
 
 
 class Canvas:
-    """A label map that objects are painted on, one after another.
-
-    overlap "last": the object with the higher number keeps the pixel, in whatever order they are painted.
-    overlap "logit" (D5): the object whose logit is higher keeps the pixel, whatever the order.
+    """A label map that objects are painted on, in any order. A pixel that two objects claim goes, with
+    overlap "last", to the one with the higher number; with "logit", to the one with the higher logit.
     """
 
     def __init__(self, labels: np.ndarray, overlap: str) -> None:
@@ -159,7 +157,7 @@ class Canvas:
         logits, rows, columns = mask
         if self.best is None:
             won = (logits > 0) & (self.labels[rows, columns] <= label)
-        else:
+        else:  # D5: the higher logit wins
             won = logits > self.best[rows, columns]  # `best` starts at 0, the threshold of a mask
             np.copyto(self.best[rows, columns], logits, where=won)
         np.copyto(self.labels[rows, columns], np.uint16(label), where=won)

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> dict:
 
     title = f"{model}, static int8 of the encoder, one weight scale per channel, calibrated on {images} images"
     report = {"title": title, "reach": reach, "repeats": args.repeats, "seconds": seconds, "cases": rows}
-    step3.write_report(out, report | {"layers": layers, "arguments": vars(args)})
+    step3.write_int8_report(out, report | {"layers": layers, "arguments": vars(args)})
     print(f"Wrote {out}. Next: python 04_infer.py --model {out} --engine openvino-int8 -i CASES -o segs_int8")
     return report
 

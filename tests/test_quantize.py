@@ -318,7 +318,7 @@ def test_the_report_lists_modalities_in_the_order_of_files(tmp_path):
         for s in ("float", "int8")
     ]
     report = {"title": "a", "reach": {"weights": (1, 4)}, "repeats": 1, "seconds": {"b": {"float": 2.0, "int8": 1.0}}}
-    script.write_report(tmp_path / "a.dynamic", report | {"cases": cases, "layers": ["c"]})
+    script.write_int8_report(tmp_path / "a.dynamic", report | {"cases": cases, "layers": ["c"]})
     text = (tmp_path / "a.dynamic.md").read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.endswith(" | 50.00 | 50.00 | 25.00 | 25.00 |")]
     assert [row[0] for row in rows] == ["| CT", "| MR", "| US", "| Dermoscopy", "| Average"]
