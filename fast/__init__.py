@@ -1,19 +1,21 @@
-"""The network's results sooner, on a CPU: OpenVINO's graphs. No step of the paper needs this room. [P 4.3]
+"""The network's results sooner, on a CPU: OpenVINO's graphs. The paper's steps do not need this room.
 
-__init__.py         makes the engines `openvino` and `openvino-int8`: which graphs belong to which weights and code
-openvino_engine.py  these graphs run by Intel's OpenVINO, without PyTorch
-graphs.py           the graphs, traced from PyTorch's network and compared with it
-decoder.py          what the decoder's graphs are traced from: its sums in another order, the same logits but for rounding
+__init__.py         makes the engines openvino and openvino-int8: are a folder's graphs still right?
+openvino_engine.py  runs graphs with Intel's OpenVINO, without PyTorch
+graphs.py           makes graphs: traces PyTorch's network, and compares the two
+decoder.py          what the decoder's graphs are traced from: its sums in another order
 static_int8.py      the encoder's graph with int8 layers
-__main__.py         `python -m fast static` writes such a network and a report
+__main__.py         `python -m fast static` writes such a network, and a report
 
-model.py may be edited, and the graphs must follow. So beside them stands what they were made of: a hash of the network's
-code and, for `openvino`, of the checkpoint.
-- openvino: where a hash differs, the graphs are made anew. They are compared with the network's code, in float32, and
-  refused if they differ by more than rounding.
-- openvino-int8: making it takes training images. So where the code's hash differs, the edited code runs with seeded
-  random weights. If the results are other ones than before the edit, the network is refused.
-PyTorch is imported where graphs have to be made or compared: that takes longer than an image takes to be segmented.
+model.py may be edited, and the graphs must follow. So each folder of graphs has a hash of the
+network's code and, for openvino, of the checkpoint.
+- openvino: where a hash differs, the graphs are made anew. They are compared with the network's
+  code in float32, and refused if they differ by more than rounding.
+- openvino-int8: making it again takes training images. So where the code's hash differs, the edited
+  code runs with seeded random weights. The graphs are refused if the results are no longer those
+  from before the edit.
+PyTorch is imported only where graphs are made or compared: importing it takes longer than
+segmenting an image.
 """
 
 from __future__ import annotations

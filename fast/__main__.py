@@ -21,7 +21,6 @@ from fast.static_int8 import quantize_static, static_reach
 from files import InputError
 from files.formats import list_cases
 from files.writing import progress
-from presets import PRESETS
 from quantize import compare_speed
 
 
@@ -32,17 +31,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--model", default="proposed", metavar="NAME|FILE", help=f"{models}, or a float checkpoint")
     p.add_argument("--cache", type=Path, required=True, help="cache of step 1, whose training images calibrate")
     p.add_argument("--calibration", type=int, default=198, help="so many images, of each modality in turn (198)")
-    p.add_argument("--preset", choices=PRESETS, help="reading of the paper (default: the checkpoint's, else fixed)")
     p.add_argument("-i", "--input", type=Path, required=True, help="folder of .npz cases to score")
     p.add_argument("-g", "--gts", type=Path, help="folder of their truth, unless the cases hold it (default: ../gts)")
     p.add_argument(
         "-o", "--out", type=Path, help="folder NAME.static (default: beside the checkpoint, or checkpoints/)"
     )
-    p.add_argument("--cases", type=int, help="score the first so many cases only (default: all)")
     p.add_argument("--repeats", type=int, default=9, help="timed runs of each part, of which the median counts (9)")
     args = p.parse_args(argv)
-    if min(args.calibration, args.repeats, 1 if args.cases is None else args.cases) < 1:
-        p.error("--calibration, --repeats and --cases must be 1 or more")
+    if min(args.calibration, args.repeats) < 1:
+        p.error("--calibration and --repeats must be 1 or more")
     return args
 
 
@@ -52,8 +49,8 @@ def run(args: argparse.Namespace) -> dict:
     out = args.out or (default_static(model) if args.model in segment.MODELS else path.with_suffix(".static"))
     if out.suffix != ".static":
         raise InputError(f"{out}: a static int8 network is a folder NAME.static; change --out")
-    cases = list_cases(args.input)[: args.cases]
-    segmenter = segment.load(model, path, args.preset)
+    cases = list_cases(args.input)
+    segmenter = segment.load(model, path)
     network, preset = segmenter.engine.network, segmenter.preset.name
 
     graph, images = quantize_static(segmenter, args.cache, args.calibration)
