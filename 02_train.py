@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> dict:
     """Returns the last row of log.csv."""
     args = parse(argv)
     best = args.out / "best.pt"
-    end = f"wrote last.pt and {best}. Next: python 03_quantize.py --model {args.model} --weights {best}"
+    end = f"wrote last.pt and {best}. Next: python 03_quantize.py --model {best}"
     try:
         with tempfile.TemporaryDirectory() as folder:
             if args.smoke:

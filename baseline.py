@@ -78,7 +78,7 @@ class WindowAttention(nn.Module):
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
         cell = torch.arange(window * window)
         y, x = cell // window, cell % window
-        # the number of a distance is the cell number of that offset from the corner: |dy| * window + |dx|
+        # distances are numbered |dy| * window + |dx|
         distance = (y[:, None] - y[None]).abs() * window + (x[:, None] - x[None]).abs()  # (N, N)
         self.register_buffer("distance", distance, persistent=False)
 
@@ -150,20 +150,16 @@ class TinyViT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch_embed = Stem(64)  # (B, 64, 256, 256)
-        self.layers = nn.ModuleList(
-            [
-                Stage([TinyMBConv(64) for _ in range(2)], Downsample(64, 128, 2)),  # (B, 128, 128, 128)
-                Stage([TinyViTBlock(128, 4, 7) for _ in range(2)], Downsample(128, 160, 2)),  # (B, 160, 64, 64)
-                Stage([TinyViTBlock(160, 5, 14) for _ in range(6)], Downsample(160, 320, 1)),  # (B, 320, 64, 64)
-                Stage([TinyViTBlock(320, 10, 7) for _ in range(2)], None),
-            ]
-        )
+        self.layers = nn.ModuleList([
+            Stage([TinyMBConv(64) for _ in range(2)], Downsample(64, 128, 2)),  # (B, 128, 128, 128)
+            Stage([TinyViTBlock(128, 4, 7) for _ in range(2)], Downsample(128, 160, 2)),  # (B, 160, 64, 64)
+            Stage([TinyViTBlock(160, 5, 14) for _ in range(6)], Downsample(160, 320, 1)),  # (B, 320, 64, 64)
+            Stage([TinyViTBlock(320, 10, 7) for _ in range(2)], None),
+        ])  # fmt: skip
         self.neck = nn.Sequential(
-            nn.Conv2d(320, EMBED_DIM, 1, bias=False),
-            LayerNorm2d(EMBED_DIM),
-            nn.Conv2d(EMBED_DIM, EMBED_DIM, 3, padding=1, bias=False),
-            LayerNorm2d(EMBED_DIM),
-        )
+            nn.Conv2d(320, EMBED_DIM, 1, bias=False), LayerNorm2d(EMBED_DIM),
+            nn.Conv2d(EMBED_DIM, EMBED_DIM, 3, padding=1, bias=False), LayerNorm2d(EMBED_DIM),
+        )  # fmt: skip
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.patch_embed(image)

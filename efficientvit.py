@@ -20,11 +20,12 @@ EMBED_DIM = 256  # channels of the image embedding and of every prompt token
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch normalization, GELU; the last two can be left out. (B, C, H, W) -> (B, C', H/stride, W/stride)"""
+    """Convolution, batch normalization, GELU; the last two can be left out.
+    (B, C, H, W) -> (B, C', H/stride, W/stride)"""
 
     def __init__(self, c_in, c_out, kernel=1, stride=1, groups=1, norm=True, act=True, bias=None) -> None:
         super().__init__()
-        bias = not norm if bias is None else bias  # a norm brings its own shift
+        bias = not norm if bias is None else bias  # a norm brings its own bias
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=bias)
         self.norm = nn.BatchNorm2d(c_out, eps=1e-6) if norm else nn.Identity()
         self.act = nn.GELU(approximate="tanh") if act else nn.Identity()
@@ -72,9 +73,16 @@ class MBConv(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """ReLU linear attention at two scales: cost grows with H W, not (H W)^2. [EV 3.1; "LiteMLA" in its code]
+    """ReLU linear attention at two scales. [EV 3.1; "LiteMLA" in its code]
 
-    Similarity is ReLU(q) . ReLU(k), without softmax, so the sum over keys can be taken once for all queries.
+    Each pixel i has a query q_i, a key k_i and a value v_i, vectors of d numbers. The output of
+    pixel i is a weighted mean of the values of all pixels j. A weight says how similar query i and
+    key j are:
+        o_i = sum_j sim(q_i, k_j) v_j / sum_j sim(q_i, k_j)      sim(q, k) = ReLU(q) . ReLU(k)
+    Softmax attention has sim(q, k) = exp(q . k / sqrt(d)): (H W)^2 similarities, one for each pair.
+    Here it is a plain product, so ReLU(q_i), which does not depend on j, can leave the sums:
+        o_i = S ReLU(q_i) / (z . ReLU(q_i))      S = sum_j v_j ReLU(k_j)^T      z = sum_j ReLU(k_j)
+    S, d x d numbers, and z, d numbers, are computed once for all queries: the cost grows with H W.
     """
 
     def __init__(self, c: int, head_dim: int = 32, kernel: int = 5) -> None:
@@ -82,15 +90,10 @@ class LinearAttention(nn.Module):
         self.head_dim = head_dim
         heads = c // head_dim
         self.qkv = ConvNorm(c, 3 * c, norm=False, act=False, bias=False)
-        # second scale: each token also sees a kernel x kernel neighbourhood before attention
-        self.aggreg = nn.ModuleList(
-            [
-                nn.Sequential(
-                    nn.Conv2d(3 * c, 3 * c, kernel, padding=kernel // 2, groups=3 * c, bias=False),
-                    nn.Conv2d(3 * c, 3 * c, 1, groups=3 * heads, bias=False),
-                )
-            ]
-        )
+        # second scale: before attention each pixel also sees a neighbourhood of kernel x kernel
+        around = nn.Conv2d(3 * c, 3 * c, kernel, padding=kernel // 2, groups=3 * c, bias=False)
+        mixed = nn.Conv2d(3 * c, 3 * c, 1, groups=3 * heads, bias=False)
+        self.aggreg = nn.ModuleList([nn.Sequential(around, mixed)])
         self.proj = ConvNorm(2 * c, c, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,13 +101,15 @@ class LinearAttention(nn.Module):
         b, _, h, w = x.shape
         qkv = self.qkv(x)
         qkv = torch.cat([qkv, self.aggreg[0](qkv)], dim=1)  # (B, 2 scales * 3C, H, W)
-        with torch.autocast(x.device.type, enabled=False):  # the sums over keys overflow float16
+        # in float32 also where the rest runs in float16: the sums over keys overflow it
+        with torch.autocast(x.device.type, enabled=False):
             qkv = qkv.float().reshape(b, -1, 3 * self.head_dim, h * w)  # (B, 2 * heads, 3 * head_dim, HW)
-            q, k, v = qkv.chunk(3, dim=2)  # each (B, 2 * heads, head_dim, HW)
+            q, k, v = qkv.chunk(3, dim=2)  # each (B, 2 * heads, head_dim, HW): column i is q_i, k_i, v_i
             q, k = q.relu(), k.relu()
-            kv = v @ k.transpose(2, 3)  # (B, 2 * heads, head_dim, head_dim)  summed over all keys, once
-            norm = k.sum(dim=-1).unsqueeze(-2) @ q  # (B, 2 * heads, 1, HW)
-            out = (kv @ q) / (norm + 1e-15)  # (B, 2 * heads, head_dim, HW)
+            S = v @ k.transpose(2, 3)  # (B, 2 * heads, head_dim, head_dim)
+            z = k.sum(dim=-1).unsqueeze(-2)  # (B, 2 * heads, 1, head_dim)
+            # where all of ReLU(q_i) is 0, the tiny number makes o_i 0 instead of 0 / 0
+            out = (S @ q) / (z @ q + 1e-15)  # (B, 2 * heads, head_dim, HW)
         return self.proj(out.reshape(b, -1, h, w).to(x.dtype))
 
 
@@ -149,15 +154,13 @@ class Backbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stages = nn.ModuleList(
-            [
-                Chain(ConvNorm(3, 32, 3, stride=2), Residual(ResBlock(32))),  # 1/2
-                Chain(Residual(FusedMBConv(32, 64, 16, 2), False), Residual(FusedMBConv(64, 64, 4))),  # 1/4
-                Chain(Residual(FusedMBConv(64, 128, 16, 2), False), Residual(FusedMBConv(128, 128, 4))),  # 1/8
-                Chain(Residual(MBConv(128, 256, 16, 2), False), *(Residual(MBConv(256, 256, 4)) for _ in range(4))),
-                Chain(Residual(MBConv(256, 512, 24, 2), False), *(EfficientViTBlock(512) for _ in range(4))),  # 1/32
-            ]
-        )
+        self.stages = nn.ModuleList([
+            Chain(ConvNorm(3, 32, 3, stride=2), Residual(ResBlock(32))),  # 1/2
+            Chain(Residual(FusedMBConv(32, 64, 16, 2), False), Residual(FusedMBConv(64, 64, 4))),  # 1/4
+            Chain(Residual(FusedMBConv(64, 128, 16, 2), False), Residual(FusedMBConv(128, 128, 4))),  # 1/8
+            Chain(Residual(MBConv(128, 256, 16, 2), False), *(Residual(MBConv(256, 256, 4)) for _ in range(4))),  # 1/16
+            Chain(Residual(MBConv(256, 512, 24, 2), False), *(EfficientViTBlock(512) for _ in range(4))),  # 1/32
+        ])  # fmt: skip
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         maps = []
@@ -182,7 +185,8 @@ class Neck(nn.Module):
 
     def forward(self, maps: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         size = (EMBED_GRID, EMBED_GRID)
-        total = sum(  # coarsest first, as the original adds them: rounding is the same
+        # coarsest first, as the original adds them: rounding is the same
+        total = sum(
             F.interpolate(op(x), size=size, mode="bicubic", align_corners=False)
             for op, x in zip(self.input_ops, reversed(maps), strict=True)
         )

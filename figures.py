@@ -92,7 +92,7 @@ def flat_view(image: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None) -
 def figure1(rows: list[dict], ax, marked: dict[str, str] | None = None, skips: Sequence[tuple[str, str]] = ()):
     """[P Fig. 1] The network as boxes: the image encoder from top to bottom, prompt encoder and mask decoder beside it.
 
-    rows: of fast/counts.trace_parts, the image encoder's first; each is a box with its output's shape (C x H x W), its
+    rows: of quantize.trace_parts, the image encoder's first; each is a box with its output's shape (C x H x W), its
     parameters and its multiply-adds. marked: {name of a row: a line of text}; those boxes get a thick frame and the text.
     skips: pairs of the image encoder's rows; the output of the first goes to the second as well.
     """

@@ -39,10 +39,10 @@ class FourierFeatures(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Boxes, points and masks -> tokens (N, T, 256) and a dense prompt (N or 1, 256, 64, 64). [P 2.2; SAM 3]
+    """Boxes -> tokens (N, 2, 256) and the dense prompt (1, 256, 64, 64). [P 2.2; SAM 3]
 
-    The paper prompts with boxes only; points and masks are here because the checkpoints carry their weights.
-    Frame: pixels of the 256 grid, (x, y); floats welcome.
+    Frame: pixels of the 256 grid, (x, y); floats welcome. SAM also takes points and masks. The paper does not, but the
+    checkpoints carry the weights for them: they are here so that every name of a checkpoint has its place.
     """
 
     def __init__(self) -> None:
@@ -50,47 +50,23 @@ class PromptEncoder(nn.Module):
         self.pe_layer = FourierFeatures()
         # one learnt vector a kind of point: background, foreground, a box's top left, its bottom right
         self.point_embeddings = nn.ModuleList([nn.Embedding(1, EMBED_DIM) for _ in range(4)])
-        self.not_a_point_embed = nn.Embedding(1, EMBED_DIM)
-        self.mask_downscaling = nn.Sequential(
+        self.not_a_point_embed = nn.Embedding(1, EMBED_DIM)  # unused
+        self.mask_downscaling = nn.Sequential(  # unused
             nn.Conv2d(1, 4, 2, stride=2), LayerNorm2d(4), nn.GELU(),
             nn.Conv2d(4, 16, 2, stride=2), LayerNorm2d(16), nn.GELU(),
             nn.Conv2d(16, EMBED_DIM, 1),
         )  # fmt: skip
         self.no_mask_embed = nn.Embedding(1, EMBED_DIM)
 
-    def forward(
-        self,
-        boxes: Tensor | None = None,
-        points: Tensor | None = None,
-        point_labels: Tensor | None = None,
-        masks: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """boxes (N, 4) x0 y0 x1 y1; points (N, P, 2) with point_labels (N, P), 1 foreground, 0 background;
-        masks (N, 1, 256, 256) logits. Any may be left out, not all. -> tokens (N, T, 256) and the dense prompt
-        (N, 256, 64, 64), a single row for all if there are no masks"""
-        tokens = []
-        if points is not None:
-            tokens.append(self._embed_points(points, point_labels, pad=boxes is None))
-        if boxes is not None:
-            corners = self.pe_layer((boxes.reshape(-1, 2, 2) + 0.5) / GRID)  # +0.5: the centre of the pixel
-            kinds = torch.cat([self.point_embeddings[2].weight, self.point_embeddings[3].weight])  # (2, 256)
-            tokens.append(corners + kinds)
-        if masks is not None:
-            dense = self.mask_downscaling(masks)
-        else:
-            dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, EMBED_GRID, EMBED_GRID)
-        sparse = torch.cat(tokens, dim=1) if tokens else dense.new_zeros(len(dense), 0, EMBED_DIM)
-        return sparse, dense
+    def forward(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """boxes (N, 4) x0 y0 x1 y1 -> a token for each of two corners (N, 2, 256); the dense prompt (1, 256, 64, 64)
 
-    def _embed_points(self, points: Tensor, labels: Tensor, pad: bool) -> Tensor:
-        """(N, P, 2), (N, P) -> (N, P or P + 1, 256). Without a box SAM was trained with one more token, "not a point"."""
-        embedded = self.pe_layer((points + 0.5) / GRID)
-        background, foreground = self.point_embeddings[0].weight[0], self.point_embeddings[1].weight[0]
-        embedded = embedded + torch.where(labels[..., None] == 1, foreground, background)
-        if pad:
-            nothing = self.not_a_point_embed.weight.expand(len(points), 1, -1)
-            embedded = torch.cat([embedded, nothing], dim=1)
-        return embedded
+        SAM adds a dense prompt to the embedding. Without a mask to start from it is one learnt vector in every cell.
+        """
+        corners = self.pe_layer((boxes.reshape(-1, 2, 2) + 0.5) / GRID)  # +0.5: the centre of the pixel
+        kinds = torch.cat([self.point_embeddings[2].weight, self.point_embeddings[3].weight])  # (2, 256)
+        dense = self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, EMBED_GRID, EMBED_GRID)
+        return corners + kinds, dense
 
     def dense_positions(self) -> Tensor:
         """Position code of every embedding cell. -> (1, 256, 64, 64)"""
@@ -209,7 +185,8 @@ class MaskDecoder(nn.Module):
         c = EMBED_DIM
         self.transformer = TwoWayTransformer()
         self.iou_token = nn.Embedding(1, c)
-        self.mask_tokens = nn.Embedding(mask_count, c)  # 0: the single mask we use; 1..3: SAM's ambiguous points
+        # token 0 asks for the mask of a box; SAM answers a point, which may mean several things, with 1 to 3: unused
+        self.mask_tokens = nn.Embedding(mask_count, c)
         self.output_upscaling = nn.Sequential(
             nn.ConvTranspose2d(c, c // 4, 2, stride=2), LayerNorm2d(c // 4), nn.GELU(),
             nn.ConvTranspose2d(c // 4, c // 8, 2, stride=2), nn.GELU(),
@@ -217,22 +194,19 @@ class MaskDecoder(nn.Module):
         self.output_hypernetworks_mlps = nn.ModuleList([MLP(c, c, c, c // 8) for _ in range(mask_count)])
         self.iou_prediction_head = MLP(c, c, c, mask_count)
 
-    def forward(
-        self, embedding: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, multimask: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, embedding: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """embedding (N, 256, 64, 64), one row a prompt, or one row for all; image_pe (1, 256, 64, 64);
-        sparse (N, T, 256); dense (N or 1, 256, 64, 64) -> logits (N, 1 or 3, 256, 256), IoU (N, 1 or 3)"""
+        sparse (N, T, 256); dense (N or 1, 256, 64, 64) -> logits (N, 1, 256, 256), IoU (N, 1)"""
         n = sparse.shape[0]
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(n, -1, -1)  # (N, 5, 256)
         image = (embedding + dense).flatten(2).transpose(1, 2)  # (N or 1, 4096, 256)
         tokens, image = self.transformer(image, image_pe.flatten(2).transpose(1, 2), torch.cat([own, sparse], dim=1))
         image = image.transpose(1, 2).reshape(n, EMBED_DIM, EMBED_GRID, EMBED_GRID)
         fine = self.output_upscaling(image)  # (N, 32, 256, 256)
-        chosen = range(1, len(self.output_hypernetworks_mlps)) if multimask else range(1)
-        weights = torch.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in chosen], dim=1)
-        logits = (weights @ fine.flatten(2)).unflatten(2, (GRID, GRID))  # each mask is a weighted sum of the 32 maps
-        iou = self.iou_prediction_head(tokens[:, 0])[:, chosen.start : chosen.stop]
-        return logits, iou
+        # the mask is a weighted sum of the 32 maps; its weights come from the mask's token
+        weights = self.output_hypernetworks_mlps[0](tokens[:, 1]).unsqueeze(1)  # (N, 1, 32)
+        logits = (weights @ fine.flatten(2)).unflatten(2, (GRID, GRID))
+        return logits, self.iou_prediction_head(tokens[:, 0])[:, :1]
 
 
 # ---------------------------------------------------------------- the whole model

@@ -7,9 +7,9 @@ of products of small integers, exact in int32:
     activations, a call: x ~ s_x (Q_x - z)     Q_x int8, from the least and the largest value of this x
     y[n, o] = s_x s_w[o] (sum_k Q_x[n, k] Q_w[o, k]  -  z sum_k Q_w[o, k]) + b[o]
 
-The zero point z is the integer that stands for x = 0. It lets the levels cover any range: behind a ReLU no value is negative, and
-without z half of the levels would be unused. Its price is the second sum, over each row of the weights. That sum does not
-depend on x, so it is computed once.
+The zero point z is the integer that stands for x = 0. It lets the levels cover any range: behind a
+ReLU no value is negative, and without z half of the levels would be unused. Its price is the second
+sum, over each row of the weights. That sum does not depend on x, so it is computed once.
 
 The field `weight_int8` of a preset chooses one of two forms:
     "tensor"   one s_w per layer, activations of 7 bits, Q_x in 0..127: bit for bit PyTorch's `quantize_dynamic` on x86.
@@ -19,7 +19,7 @@ The field `weight_int8` of a preset chooses one of two forms:
 "Dynamic" means that s_x and z are measured anew at every call, so nothing needs calibration. All boxes that are decoded
 together share one s_x, so a mask can change by a few pixels with the boxes that are decoded beside it.
 Only `nn.Linear` is replaced. That is most of the mask decoder, but nothing of the proposed image encoder, which is all
-convolutions (#39).
+convolutions (#39): `int8_reach` counts it.
 
 Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 """
@@ -27,13 +27,20 @@ Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 from __future__ import annotations
 
 import math
+import statistics
+import time
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from files import InputError
 from files.checkpoints import INT8_KEY, save_checkpoint
+from grid import GRID
+from model import BoxSegmenter
 
 BITS = {"channel": 8, "tensor": 7}  # kind of weight scale -> bits of the activations
 LEAST, MOST = -128, 127  # int8
@@ -89,27 +96,19 @@ def quantize_activation(x: Tensor, bits: int = 8) -> tuple[Tensor, float, int]:
 def int_matmul(a: Tensor, b: Tensor) -> Tensor:
     """(N, K) int8 times (O, K) int8, transposed -> (N, O) int32, exact for K below 2^17.
 
-    `torch._int_mm` is a private name of PyTorch: it may vanish. On a GPU it refuses some shapes (17 rows at least, K and O
-    multiples of 8). On a CPU it is eight times slower than float32 if that has no VNNI, instructions that add up products of
-    int8. In these cases float32 does the same sums.
+    `torch._int_mm` is a private name of PyTorch, which may vanish. On a GPU it refuses some shapes
+    (it wants 17 rows or more, K and O multiples of 8). On a CPU without VNNI, an instruction that
+    adds up products of int8, it is eight times slower than float32. There float32 does the sums.
     """
     if a.device.type == "cpu":
-        fits = has_vnni()
+        fits = getattr(torch.cpu, "_is_vnni_supported", lambda: True)()
     else:
         fits = len(a) > 16 and a.shape[1] % 8 == 0 and len(b) % 8 == 0
-    if hasattr(torch, "_int_mm") and fits:
-        return torch._int_mm(a, b.mT)
-    return float_int_matmul(a, b)
-
-
-def has_vnni() -> bool:
-    """Whether this processor adds up products of int8 in one instruction. True where PyTorch does not tell."""
-    tell = getattr(torch.cpu, "_is_vnni_supported", None)
-    return tell is None or tell()
+    return torch._int_mm(a, b.mT) if hasattr(torch, "_int_mm") and fits else float_int_matmul(a, b)
 
 
 def float_int_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """The same product by float32, and exact too: float32 holds every integer up to 2^24, and no partial sum of EXACT_K
+    """`int_matmul` in float32, exact too: float32 holds every integer up to 2^24, and no sum of EXACT_K
     products is larger. Longer rows are cut, and the pieces added as int32."""
     total = torch.zeros(len(a), len(b), dtype=torch.int32, device=a.device)
     for first in range(0, a.shape[1], EXACT_K):
@@ -143,10 +142,11 @@ class Int8Linear(nn.Module):
         self.row_sums = self.weight.sum(dim=1, dtype=torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
-        """With one scale, `torch.add(..., alpha)` rounds product and sum once, as PyTorch's kernel does.
+        """The equation of the module header.
 
-        This must be bit for bit. A value on the other side of one rounding moves by a whole level, and the next layers
-        spread it, until the masks differ as much as int8 differs from float.
+        With one scale, `torch.add(..., alpha)` rounds product and sum once, as PyTorch's kernel does. A value on the
+        other side of one rounding moves by a whole level, and the next layers spread it, until the masks differ as
+        much as int8 differs from float.
         """
         rows = x.reshape(-1, x.shape[-1])  # (N, K)
         whole, scale, zero_point = quantize_activation(rows, self.bits)
@@ -186,9 +186,6 @@ def quantize_linear_layers(model: nn.Module, per: str = "channel") -> list[str]:
     return list(replacements)
 
 
-# ---------------------------------------------------------------- files
-
-
 def save_int8(path: Path, model: nn.Module, per: str, extra: dict) -> int:
     """Write NAME.dynamic.pt, whole or not at all: a checkpoint whose linear layers are int8. Returns its bytes.
 
@@ -196,3 +193,109 @@ def save_int8(path: Path, model: nn.Module, per: str, extra: dict) -> int:
     """
     save_checkpoint(path, {**extra, "model": model.state_dict(), INT8_KEY: per})
     return path.stat().st_size
+
+
+# ---------------------------------------------------------------- its reach: weights, multiply-adds, seconds
+
+BOX = (50.0, 60.0, 180.0, 200.0)  # the box that is counted and timed: x0 y0 x1 y1 on the grid
+CPU_ATTENTION = {  # the decoder's, which PyTorch's counter does not know on a CPU: q k^T, and its product with v
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[-2]
+}
+PARTS = {  # boxes of Figure 1: title -> module of the proposed network, in the order in which data flow
+    "stem": "image_encoder.backbone.stages.0",
+    "stage 1, FusedMBConv": "image_encoder.backbone.stages.1",
+    "stage 2, FusedMBConv": "image_encoder.backbone.stages.2",
+    "stage 3, MBConv": "image_encoder.backbone.stages.3",
+    "stage 4, EfficientViT": "image_encoder.backbone.stages.4",
+    "neck": "image_encoder.neck",
+    "norm": "image_encoder.norm",
+    "prompt encoder": "prompt_encoder",
+    "two-way transformer": "mask_decoder.transformer",
+    "upscaling": "mask_decoder.output_upscaling",
+    "whole mask decoder": "mask_decoder",
+}
+SKIPS = (("stage 2, FusedMBConv", "neck"), ("stage 3, MBConv", "neck"))  # the neck takes three maps
+
+
+def count_operations(network: BoxSegmenter) -> dict[str, dict[str, int]]:
+    """Multiply-adds of one 256x256 image and one box, counted by PyTorch: {module: {operation: number}}.
+
+    A multiply-add is one product and its addition to a sum. Norms and activations are not counted.
+    """
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        network(torch.zeros(1, 3, GRID, GRID), torch.tensor([BOX]))
+    return {
+        name.partition(".")[2]: {str(operation).split(".")[-1]: flops // 2 for operation, flops in found.items()}
+        for name, found in counter.get_flop_counts().items()
+    }
+
+
+def count_macs(network: BoxSegmenter) -> dict[tuple[str, str], int]:
+    """Multiply-adds as in `count_operations`, {(part, kind): number}.   part: "encoder" or "decoder".
+    kind: "convolution", "linear", or "product" of two activations, as in attention."""
+    kinds, macs, found = {"convolution": "convolution", "addmm": "linear"}, defaultdict(int), count_operations(network)
+    for part, module in (("encoder", "image_encoder"), ("decoder", "mask_decoder")):
+        for operation, number in found[module].items():
+            macs[part, kinds.get(operation, "product")] += number
+    return dict(macs)
+
+
+def int8_reach(network: BoxSegmenter) -> dict[str, tuple[int, int]]:
+    """What int8 linear layers reach in a float network: {what is counted: (how many in int8, how many in all)}. (#39)"""
+    linear = sum(layer.weight.numel() for layer in network.modules() if type(layer) is nn.Linear)
+    macs, parts = count_macs(network), ("encoder", "decoder")
+    every = [sum(n for (one, _), n in macs.items() if one == part) for part in parts]
+    int8 = [macs.get((part, "linear"), 0) for part in parts]
+    return {
+        "weights": (linear, sum(p.numel() for p in network.parameters())),
+        "multiply-adds, encoder": (int8[0], every[0]),
+        "multiply-adds, decoder": (int8[1], every[1]),
+        "multiply-adds": (sum(int8), sum(every)),
+    }
+
+
+def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[dict]:
+    """What Figure 1 shows, seen by hooks during one call, in the order of `parts`.   parts: {title: a module's name}.
+
+    Each row: name, side (the network's module that it is in), parameters, output (shape of the first tensor that comes
+    out, without its batch axis), multiply_adds. A part inside another counts in both.
+    """
+    modules, shapes = {title: network.get_submodule(name) for title, name in parts.items()}, {}
+
+    def note(module, _, output) -> None:
+        shapes[module] = tuple((output[0] if isinstance(output, tuple) else output).shape[1:])
+
+    handles = [module.register_forward_hook(note) for module in modules.values()]
+    found = count_operations(network)
+    for handle in handles:
+        handle.remove()
+    return [
+        {
+            "name": title, "side": parts[title].split(".")[0], "parameters": sum(p.numel() for p in module.parameters()),
+            "output": shapes[module], "multiply_adds": sum(found.get(parts[title], {}).values()),
+        }
+        for title, module in modules.items()
+    ]  # fmt: skip
+
+
+def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Median seconds of encoder and decoder: {part: {engine: seconds}}.   engines: name -> engine, see model.TorchEngine.
+
+    boxes: numbers of boxes to decode. The engines take turns, so that whatever else the machine does slows all down.
+    """
+    image = np.random.default_rng(0).random((3, GRID, GRID), np.float32)
+    embedding, found = {name: engine.encode(image) for name, engine in engines.items()}, {}
+    for n in (None, *boxes):  # None: the encoder
+        asked, seconds = np.tile(np.float32(BOX), (n or 0, 1)), {name: [] for name in engines}
+        for _ in range(repeats + 1):
+            for name, engine in engines.items():
+                start = time.perf_counter()
+                if n is None:
+                    engine.encode(image)
+                else:
+                    engine.decode(embedding[name], asked)
+                seconds[name].append(time.perf_counter() - start)
+        title = "encoder, 1 image" if n is None else f"decoder, {n} box{'es' * (n > 1)}"
+        # the first run, which warms up, does not count
+        found[title] = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return found

@@ -29,9 +29,7 @@ from files.case import check_boxes, check_image
 from grid import MaskPatch, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, reach_of
 from presets import PRESETS, Preset, override
 
-# Boxes per decoder call: bounds the memory. The feature maps of 6 boxes are 24 MB.
-BOX_CHUNK = 6
-ENGINES = ("torch", "torch-int8")  # model.py as written, or with its linear layers in dynamic int8; others: fast/
+BOX_CHUNK = 6  # boxes a decoder call: bounds the memory; the feature maps of 6 are 24 MB
 
 
 class Architecture(NamedTuple):
@@ -43,9 +41,21 @@ class Architecture(NamedTuple):
     enhanced: bool  # trained on the paper's three channels, or on raw images
 
 
-MODELS = {  # a new encoder is one class and one row here; the steps then know it as --model NAME
+# A new encoder is one class and one row here; the steps then know it as --model NAME
+MODELS = {
     "baseline": Architecture("baseline", "TinyViT", checkpoints.lite_medsam_path, enhanced=False),
     "proposed": Architecture("efficientvit", "ImageEncoder", checkpoints.our_checkpoint_path, enhanced=True),
+}
+
+
+OPENVINO = "fast:load_openvino", {"precision": "auto|f32|bf16", "cache": "DIR", "threads": "N"}
+# What runs a network: name -> the function that makes it, and the options it takes. The function's module is imported
+# when such an engine is asked for, so that nothing here imports a side room.
+ENGINES = {
+    "torch": ("segment:load_torch", {}),  # model.py as written
+    "torch-int8": ("segment:load_torch", {}),  # its linear layers in dynamic int8
+    "openvino": OPENVINO,
+    "openvino-int8": OPENVINO,  # nearly the whole encoder in static int8
 }
 
 
@@ -77,10 +87,9 @@ class Segmenter:
         self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed over all images so far
 
     def embed(self, image: np.ndarray):
-        """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original pixels. -> its embedding, to be passed on as it is
+        """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original pixels. -> its embedding, for `masks`
 
-        Raises InputError, one sentence, for an array of another shape or range.
-        """
+        Raises InputError for an array of another shape or range."""
         image = check_image(np.asarray(image), False, "Segmenter.embed")
         with self.stage("enhance"):
             enhanced = network_input(image, self.preset, self.enhanced)
@@ -103,8 +112,10 @@ class Segmenter:
     def decode_boxes(self, embedding, boxes: np.ndarray, shape: tuple[int, int]) -> Iterator[tuple[MaskPatch, float]]:
         """Yields of each box, as `masks` takes them, its mask in original pixels and its predicted IoU."""
         boxes, (height, width) = check_boxes(boxes, shape, "Segmenter.masks", flat=True), shape
-        limited, reach = self.preset.reach == "box", reach_of(boxes, height, width)  # D18
-        for first in range(0, len(boxes), self.box_chunk):  # D8
+        # D18: a mask ends near its box
+        limited, reach = self.preset.reach == "box", reach_of(boxes, height, width)
+        # D8: boxes are decoded in groups
+        for first in range(0, len(boxes), self.box_chunk):
             chunk = slice(first, first + self.box_chunk)
             within = grid_pixels_for(reach[chunk], height, width) if limited else None
             asked = boxes_to_grid(boxes[chunk], height, width, self.preset.box_rounding)
@@ -128,7 +139,7 @@ class Segmenter:
             return self.engine.decode(embedding, boxes, within)
 
     def new_canvas(self, labels: np.ndarray, objects: int) -> Canvas:
-        """A canvas on an empty label map (H, W), with this preset's overlap rule. One object overlaps nothing: it needs no logits."""
+        """A canvas on an empty label map (H, W), with this preset's overlap rule. One object overlaps nothing."""
         return Canvas(labels, self.preset.overlap if objects > 1 else "last")
 
     @contextmanager
@@ -140,10 +151,8 @@ class Segmenter:
 
 
 class Canvas:
-    """A label map that objects are painted on, one after another.
-
-    overlap "last": the object with the higher number keeps the pixel, in whatever order they are painted.
-    overlap "logit" (D5): the object whose logit is higher keeps the pixel, whatever the order.
+    """A label map that objects are painted on, in any order. A pixel that two objects claim goes, with
+    overlap "last", to the one with the higher number; with "logit", to the one with the higher logit.
     """
 
     def __init__(self, labels: np.ndarray, overlap: str) -> None:
@@ -156,7 +165,7 @@ class Canvas:
         logits, rows, columns = mask
         if self.best is None:
             won = (logits > 0) & (self.labels[rows, columns] <= label)
-        else:
+        else:  # D5: the higher logit wins
             won = logits > self.best[rows, columns]  # `best` starts at 0, the threshold of a mask
             np.copyto(self.best[rows, columns], logits, where=won)
         np.copyto(self.labels[rows, columns], np.uint16(label), where=won)
@@ -165,28 +174,8 @@ class Canvas:
 # ---------------------------------------------------------------- a model by name
 
 
-def default_model() -> str:
-    """The model that runs when none is named: ours if its checkpoint is there, else the baseline."""
-    return "proposed" if checkpoints.OUR_CHECKPOINT.is_file() else "baseline"
-
-
-def architecture(model: str) -> Architecture:
-    """A row of MODELS. InputError if there is none of this name."""
-    if model not in MODELS:
-        raise InputError(f"model {model!r}: unknown; choose one of {', '.join(MODELS)}")
-    return MODELS[model]
-
-
-def build(model: str):
-    """The network of a model, model.BoxSegmenter, with random weights."""
-    from model import build_model  # here, so that this module loads without PyTorch
-
-    row = architecture(model)
-    return build_model(getattr(importlib.import_module(row.module), row.encoder))
-
-
 def load(
-    model: str,
+    model: str | Path,
     weights: Path | None = None,
     preset: str | None = None,
     engine: str = "torch",
@@ -194,59 +183,118 @@ def load(
     settings: Sequence[str] = (),
     **options,
 ) -> Segmenter:
-    """A model by name with its weights and preset, ready to segment. The network runs as model.py has it.
+    """A model with its weights and preset, ready to segment.
 
-    model: a name of MODELS.   weights: a checkpoint (default: the model's own, see MODELS).
-    preset: a name of PRESETS; by default the one that the checkpoint carries, else "fixed".   settings: its fields to
+    model: a name of MODELS, or a file: a checkpoint, or for openvino-int8 a folder NAME.static.
+    weights: the file, if `model` is a name (default: the model's own, see MODELS).
+    preset: a name of PRESETS; by default the one that the file carries, else "fixed".   settings: its fields to
     replace, as "field=value".
-    engine: "torch", or "torch-int8" with linear layers in dynamic int8. A float checkpoint is then quantized as the preset's
-    weight_int8 says; a NAME.dynamic.pt is quantized already.
-    Raises InputError if weights are missing or of another architecture, or if the checkpoint was trained with
-    another preset than the one asked for (unless `force`): its inputs would be prepared in another way than in training.
+    engine: a name of ENGINES.   options: the engine's, see `engine_options`.
+    Raises InputError if weights are missing or of another architecture, if a package is missing, or if the weights were
+    trained with another preset than the one asked for (unless `force`): their inputs would be prepared in another way.
     """
-    if Path(model).suffix:  # stand-in until branch engines is merged: a file in place of a name
-        model, weights = "baseline" if "baseline" in str(model) else "proposed", Path(model)
-    from model import TorchEngine
 
-    row = architecture(model)
+    def choose(path: Path, trained_with: str | None) -> Preset:
+        return chosen_preset(path, preset, trained_with, force, settings)
+
+    name, path = (None, Path(model)) if Path(model).suffix else (model, weights)
+    module, _, function = engine_row(engine)[0].partition(":")
+    make = getattr(importlib.import_module(module), function)
+    name, made, chosen = make(engine, name, path, choose, **options)
+    return Segmenter(made, chosen, architecture(name).enhanced)
+
+
+def engine_row(engine: str) -> tuple[str, dict[str, str]]:
+    """A row of ENGINES. InputError if there is none of this name."""
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r}: unknown; choose one of {', '.join(ENGINES)}")
-    path = weights or row.weights()
-    network, stored, chosen = load_network(model, path, preset, engine, force, settings)
-    return Segmenter(TorchEngine(network), chosen, row.enhanced)
+    return ENGINES[engine]
 
 
 def engine_options(texts: Sequence[str]) -> tuple[str, dict]:
-    """Stand-in until branch engines is merged."""
-    return texts[0], dict(text.split("=", 1) for text in texts[1:])
+    """An engine's name and options as a command line has them, for `load`. InputError for what ENGINES does not have.
+
+    >>> engine_options(["openvino", "precision=f32", "threads=2"])
+    ('openvino', {'precision': 'f32', 'threads': 2})
+    """
+    engine, *rest = texts
+    _, known = engine_row(engine)
+    options = {}
+    for text in rest:
+        name, _, value = text.partition("=")
+        kind = known.get(name, "")
+        fits = {"DIR": value, "N": value.isdigit() and int(value)}.get(kind, value in kind.split("|"))
+        if not value or not fits:
+            takes = " ".join(f"{name}={kind}" for name, kind in known.items()) or "no options"
+            raise InputError(f"engine {engine}: {text!r} is not understood; it takes {takes}")
+        options[name] = {"DIR": Path, "N": int}.get(kind, str)(value)
+    return engine, options
 
 
-def load_network(model: str, path: Path, preset: str | None, engine: str, force: bool, settings: Sequence[str]):
-    """-> (the network of a checkpoint, what else the checkpoint holds, the preset)"""
+def load_torch(engine: str, name: str | None, path: Path | None, choose: Callable) -> tuple:
+    """Makes the engines torch and torch-int8. The latter quantizes a float checkpoint as the preset's weight_int8 says.
+
+    Every maker of ENGINES takes these four, and its options:
+    name: of MODELS, or None if the file tells it.   path: the file, or None for the model's own.
+    choose: the file, and the preset that it was trained with -> the preset to use.
+    Returns the name, what has the two calls of model.TorchEngine, and the preset.
+    """
+    path = path or architecture(name).weights()
     if path.suffix == ".static":
         raise InputError(f"{path}: is an OpenVINO network; add --engine openvino-int8, or give a checkpoint")
-    network, stored = build(model), checkpoints.read_checkpoint(path)
+    stored = checkpoints.read_checkpoint(path)
     file_int8 = checkpoints.int8_scales(stored, path)  # None for float weights
     if file_int8 and engine != "torch-int8":
         raise InputError(f"{path}: holds int8 weights; add --engine torch-int8, or give the float checkpoint")
-    if engine == "torch-int8":
-        from quantize import quantize_linear_layers  # only here: floats need none
+    from model import TorchEngine  # here and below: so that this module loads without PyTorch
+    from quantize import quantize_linear_layers
+
+    name = name or name_of_checkpoint(path, stored)
+    network = build(name)
     if file_int8:
         quantize_linear_layers(network, file_int8)
     rest = checkpoints.load_weights(path, network, stored)
-    chosen = chosen_preset(path, preset, rest.get("preset"), force, settings)
+    preset = choose(path, rest.get("preset"))
     if file_int8:
-        chosen = replace(chosen, weight_int8=file_int8)
+        preset = replace(preset, weight_int8=file_int8)
     elif engine == "torch-int8":
-        quantize_linear_layers(network, chosen.weight_int8)
-    return network, rest, chosen
+        quantize_linear_layers(network, preset.weight_int8)
+    return name, TorchEngine(network), preset
+
+
+def name_of_checkpoint(path: Path, stored: dict) -> str:
+    """The model that a checkpoint belongs to: the one that it names, else the one whose layers have its names."""
+    import torch
+
+    name, layers = stored.get("architecture"), checkpoints.state_dict_of(stored).keys()
+    if name is None:
+        with torch.device("meta"):  # layers without memory: only their names are needed
+            name = next((one for one in MODELS if build(one).state_dict().keys() == layers), None)
+    if name not in tuple(MODELS):
+        raise InputError(f"{path}: belongs to none of the models {', '.join(MODELS)}; add a row to segment.MODELS")
+    return name
+
+
+def architecture(model: str) -> Architecture:
+    """A row of MODELS. InputError if there is none of this name."""
+    if model not in MODELS:
+        raise InputError(f"model {model!r}: unknown; choose one of {', '.join(MODELS)}, or give a checkpoint")
+    return MODELS[model]
+
+
+def build(model: str):
+    """The network of a model, model.BoxSegmenter, with random weights."""
+    from model import build_model
+
+    row = architecture(model)
+    return build_model(getattr(importlib.import_module(row.module), row.encoder))
 
 
 def chosen_preset(
     path: Path, preset: str | None, trained_with: str | None, force: bool, settings: Sequence[str]
 ) -> Preset:
-    """The preset that was asked for, else the one that the checkpoint `path` was trained with, else "fixed"."""
-    if trained_with is not None and trained_with not in tuple(PRESETS):
+    """The preset that was asked for, else the one that the file was trained with, else "fixed"."""
+    if trained_with not in (None, *PRESETS):
         raise InputError(f"{path}: names the preset {trained_with!r}, which does not exist; give another checkpoint")
     if preset and trained_with and preset != trained_with and not force:
         raise InputError(

@@ -1,7 +1,7 @@
-"""OpenVINO's graphs of a network: made from PyTorch's, compared with it, and written to a folder (openvino_engine.py runs them).
+"""OpenVINO's graphs of a network: made from PyTorch's, compared with it, and written (openvino_engine.py runs them).
 
-A graph is made by running the network's code once and noting each operation, as PyTorch calls it: tracing. The decoder's graphs
-are traced from decoder.py, which the engine `fast` runs too.
+A graph is made by running the network's code once and noting each operation, as PyTorch calls it: tracing. The
+decoder's graphs are traced from decoder.py.
 """
 
 from __future__ import annotations
@@ -10,24 +10,32 @@ import copy
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+import segment
 from efficientvit import EMBED_DIM, EMBED_GRID
-from fast.compare import decoded, encoded, refusal, refuse_other, refuse_other_decoder
-from fast.decoder import FastDecoder
+from fast.decoder import ReorderedDecoder
 from fast.openvino_engine import OpenVINOEngine, import_openvino, write_info
-from fast.torch_engine import fold_batch_norms
 from files import InputError
 from grid import GRID
 from model import BoxSegmenter
 
+CONVOLUTION_AND_NORM = (("conv", "norm"), ("c", "bn"))  # their names in efficientvit.ConvNorm and baseline.ConvBN
+# How far graphs may be from model.py: |found - wanted| / |wanted|, of all values together. Rounding gives below 1e-5.
+ROUNDING = 1e-3
+
+
+# ---------------------------------------------------------------- tracing
+
 
 class EncoderGraph(nn.Module):
-    """image (1, 3, 256, 256) -> embedding (4096, 256): cell by cell, as the encoder's last norm has it and the decoder wants it"""
+    """image (1, 3, 256, 256) -> embedding (4096, 256): cell by cell, as the last norm has it and the decoder wants it"""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -37,40 +45,15 @@ class EncoderGraph(nn.Module):
         return self.encoder(image).flatten(2).transpose(1, 2).flatten(0, 1)
 
 
-class ImageGraph(nn.Module):
-    """embedding (4096, 256) -> what `FastDecoder.of_image` says"""
+class DecoderGraph(nn.Module):
+    """One of ReorderedDecoder's three functions as a module, which is what can be traced."""
 
-    def __init__(self, decoder: FastDecoder) -> None:
+    def __init__(self, function: Callable) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.function = function
 
-    def forward(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        return self.decoder.of_image(embedding)
-
-
-class PromptGraph(nn.Module):
-    """boxes (N, 4) on the grid -> their prompts (N, 2, 256)"""
-
-    def __init__(self, decoder: FastDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, boxes: Tensor) -> Tensor:
-        return self.decoder.prompts(boxes)[0]
-
-
-class BoxGraph(nn.Module):
-    """prompt (1, 2, 256); corners (4,) of the cells that are wanted: first row, row after the last, the same of columns; the
-    image side -> logits of these cells' pixels (4 R, 4 C), predicted IoU (1, 1)"""
-
-    def __init__(self, decoder: FastDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(self, prompt: Tensor, corners: Tensor, *image_side: Tensor) -> tuple[Tensor, Tensor]:
-        cells, weights, iou = self.decoder.of_prompts(prompt, image_side)
-        top, bottom, left, right = corners
-        return self.decoder.upscale(cells[0][top:bottom, left:right], weights[0]), iou
+    def forward(self, *inputs: Tensor):
+        return self.function(*inputs)
 
 
 @torch.no_grad()
@@ -85,37 +68,56 @@ def traced(module: nn.Module, *inputs: Tensor, shapes: list[tuple[int, ...]] | N
         return convert_model(module, example_input=inputs, input=shapes)
 
 
+def fold_batch_norms(network: nn.Module) -> nn.Module:
+    """Fold every batch norm of a network into the convolution before it, in place. Returns the network.
+
+    In inference a batch norm is y = g (x - m) / sqrt(v + eps) + b: one scale and one shift a channel. The convolution's
+    weights take the scale, its bias the shift. OpenVINO would do this too, but then layers lose their names.
+    """
+    network.eval()
+    with torch.no_grad():
+        for layer in network.modules():
+            for convolution, norm in CONVOLUTION_AND_NORM:
+                pair = getattr(layer, convolution, None), getattr(layer, norm, None)
+                if isinstance(pair[0], nn.Conv2d) and isinstance(pair[1], nn.BatchNorm2d):
+                    setattr(layer, convolution, fuse_conv_bn_eval(*pair))
+                    setattr(layer, norm, nn.Identity())
+    return network.requires_grad_(False)
+
+
 def encoder_graph(encoder: nn.Module):
-    """An image encoder -> its float32 graph. OpenVINO would fold the batch norms too, but then layers lose their names."""
+    """An image encoder -> its float32 graph."""
     return traced(EncoderGraph(fold_batch_norms(copy.deepcopy(encoder))), torch.zeros(1, 3, GRID, GRID))
 
 
 def decoder_graphs(network: BoxSegmenter) -> dict:
     """The graphs "image", "prompt" and "box" of a network's decoder."""
-    frozen = nn.ModuleDict({"prompts": network.prompt_encoder, "decoder": network.mask_decoder})
-    frozen = copy.deepcopy(frozen).requires_grad_(False)  # a graph's constants cannot be trained
     only_decoder = BoxSegmenter(nn.Identity())
-    only_decoder.prompt_encoder, only_decoder.mask_decoder = frozen["prompts"], frozen["decoder"]
-    decoder, embedding = FastDecoder(only_decoder), torch.zeros(EMBED_GRID**2, EMBED_DIM)
-    with torch.no_grad():
-        side = decoder.of_image(embedding)
-    corners = torch.tensor([7, 36, 5, 31])
+    only_decoder.prompt_encoder = copy.deepcopy(network.prompt_encoder)
+    only_decoder.mask_decoder = copy.deepcopy(network.mask_decoder)
+    # a graph's constants cannot be trained
+    decoder, embedding = ReorderedDecoder(only_decoder.requires_grad_(False)), torch.zeros(EMBED_GRID**2, EMBED_DIM)
+    prompt, corners, image_side = (
+        torch.zeros(1, 2, EMBED_DIM),
+        torch.tensor([7, 36, 5, 31]),
+        decoder.of_image(embedding),
+    )
     return {
-        "image": traced(ImageGraph(decoder), embedding),
-        "prompt": traced(PromptGraph(decoder), torch.zeros(2, 4), shapes=[(-1, 4)]),
-        "box": traced(BoxGraph(decoder), torch.zeros(1, 2, EMBED_DIM), corners, *side),
+        "image": traced(DecoderGraph(decoder.of_image), embedding),
+        "prompt": traced(DecoderGraph(decoder.of_boxes), torch.zeros(2, 4), shapes=[(-1, 4)]),
+        "box": traced(DecoderGraph(decoder.of_box), prompt, corners, *image_side),
     }
 
 
 def write_graphs(folder: Path, network: BoxSegmenter, info: dict, engine: str, encoder=None) -> int:
     """Make and write the graphs of a network, whole or not at all; a folder of before is replaced. -> bytes
 
-    info: for info.json.   engine: for the sentences.   encoder: the encoder's graph if it was made already, as the int8 one is.
+    info: for info.json.   engine: for the sentences.   encoder: its graph if it was made already, as the int8 one is.
     InputError if they do not compute what the network as written does, of which an int8 encoder is not asked.
     """
     network.eval()
-    openvino, graphs = import_openvino(), {"encoder": encoder}
-    if encoder is None:
+    openvino, graphs, float_encoder = import_openvino(), {"encoder": encoder}, encoder is None
+    if float_encoder:
         try:
             graphs["encoder"] = encoder_graph(network.image_encoder)
         except Exception as error:  # edited code may hold anything, and OpenVINO's errors have no common class
@@ -129,13 +131,40 @@ def write_graphs(folder: Path, network: BoxSegmenter, info: dict, engine: str, e
         made = Path(scratch) / folder.name
         for name, graph in graphs.items():
             openvino.save_model(graph, made / f"{name}.xml", compress_to_fp16=False)
-        compare_graphs(OpenVINOEngine(made), network, engine, float_encoder=encoder is None)
+        compare_graphs(OpenVINOEngine(made), network, engine, float_encoder)
         write_info(made, info)
         size = sum(path.stat().st_size for path in made.iterdir())
         if folder.is_dir():
             shutil.move(folder, Path(scratch) / "before")
         shutil.move(made, folder)
     return size
+
+
+# ---------------------------------------------------------------- do they compute what the network's code computes?
+
+
+@torch.inference_mode()
+def answers(encode: Callable, decode: Callable) -> dict[str, Tensor]:
+    """What a network, or its graphs, make of fixed random inputs: an image, and an embedding with two boxes.
+
+    encode: image (1, 3, 256, 256) -> embedding (1, 256, 64, 64).   decode: such an embedding, boxes (2, 4) -> logits
+    (2, 1, 256, 256), IoU (2, 1). PyTorch's own random state stays as it is."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, GRID, GRID, generator=generator)
+    # about as large as a normalized embedding
+    embedding = 4 * torch.rand(1, EMBED_DIM, EMBED_GRID, EMBED_GRID, generator=generator.manual_seed(0)) - 2
+    logits, iou = decode(embedding, torch.tensor([[20.0, 30, 120, 140], [100.5, 20.25, 180, 90.75]]))
+    return {"embedding": encode(image), "logits": logits, "iou": iou}
+
+
+def differs(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors differ by more than rounding, or in shape."""
+    return found.shape != wanted.shape or not (found - wanted).norm() <= ROUNDING * wanted.norm()  # not: NaN differs
+
+
+def refusal(engine: str, part: str) -> InputError:
+    """The sentence of an engine that is not the network as written."""
+    return InputError(f"engine {engine}: its {part} does not compute what the network's code does; use --engine torch")
 
 
 def compare_graphs(engine: OpenVINOEngine, network: BoxSegmenter, name: str, float_encoder: bool) -> None:
@@ -148,6 +177,30 @@ def compare_graphs(engine: OpenVINOEngine, network: BoxSegmenter, name: str, flo
         found = engine.decode(np.ascontiguousarray(embedding.flatten(2)[0].T.numpy()), boxes.numpy())
         return tuple(torch.from_numpy(values)[:, None] for values in found)
 
-    if float_encoder:
-        refuse_other(name, "image encoder", encoded(encode), encoded(network.image_encoder))
-    refuse_other_decoder(name, decode, decoded(network.decode))
+    found, wanted = answers(encode, decode), answers(network.image_encoder, network.decode)
+    if float_encoder and differs(found["embedding"], wanted["embedding"]):
+        raise refusal(name, "image encoder")
+    if differs(found["logits"], wanted["logits"]) or differs(found["iou"], wanted["iou"]):
+        raise refusal(name, "mask decoder")
+
+
+def probe(model: str) -> dict[str, list[float]]:
+    """Some values of what the network's code makes of fixed inputs with seeded random weights.
+
+    PyTorch's random state is left as it was. Weights that start all alike (norms: ones and zeros) are changed a little,
+    so that their place in the code matters.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        network = segment.build(model).eval()
+        for value in network.state_dict().values():
+            if value.is_floating_point() and value.numel() > 1 and value.min() == value.max():
+                value.add_(0.1 * torch.randn(value.shape))
+    found = answers(network.image_encoder, network.decode)
+    some = {"embedding": found["embedding"][0, ::16, ::8, ::8], "logits": found["logits"][:, 0, ::8, ::8]}
+    return {part: values.flatten().tolist() for part, values in (some | {"iou": found["iou"]}).items()}
+
+
+def probes_differ(found: dict[str, list[float]], wanted: dict[str, list[float]]) -> bool:
+    """Whether two results of `probe` differ in any part by more than rounding."""
+    return any(differs(torch.tensor(values), torch.tensor(wanted.get(part, []))) for part, values in found.items())

@@ -6,7 +6,7 @@ processor reads them. A graph is two files, NAME.xml (its nodes) and NAME.bin (i
     image     embedding                                    -> what the decoder computes once an image (decoder.py, `of_image`)
     prompt    boxes (N, 4)                                 -> their prompts (N, 2, 256)
     box       a prompt, cells that are wanted, of image    -> logits of those cells' pixels, predicted IoU (1, 1)
-Beside them lies info.json, which says what they were made of; engines.py compares that when it loads them.
+A cell is 4x4 pixels of the grid. Beside the graphs lies info.json, which says what they were made of (__init__.py).
 The package is optional and imported only where it is used: pip install -r requirements-fast.txt
 """
 
@@ -14,23 +14,30 @@ from __future__ import annotations
 
 import json
 import locale
-import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
-from fast.cells import cell_range, no_logits, pixels
-from files import InputError
+from files import InputError, usable_cores
+from grid import GRID
 
 INSTALL = "pip install -r requirements-fast.txt"
+MAKE_STATIC = "make it again with python -m fast static"
 GRAPHS = ("encoder", "box", "image", "prompt")
 FORM = 2  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
-# Of `prompt`. OpenVINO's own choice is bfloat16 where the processor has it, which would move a box's corner by up to half a pixel.
+CELL = 4  # pixels of the grid along a cell's side
+CELLS = GRID // CELL  # cells along the grid's side
+OUTSIDE = -100.0  # the logit of pixels that were not asked for
+# Of `prompt`. OpenVINO's own choice is bfloat16 where the processor has it, which would move a box's corner by up to
+# half a pixel.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
-# The graph `box` is compiled as `one`, all threads on one box, or as `many`, a box on each thread: quicker for several boxes.
-AT_ONCE = 6  # the most boxes of `many`: those of a chunk (segment.BOX_CHUNK)
+# The graph `box` is compiled as `one`, all threads on one box, or as `many`, a box on each thread: quicker for several
+# boxes, of which at most so many run at once (those of a chunk, segment.BOX_CHUNK).
+AT_ONCE = 6
 
 
 def import_openvino():
@@ -59,30 +66,45 @@ def has_bfloat16() -> bool:
     return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
+def cell_range(within: list[float] | None) -> tuple[slice, slice]:
+    """Rows and columns of the cells that hold pixels x0 y0 x1 y1 of the grid, at least one of each; None: all."""
+    if within is None:
+        return slice(0, CELLS), slice(0, CELLS)
+    x0, y0, x1, y1 = (min(max(int(value // CELL), 0), CELLS - 1) for value in within)
+    return slice(y0, y1 + 1), slice(x0, x1 + 1)
+
+
+def pixels(cells: slice) -> slice:
+    """Cells along one axis -> their pixels of the grid."""
+    return slice(CELL * cells.start, CELL * cells.stop)
+
+
 class OpenVINOEngine:
-    """The graphs of a folder, compiled. It remembers one image, so it serves one thread at a time."""
+    """The graphs of a folder, compiled. It serves one call after another, whatever threads they come from: a call takes
+    all cores already, and OpenVINO's memory for inputs and results is there once."""
 
     def __init__(
         self, folder: Path, compiled: Path | None = None, precision: str = "f32", threads: int | None = None
     ) -> None:
         """compiled: where OpenVINO may keep what it compiled, for the next start; nothing is kept by default.
-        precision: of fast.PRECISIONS, for all graphs but `prompt` (D23).   threads: default all cores that this process may use.
-        InputError if a file is missing or damaged."""
+        precision: f32, bf16, or auto: bf16 where the processor has it, else f32. Of all graphs but `prompt`.
+        threads: default all cores that this process may use.   InputError if a file is missing or damaged."""
         check_files(folder)
         openvino = import_openvino()
-        self.folder, self.core = folder, openvino.Core()
-        self.threads = threads or len(
-            os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())
-        )
+        self.folder, self.core, self.lock = folder, openvino.Core(), Lock()
+        self.threads = threads or usable_cores()
         if compiled is not None:
             self.core.set_property({"CACHE_DIR": str(compiled)})
+        # D23: bfloat16 where the processor has it
         self.hint = {} if precision == "auto" else {"INFERENCE_PRECISION_HINT": precision}
         before = locale.setlocale(locale.LC_ALL)
         try:
             with ThreadPoolExecutor(len(GRAPHS)) as pool:  # reading weights and laying them out keeps one core busy
                 found = pool.map(self.compile, GRAPHS, (self.hint, self.hint, self.hint, EXACT))
                 self.encoder, self.one, self.image, self.prompt = found
-        finally:  # OpenVINO sets "C" while it reads, then what it found: with several threads "C" may stay, and text files are ASCII
+        finally:
+            # OpenVINO sets the locale "C" while it reads, then what it found before. With several threads "C" may stay,
+            # and then text files are read as ASCII.
             locale.setlocale(locale.LC_ALL, before)
         self.many = None  # an AsyncInferQueue, when first needed
         self.queue_of = openvino.AsyncInferQueue
@@ -99,28 +121,34 @@ class OpenVINOEngine:
 
     def encode(self, image: np.ndarray) -> np.ndarray:
         """image (3, 256, 256) float32, see enhance.network_input -> its embedding, (4096, 256)"""
-        return self.encoder(image[None], share_inputs=True)[0]  # a copy: the next call overwrites OpenVINO's own memory
+        with self.lock:  # the result is a copy: the next call overwrites OpenVINO's own memory
+            return self.encoder(image[None], share_inputs=True)[0]
 
     def decode(
         self, embedding: np.ndarray, boxes: np.ndarray, within: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32
 
-        within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted; elsewhere logits are cells.OUTSIDE.
+        within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted; elsewhere logits are OUTSIDE.
         """
-        if embedding is not self.seen:  # chunks of boxes of one image come one after another
-            # without a copy: OpenVINO's own memory, which the next image overwrites
-            found = self.image([embedding], share_inputs=True, share_outputs=True)
-            self.image_side, self.seen = list(found.values()), embedding
-        logits, iou = no_logits(len(boxes)), np.zeros(len(boxes), np.float32)
-        if len(boxes) == 0:
-            return logits, iou
+        logits, iou = np.full((len(boxes), GRID, GRID), OUTSIDE, np.float32), np.zeros(len(boxes), np.float32)
         ranges = [cell_range(None if within is None else within[i].tolist()) for i in range(len(boxes))]
 
         def keep(found, i: int) -> None:
             rows, columns = ranges[i]
             logits[i, pixels(rows), pixels(columns)], iou[i] = found[0], found[1][0, 0]
 
+        with self.lock:
+            if len(boxes):
+                self.run_boxes(embedding, boxes, ranges, keep)
+        return logits, iou
+
+    def run_boxes(self, embedding: np.ndarray, boxes: np.ndarray, ranges: list, keep: Callable) -> None:
+        """Decode one box or more, each in its range of cells, and pass what comes out to keep(outputs, number)."""
+        if embedding is not self.seen:  # chunks of boxes of one image come one after another
+            # without a copy: OpenVINO's own memory, which the next image overwrites
+            found = self.image([embedding], share_inputs=True, share_outputs=True)
+            self.image_side, self.seen = list(found.values()), embedding
         prompts = self.prompt([np.float32(boxes)], share_inputs=True, share_outputs=True)[0]
         asked = [
             [prompt[None], np.array([r.start, r.stop, c.start, c.stop]), *self.image_side]
@@ -128,13 +156,12 @@ class OpenVINOEngine:
         ]
         if len(boxes) == 1 and self.many is None:
             keep(self.one(asked[0], share_inputs=True, share_outputs=True), 0)
-        else:
-            queue = self.queue()
-            queue.set_callback(lambda request, i: keep([output.data for output in request.output_tensors], i))
-            for i, inputs in enumerate(asked):
-                queue.start_async(inputs, i, share_inputs=True)
-            queue.wait_all()
-        return logits, iou
+            return
+        queue = self.queue()
+        queue.set_callback(lambda request, i: keep([output.data for output in request.output_tensors], i))
+        for i, inputs in enumerate(asked):
+            queue.start_async(inputs, i, share_inputs=True)
+        queue.wait_all()
 
     def queue(self):
         """Requests for several boxes at once, each on a thread of its own."""
@@ -175,5 +202,5 @@ def check_files(folder: Path) -> None:
 
 def damaged(folder: Path) -> InputError:
     """The sentence for graphs that can't be read."""
-    again = "make it again with 03_quantize.py --method static" if folder.suffix == ".static" else "delete the folder"
+    again = MAKE_STATIC if folder.suffix == ".static" else "delete the folder"
     return InputError(f"{folder}: the graphs are damaged or incomplete; {again}")

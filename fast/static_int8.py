@@ -1,4 +1,4 @@
-"""Static int8 of nearly the whole image encoder, by NNCF, for OpenVINO: `03_quantize.py --method static`. (D17)
+"""Static int8 of nearly the whole image encoder, by NNCF, for OpenVINO: `python -m fast static`. (D17)
 
 Dynamic int8 (quantize.py) measures the range of each activation when it arrives, and replaces linear layers only. Static
 int8 measures ranges beforehand, on training images: they become constants. Then convolutions, nine tenths of the
@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from data import CacheEntry, epoch_entries, read_index, validation_item
-from fast.counts import count_macs
-from fast.engines import code_info
-from fast.graphs import encoder_graph, write_graphs
+from fast.graphs import encoder_graph
 from fast.openvino_engine import INSTALL, import_openvino
 from files import InputError
 from files.index import check_version
 from model import BoxSegmenter
+from quantize import count_macs
 from segment import Segmenter
 
 # operations with multiply-adds in OpenVINO's graphs; the first input is the activation
@@ -37,18 +36,16 @@ COUNTED = ("Convolution", "GroupConvolution", "MatMul", "ScaledDotProductAttenti
 KEPT_FLOAT = ".*context_module.*"  # names of layers: the encoder's linear attention
 
 
-def write_static(segmenter: Segmenter, out: Path, cache: Path, count: int, info: dict) -> dict:
-    """Write the static int8 form of a float segmenter (segment.load), calibrated on `count` training images of a cache.
+def quantize_static(segmenter: Segmenter, cache: Path, count: int) -> tuple:
+    """A float segmenter -> the graph of its encoder with int8 layers, and the number of images that calibrated them.
 
-    out: the folder NAME.static.   info: "architecture", and "preset" if the weights were trained with one.
-    Returns this method's part of step 3's report.
-    """
-    network = segmenter.engine.network
-    graph, images = quantize_static(segmenter, cache, count)
-    reach = static_reach(network, graph)
-    written = write_graphs(out, network, info | code_info(info["architecture"]), "openvino-int8", graph)
-    what = f"{len(reach['layers'])} became int8, calibrated on {images} images; the rest and the decoder stay float32."
-    return reach | {"weight_int8": "channel", "what": what, "int8_bytes": written}
+    cache: of step 1, of which `count` training images are taken."""
+    check_version(cache)
+    chosen = calibration_entries(read_index(cache), count)
+    if not chosen:
+        raise InputError(f"{cache}: holds no training image to calibrate with; make a cache with 01_preprocess.py")
+    images = [calibration_image(segmenter, cache, entry) for entry in chosen]
+    return int8_encoder(segmenter.engine.network, images), len(chosen)
 
 
 def calibration_entries(entries: list[CacheEntry], count: int) -> list[CacheEntry]:
@@ -58,16 +55,6 @@ def calibration_entries(entries: list[CacheEntry], count: int) -> list[CacheEntr
     for entry in epoch_entries(train, "equal", seed=0, epoch=0) if train else ():
         groups[entry.modality].append(entry)
     return list(islice(chain.from_iterable(zip(*groups.values(), strict=True)), count))
-
-
-def quantize_static(segmenter: Segmenter, cache: Path, count: int) -> tuple:
-    """A float segmenter -> the graph of its encoder with int8 layers, and the number of images that calibrated them."""
-    check_version(cache)
-    chosen = calibration_entries(read_index(cache), count)
-    if not chosen:
-        raise InputError(f"{cache}: holds no training image to calibrate with; make a cache with 01_preprocess.py")
-    images = [calibration_image(segmenter, cache, entry) for entry in chosen]
-    return int8_encoder(segmenter.engine.network, images), len(chosen)
 
 
 def calibration_image(segmenter: Segmenter, cache: Path, entry: CacheEntry) -> np.ndarray:
@@ -94,10 +81,10 @@ def int8_encoder(network: BoxSegmenter, images: list[np.ndarray]):
     )
 
 
-def static_reach(network, graph) -> dict:
-    """What int8 reaches: counts and shares of weights and of multiply-adds of one image and one box.
+def static_reach(network: BoxSegmenter, graph) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """What int8 reaches, as quantize.int8_reach has it, and the layers' names.
 
-    network: the float one, model.BoxSegmenter.   graph: its encoder with int8 layers."""
+    network: the float one.   graph: its encoder with int8 layers."""
     macs, int8_weights, layers = {True: 0, False: 0}, 0, []  # macs of the encoder: int8 or not -> multiply-adds
     for node in graph.get_ops():
         if node.get_type_name() in COUNTED:
@@ -106,15 +93,11 @@ def static_reach(network, graph) -> dict:
             layers += [f"encoder: {node.get_friendly_name()}"] if int8 else []
         elif node.get_type_name() == "Constant" and node.get_element_type().get_type_name() in ("i8", "u8"):
             int8_weights += math.prod(node.get_output_shape(0))
-    weights = sum(p.numel() for p in network.parameters())
     encoder = sum(macs.values())
     decoder = sum(number for (part, _), number in count_macs(network).items() if part == "decoder")
-    return {
-        "layers": layers,
-        "weights": {"total": weights, "int8": int8_weights, "share": int8_weights / weights},
-        "macs": {"encoder": encoder, "decoder": decoder, "total": encoder + decoder},
-        "mac_share": {"encoder": macs[True] / encoder, "decoder": 0.0, "total": macs[True] / (encoder + decoder)},
-    }
+    reach = {"weights": (int8_weights, sum(p.numel() for p in network.parameters()))}
+    reach |= {"multiply-adds, encoder": (macs[True], encoder), "multiply-adds, decoder": (0, decoder)}
+    return reach | {"multiply-adds": (macs[True], encoder + decoder)}, layers
 
 
 def _comes_from_integers(node) -> bool:

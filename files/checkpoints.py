@@ -50,7 +50,7 @@ def our_checkpoint_path() -> Path:
     """Path of the proposed model's trained weights. InputError if they are not there."""
     if not OUR_CHECKPOINT.is_file():
         raise InputError(
-            f"the proposed model has no weights yet, {OUR_CHECKPOINT} does not exist: name a checkpoint with --weights "
+            f"the proposed model has no weights yet, {OUR_CHECKPOINT} does not exist: give a checkpoint with --model FILE "
             "(efficientvit_sam_l0.pt or one of 02_train.py), or use --model baseline"
         )
     return OUR_CHECKPOINT
@@ -79,10 +79,15 @@ def export_checkpoint(source: Path, target: Path) -> dict:
 
 def read_checkpoint(path: Path) -> dict:
     """Read a checkpoint file without running any code in it. InputError if it is missing, damaged or unsafe."""
-    import torch
-
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; check the path given with --weights")
+        raise InputError(f"{path}: no such checkpoint; check the path")
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(
+            f"{path}: cannot be read, as PyTorch is not installed; run: pip install -r requirements.txt (the openvino "
+            "engines need it once for each checkpoint, to make their graphs)"
+        ) from error
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -116,24 +121,15 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
 
     stored = read_checkpoint(path) if stored is None else stored
     state, wanted = state_dict_of(stored), model.state_dict()
-    odd = [
-        name for name, value in state.items() if not isinstance(value, torch.Tensor) or value.layout != torch.strided
-    ]
+    odd = [k for k, value in state.items() if not isinstance(value, torch.Tensor) or value.layout != torch.strided]
     if odd:
         raise InputError(f"{path}: {len(odd)} entries are no plain tensors (first: {odd[0]}); give a state dict")
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
-    shapes = [
-        name
-        for name in wanted
-        if name in state and tuple(getattr(state[name], "shape", ("?",))) != tuple(wanted[name].shape)
-    ]
+    shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
     if missing or unexpected or shapes:
-        found = ", ".join(
-            f"{len(names)} {what} (first: {names[0]})"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-            if names
-        )
+        differ = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+        found = ", ".join(f"{len(names)} {what} (first: {names[0]})" for what, names in differ.items() if names)
         raise InputError(
             f"{path}: weights of another architecture: names {found}; give this model's own weights, or, "
             "if you changed the decoder, train it anew: 02_train.py --set decoder=random"

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fast.counts import count_macs, weight_counts
 from files import MODALITIES, PAPER_MODALITIES, bare_name
 from model import build_model
+from quantize import count_macs
 from tables import AVERAGE, PAPER_TABLES, cell, pipe_table, read_rows, score_names, summarize
 
 RESULTS = PAPER_TABLES.parent
@@ -45,7 +45,7 @@ def score_rows(path: Path, **chosen: str) -> list[dict]:
 def network_counts() -> tuple[int, float]:
     """Parameters of the proposed network, and multiply-adds of one image with one box in thousand millions (G)."""
     network = build_model().eval()
-    return weight_counts(network)["total"], sum(count_macs(network).values()) / 1e9
+    return sum(p.numel() for p in network.parameters()), sum(count_macs(network).values()) / 1e9
 
 
 Scores = dict[str, tuple[float, float]]  # target or Average -> DSC and NSD in per cent
@@ -151,9 +151,7 @@ def table3() -> str:
     }
     lines = [["", "paper", "here"]]
     lines += [[row["item"], row["paper"], here[row["item"]]] for row in read_rows(PAPER_TABLES / "table3.csv")]
-    return _with_notes(
-        lines, "Ours: checkpoints/README.md and recipe/; the two counts: fast/counts.py, from the network."
-    )
+    return _with_notes(lines, "Ours: checkpoints/README.md and recipe/; the two counts: quantize.py, from the network.")
 
 
 def table4(quantized: bool = False) -> str:

@@ -10,10 +10,10 @@ from torch import nn
 
 import figures
 from enhance import three_channels
-from fast.counts import PARTS, SKIPS, trace_parts
 from figures import YELLOW, busiest_slice, figure2, figure3, figure3_row, flat_view, loss_curve, overlay, plot_dice
 from model import build_model
 from presets import PRESETS
+from quantize import PARTS, SKIPS, trace_parts
 
 
 @pytest.mark.parametrize("side", [64, 100, 400, 512, 700])

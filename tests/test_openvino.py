@@ -1,5 +1,5 @@
-"""fast/openvino_engine.py, graphs.py, static_int8.py, 03_quantize.py --method static: the same masks as PyTorch's, without PyTorch;
-graphs that are made once for each code and checkpoint; one sentence for all that is missing, damaged or edited.
+"""fast/: the same masks as PyTorch's, without PyTorch, from several threads too; graphs that are made once for each code
+and checkpoint; one sentence for all that is missing, damaged or edited.
 
 The packages are optional; without them only a few tests run.
 """
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +22,12 @@ import torch
 from torch import nn
 
 import efficientvit
+import fast
 import model
 import segment
 from data import CacheEntry
-from fast import engines, graphs, openvino_engine
-from fast.counts import count_macs
-from fast.engines import static_info
+from fast import graphs, openvino_engine, static_info
+from fast.__main__ import main as fast_main
 from fast.graphs import write_graphs
 from fast.openvino_engine import OpenVINOEngine, read_info
 from fast.static_int8 import COUNTED, calibration_entries, graph_macs
@@ -36,11 +37,12 @@ from files.npz import write_case, write_training_case
 from grid import boxes_from_labels
 from phantoms import tiny_case
 from presets import PRESETS
+from quantize import count_macs
+from segment import load
 from volumes import segment_case
 
 ROOT = Path(__file__).parent.parent
 
-script = importlib.import_module("03_quantize")
 needs_openvino = pytest.mark.skipif(
     importlib.util.find_spec("openvino") is None, reason="OpenVINO is optional: pip install -r requirements-fast.txt"
 )
@@ -88,8 +90,8 @@ def cache(tmp_path_factory):
 def static(tiny, tmp_path_factory):
     """A folder in the form of a static network, its layers float. What is in it does not matter to the reader."""
     folder = tmp_path_factory.mktemp("static") / "ours.static"
-    network = segment.load("tiny").engine.network
-    info = {"architecture": "tiny", "preset": "paper"} | engines.code_info("tiny")
+    network = load("tiny").engine.network
+    info = {"architecture": "tiny", "preset": "paper"} | fast.code_info("tiny")
     write_graphs(folder, network, info, "openvino-int8", graphs.encoder_graph(network.image_encoder))
     return folder
 
@@ -105,7 +107,17 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch, tiny
     monkeypatch.setitem(sys.modules, "openvino", None)
     for engine in ("openvino", "openvino-int8"):
         with pytest.raises(InputError, match=r"^OpenVINO is not installed.*requirements-fast\.txt$"):
-            engines.load("tiny", Path("ours.static") if "int8" in engine else None, engine=engine)
+            load("tiny", Path("ours.static") if "int8" in engine else None, engine=engine)
+
+
+def test_without_pytorch_and_without_graphs_one_sentence_says_what_to_install(monkeypatch, tiny, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    for engine in segment.ENGINES if importlib.util.find_spec("openvino") else ("torch", "torch-int8"):
+        if engine != "openvino-int8":
+            options = {"cache": tmp_path} if engine == "openvino" else {}
+            with pytest.raises(InputError, match=r"tiny\.pt: .* PyTorch is not installed; run: pip install") as error:
+                load("tiny", engine=engine, **options)
+            assert "\n" not in str(error.value)
 
 
 # ---------------------------------------------------------------- without PyTorch
@@ -129,11 +141,11 @@ def loaded_by_step_4(folder, engine, cache, cases, *more):
 def test_step_4_runs_pictures_and_volumes_without_pytorch(tmp_path, cache):
     for dims in (2, 3):
         write_case(tmp_path, tiny_case(dims=dims))
-    network = segment.load("proposed").engine.network
+    network = load("proposed").engine.network
     int8 = tmp_path / "ours.static"  # which layers are int8 does not matter here
-    info = {"architecture": "proposed", "preset": "fixed"} | engines.code_info("proposed")
+    info = {"architecture": "proposed", "preset": "fixed"} | fast.code_info("proposed")
     write_graphs(int8, network, info, "openvino-int8", graphs.encoder_graph(network.image_encoder))
-    engines.load("proposed", engine="openvino", cache=cache)  # where there is no graph yet, PyTorch makes it
+    load("proposed", engine="openvino", cache=cache)  # where there is no graph yet, PyTorch makes it
     segs = tmp_path / "segs"
     for engine, more in (
         ("openvino", ("--precision", "f32")),
@@ -141,7 +153,7 @@ def test_step_4_runs_pictures_and_volumes_without_pytorch(tmp_path, cache):
     ):
         found = loaded_by_step_4(segs, engine, cache, tmp_path / "imgs", *more)
         assert {"openvino", "numpy", "cv2"} <= found and not HEAVY & found, HEAVY & found
-    wanted = segment.load("proposed")
+    wanted = load("proposed")
     for path in sorted(segs.glob("*.npz")):
         case = tiny_case(dims=3 if "3D" in path.name else 2)
         boxed = segment_boxes(case)
@@ -161,17 +173,17 @@ def segment_boxes(case):
 @needs_weights
 def test_masks_are_pytorchs_and_the_graph_is_made_once(cache, monkeypatch):
     image, boxes = eight_boxes()
-    want = segment.load("proposed").segment_image(image, boxes)
-    found = engines.load("proposed", engine="openvino", cache=cache, precision="f32")
+    want = load("proposed").segment_image(image, boxes)
+    found = load("proposed", engine="openvino", cache=cache, precision="f32")
     assert want.any() and (found.segment_image(image, boxes) != want).mean() < 1e-4
     one = found.segment_image(image, boxes[:1])  # another way to run the same graph
     assert np.array_equal(one > 0, found.masks(found.embed(image), boxes[:2], image.shape[:2]).own(0))
     monkeypatch.setattr(graphs, "encoder_graph", lambda encoder: pytest.fail("converted again"))
     encoding = locale.getpreferredencoding(False)
-    again = engines.load("proposed", engine="openvino", cache=cache, precision="f32")
+    again = load("proposed", engine="openvino", cache=cache, precision="f32")
     assert np.array_equal(again.segment_image(image, boxes), found.segment_image(image, boxes))
     assert again.preset == found.preset
-    short = engines.load("proposed", engine="openvino", cache=cache)  # bfloat16 where the processor has it
+    short = load("proposed", engine="openvino", cache=cache)  # bfloat16 where the processor has it
     assert ((short.segment_image(image, boxes) > 0) != (want > 0)).mean() < 5e-3  # which of eight alike wins may change
     assert locale.getpreferredencoding(False) == encoding, "files are read and written as before"
 
@@ -213,7 +225,7 @@ def test_graphs_of_the_proposed_network_answer_as_pytorch_and_have_the_multiply_
 @needs_openvino
 def test_precisions_are_refused_elsewhere_and_on_a_processor_without_bfloat16_mean_float32(tiny, cache):
     image, boxes = eight_boxes()
-    loaded = [engines.load("tiny", engine="openvino", cache=cache, precision=name) for name in ("f32", "auto", "bf16")]
+    loaded = [load("tiny", engine="openvino", cache=cache, precision=name) for name in ("f32", "auto", "bf16")]
     exact, auto, short = (segmenter.segment_image(image, boxes) for segmenter in loaded)
     assert np.array_equal(auto, short)
     corners = [one.engine.prompt([np.float32([[100.3, 7.6, 201.2, 250.9]])])[0] for one in loaded]
@@ -222,20 +234,20 @@ def test_precisions_are_refused_elsewhere_and_on_a_processor_without_bfloat16_me
         assert np.array_equal(exact, auto)
     infer = importlib.import_module("04_infer")
     with pytest.raises(SystemExit):
-        infer.main(["-i", "scan.png", "--box", "1", "2", "30", "40", "--engine", "fast", "--precision", "bf16"])
+        infer.main(["-i", "scan.png", "--box", "1", "2", "30", "40", "--engine", "torch", "--precision", "bf16"])
 
 
 @needs_openvino
 def test_graphs_are_made_anew_for_edited_code_and_replace_the_old_ones(tiny, tmp_path, monkeypatch):
     def made():
-        engines.load("tiny", engine="openvino", cache=tmp_path)
+        load("tiny", engine="openvino", cache=tmp_path)
         (folder,) = tmp_path.iterdir()
         return read_info(folder)["code"], (folder / "encoder.xml").stat().st_mtime_ns
 
-    sources, first = engines.network_sources("tiny"), made()
-    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
+    sources, first = fast.network_sources("tiny"), made()
+    monkeypatch.setattr(fast, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
     assert made() == first
-    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
+    monkeypatch.setattr(fast, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
     second = made()
     assert second[0] != first[0] and second[1] > first[1] and made() == second
 
@@ -245,36 +257,36 @@ def test_graphs_are_made_anew_for_other_weights_and_not_for_a_touched_file(tiny,
     image, boxes = eight_boxes()
     path, cache = tmp_path / "best.pt", tmp_path / "cache"
     shutil.copy(tiny, path)
-    first = engines.load("tiny", path, engine="openvino", cache=cache).segment_image(image, boxes)
+    first = load("tiny", path, engine="openvino", cache=cache).segment_image(image, boxes)
     with monkeypatch.context() as patch:
         patch.setattr(graphs, "write_graphs", lambda *a: pytest.fail("made again"))
         os.utime(path, (1, 1))
-        engines.load("tiny", path, engine="openvino", cache=cache)
+        load("tiny", path, engine="openvino", cache=cache)
     torch.manual_seed(1)
     save_checkpoint(path, {"model": segment.build("tiny").state_dict(), "preset": "fixed"})
-    found = engines.load("tiny", path, engine="openvino", cache=cache, precision="f32")
-    assert np.array_equal(found.segment_image(image, boxes), segment.load("tiny", path).segment_image(image, boxes))
+    found = load("tiny", path, engine="openvino", cache=cache, precision="f32")
+    assert np.array_equal(found.segment_image(image, boxes), load("tiny", path).segment_image(image, boxes))
     assert not np.array_equal(found.segment_image(image, boxes), first) and found.preset == PRESETS["fixed"]
     assert len(list(cache.iterdir())) == 1
     path.unlink()
     with pytest.raises(InputError, match="best.pt: no such checkpoint"):
-        engines.load("tiny", path, engine="openvino", cache=cache)
+        load("tiny", path, engine="openvino", cache=cache)
 
 
 @needs_openvino
 @pytest.mark.parametrize("name", ["encoder.bin", "box.xml"])
 def test_a_damaged_graph_is_told(name, tiny, tmp_path):
-    engines.load("tiny", engine="openvino", cache=tmp_path)
+    load("tiny", engine="openvino", cache=tmp_path)
     (folder,) = tmp_path.iterdir()
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[:-100])
     with pytest.raises(InputError, match="damaged or incomplete; delete the folder$"):
-        engines.load("tiny", engine="openvino", cache=tmp_path)
+        load("tiny", engine="openvino", cache=tmp_path)
     (folder / name).write_bytes(b"x" * len(content))
     if name.endswith(".xml"):
         shutil.rmtree(folder / "compiled")
         with pytest.raises(InputError, match="damaged or incomplete; delete the folder$"):
-            engines.load("tiny", engine="openvino", cache=tmp_path)
+            load("tiny", engine="openvino", cache=tmp_path)
 
 
 @needs_openvino
@@ -284,11 +296,11 @@ def test_openvino_follows_an_edit_of_the_encoder_or_refuses_and_keeps_nothing(ti
     def cells(embedding):
         return np.asarray(embedding.flatten(2)[0].T)
 
-    before = cells(segment.load("tiny").engine.encode(image))
+    before = cells(load("tiny").engine.encode(image))
     edited = lambda self, x: self.act(self.norm(self.conv(x)) + 1)  # noqa: E731
     monkeypatch.setattr(efficientvit.ConvNorm, "forward", edited)
-    wanted = cells(segment.load("tiny").engine.encode(image))
-    found = engines.load("tiny", engine="openvino", cache=tmp_path / "a", precision="f32").engine.encode(image)
+    wanted = cells(load("tiny").engine.encode(image))
+    found = load("tiny", engine="openvino", cache=tmp_path / "a", precision="f32").engine.encode(image)
     assert np.allclose(found, wanted, atol=1e-3)
     assert np.linalg.norm(wanted - before) > 0.01 * np.linalg.norm(before)
 
@@ -300,7 +312,7 @@ def test_openvino_follows_an_edit_of_the_encoder_or_refuses_and_keeps_nothing(ti
         with monkeypatch.context() as patch:
             patch.setattr(part, "forward", edited)
             with pytest.raises(InputError, match=f"^engine openvino: .*{message}.* use --engine torch$") as error:
-                engines.load("tiny", engine="openvino", cache=tmp_path / "b")
+                load("tiny", engine="openvino", cache=tmp_path / "b")
             assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("b/*"))
 
@@ -310,12 +322,49 @@ def louder(self, *prompt, **options):
     return logits * 1.1, iou
 
 
+def one_layer_less(network):
+    del network.mask_decoder.transformer.layers[1]
+
+
+def one_layer_more(network):
+    network.mask_decoder.transformer.layers.append(model.TwoWayLayer(first=False))
+
+
+def another_activation(network):
+    network.mask_decoder.output_upscaling[4] = nn.ReLU()
+
+
 @needs_openvino
-def test_openvino_refuses_an_edited_decoder(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(model.MaskDecoder, "forward", louder)
+@pytest.mark.parametrize("edit", [one_layer_less, one_layer_more, another_activation, louder])
+def test_openvino_refuses_an_edited_decoder_and_keeps_nothing(edit, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    network = model.build_model(TinyEncoder)
+    if edit is louder:
+        monkeypatch.setattr(model.MaskDecoder, "forward", louder)
+    else:
+        edit(network)
     with pytest.raises(InputError, match="^engine openvino: its mask decoder .* use --engine torch$"):
-        engines.load("tiny", engine="openvino", cache=tmp_path)
+        write_graphs(tmp_path / "made", network, {}, "openvino")
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- threads
+
+
+@needs_openvino
+def test_eight_threads_on_one_segmenter_get_the_masks_that_one_gets(tiny, cache):
+    image, boxes = eight_boxes()
+    images = [np.roll(image, 5 * i, axis=1) for i in range(4)]
+    one = load("tiny", engine="openvino", cache=cache, precision="f32")
+
+    def masks(i):
+        return one.segment_image(images[i % 4], boxes[: 1 + i % 8])
+
+    wanted = [masks(i) for i in range(16)]
+    assert wanted[0].any() and not np.array_equal(wanted[0], wanted[8 + 1])
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(masks, range(16)))
+    assert all(map(np.array_equal, found, wanted))
 
 
 # ---------------------------------------------------------------- static int8 networks
@@ -323,27 +372,27 @@ def test_openvino_refuses_an_edited_decoder(tiny, tmp_path, monkeypatch):
 
 @needs_openvino
 def test_a_static_network_brings_its_preset_and_says_whose_it_is(static, cache):
-    segmenter = engines.load("tiny", static, engine="openvino-int8", cache=cache)
+    segmenter = load("tiny", static, engine="openvino-int8", cache=cache)
     assert segmenter.preset == PRESETS["paper"] and segmenter.enhanced
     image, boxes = eight_boxes()
     assert segmenter.segment_image(image, boxes).shape == image.shape[:2]
     with pytest.raises(InputError, match="trained with preset paper, not fixed"):
-        engines.load("tiny", static, "fixed", "openvino-int8", cache=cache)
+        load("tiny", static, "fixed", "openvino-int8", cache=cache)
 
 
 @needs_openvino
 def test_a_static_network_is_refused_after_an_edit_that_changes_what_the_code_computes(static, cache, monkeypatch):
-    def load():
-        return engines.load("tiny", static, engine="openvino-int8", cache=cache)
+    def again():
+        return load("tiny", static, engine="openvino-int8", cache=cache)
 
-    sources = engines.network_sources("tiny")
+    sources = fast.network_sources("tiny")
     with monkeypatch.context() as patch:
-        patch.setattr("fast.compare.probe", lambda name: pytest.fail("the code is the same: nothing to compare"))
-        load()
-        patch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
-        load()
-    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
-    load()  # edited, and yet it computes the same
+        patch.setattr("fast.graphs.probe", lambda name: pytest.fail("the code is the same: nothing to compare"))
+        again()
+        patch.setattr(fast, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
+        again()
+    monkeypatch.setattr(fast, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
+    again()  # edited, and yet it computes the same
     swapped = lambda self, x: self.norm(self.act(self.conv(x)))  # noqa: E731
     for part, edited in ((efficientvit.ConvNorm, swapped), (model.MaskDecoder, louder)):
         with monkeypatch.context() as patch:
@@ -351,7 +400,7 @@ def test_a_static_network_is_refused_after_an_edit_that_changes_what_the_code_co
             with pytest.raises(
                 InputError, match="was made before .* was edited.* make it again .* use --engine torch"
             ) as error:
-                load()
+                again()
             assert "\n" not in str(error.value)
 
 
@@ -359,15 +408,15 @@ def test_a_static_network_is_refused_after_an_edit_that_changes_what_the_code_co
 def test_what_was_compiled_of_an_earlier_static_network_is_removed(static, tmp_path):
     folder = tmp_path / "ours.static"
     shutil.copytree(static, folder)
-    engines.load("tiny", folder, engine="openvino-int8", cache=tmp_path / "cache")
+    load("tiny", folder, engine="openvino-int8", cache=tmp_path / "cache")
     before = set(tmp_path.glob("cache/*/compiled/*"))
-    engines.load("tiny", folder, engine="openvino-int8", cache=tmp_path / "cache")
+    load("tiny", folder, engine="openvino-int8", cache=tmp_path / "cache")
     assert before and set(tmp_path.glob("cache/*/compiled/*")) == before
     info = json.loads((folder / "info.json").read_text())
     (folder / "info.json").write_text(json.dumps(info | {"made": "again"}))
     (kept,) = tmp_path.glob("cache/*")
     (kept / "compiled" / "old.blob").write_bytes(b"")
-    engines.load("tiny", folder, engine="openvino-int8", cache=tmp_path / "cache")
+    load("tiny", folder, engine="openvino-int8", cache=tmp_path / "cache")
     assert not (kept / "compiled" / "old.blob").exists() and len(list(tmp_path.glob("cache/*"))) == 1
 
 
@@ -381,9 +430,9 @@ def test_bad_folders_are_told_in_one_sentence(static, tmp_path):
         (tmp_path / f"{name}.static" / "info.json").write_text(json.dumps(info))
     (tmp_path / "empty.static").mkdir()
     for path, architecture, message in (
-        (static, "baseline", "is the tiny model, not baseline"),
+        (static, "baseline", "is the tiny model, not baseline; name it with --model"),
         (Path("best.pt"), "tiny", "is no static int8 network"),
-        (tmp_path / "none.static", "tiny", "no such folder; make it with"),
+        (tmp_path / "none.static", "tiny", "no such folder; make it again with"),
         *((tmp_path / f"{name}.static", "tiny", "make it again") for name in ("whose", "old", "code", "empty")),
     ):
         with pytest.raises(InputError, match=message) as error:
@@ -391,26 +440,26 @@ def test_bad_folders_are_told_in_one_sentence(static, tmp_path):
         assert "\n" not in str(error.value)
     shutil.copytree(static, tmp_path / "cut.static")
     (tmp_path / "cut.static" / "box.bin").unlink()
-    with pytest.raises(InputError, match="make it again with 03_quantize.py --method static$"):
-        engines.load("tiny", tmp_path / "cut.static", engine="openvino-int8", cache=tmp_path / "cache")
+    with pytest.raises(InputError, match="make it again with python -m fast static$"):
+        load("tiny", tmp_path / "cut.static", engine="openvino-int8", cache=tmp_path / "cache")
 
 
 def test_other_engines_refuse_a_graph():
-    for engine in ("torch", "fast"):
+    for engine in ("torch", "torch-int8"):
         with pytest.raises(InputError, match="add --engine openvino-int8"):
-            engines.load("proposed", Path("ours.static"), engine=engine)
+            load("proposed", Path("ours.static"), engine=engine)
     with pytest.raises(InputError, match="is no static int8|not installed"):
-        engines.load("baseline", lite_medsam_path(), engine="openvino-int8")
+        load("baseline", lite_medsam_path(), engine="openvino-int8")
 
 
 @needs_openvino
 def test_openvino_refuses_a_folder_for_a_checkpoint(static, cache):
     with pytest.raises(InputError, match="add --engine openvino-int8"):
-        engines.load("tiny", static, engine="openvino", cache=cache)
+        load("tiny", static, engine="openvino", cache=cache)
 
 
 def test_the_static_network_of_a_model_is_named_after_its_checkpoint(tiny):
-    found = [engines.default_static(name) for name in ("baseline", "proposed", "tiny")]
+    found = [fast.default_static(name) for name in ("baseline", "proposed", "tiny")]
     assert [path.name for path in found] == ["lite_medsam.static", "grays_anatomy_sam_l0.static", "tiny.static"]
     assert {path.parent for path in found} == {OUR_CHECKPOINT.parent}
 
@@ -433,53 +482,52 @@ def test_every_modality_calibrates_with_as_many_images_and_no_validation_image_d
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """What the script needs for static int8: flags that name a cache of one image, and one case to score."""
+    """Flags that name a cache of one image, and one case to score."""
     folder = tmp_path_factory.mktemp("inputs")
     write_training_case(folder / "train", tiny_case())
     write_case(folder, tiny_case())
     importlib.import_module("01_preprocess").main(["-i", str(folder / "train"), "-o", str(folder / "cache")])
-    flags = ["--method", "static", "--cache", str(folder / "cache"), "--calibration", "2", "--repeats", "1"]
-    return [*flags, "-i", str(folder / "imgs"), "--engine-cache", str(folder / "engine")]
+    flags = ["static", "--cache", str(folder / "cache"), "--calibration", "2", "--repeats", "1"]
+    return [*flags, "-i", str(folder / "imgs")]
 
 
 @needs_both
 @pytest.mark.long  # NNCF takes half a minute
-def test_the_script_writes_files_that_step_4_reads(inputs, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "TIMED_BOXES", (1,))
+def test_the_command_writes_files_that_step_4_reads(inputs, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("03_quantize"), "TIMED_BOXES", (1,))
     case, out = tiny_case(), tmp_path / "lite.static"
-    report = script.main([*inputs, "-o", str(out)])
-    assert 0.4 < report["weights"]["share"] < 0.7 and report["mac_share"]["encoder"] > 0.9
-    assert report["mac_share"]["decoder"] == 0
-    assert report["bytes"]["int8"] == sum(path.stat().st_size for path in out.iterdir())
+    report = fast_main([*inputs, "--model", "baseline", "-o", str(out)])
+    share = {what: part / whole for what, (part, whole) in report["reach"].items()}
+    assert 0.4 < share["weights"] < 0.7 and share["multiply-adds, encoder"] > 0.9
+    assert share["multiply-adds, decoder"] == 0 and len(report["cases"]) == 2
+    assert report["reach"]["bytes"][0] == sum(path.stat().st_size for path in out.iterdir())
     encoder = segment.build("baseline").image_encoder  # the decoder's graphs carry tables of all positions, 20 MB
     float_bytes = 4 * sum(weight.numel() for weight in encoder.parameters())
     assert 0.2 < (out / "encoder.bin").stat().st_size / float_bytes < 0.75 and out.with_name("lite.static.md").is_file()
-    found = engines.load("baseline", out, engine="openvino-int8", cache=cache)
-    want = segment.load("baseline")
+    found = load(out, engine="openvino-int8", cache=cache)
+    want = load("baseline")
+    assert not found.enhanced and found.preset == want.preset
     boxes = np.repeat(boxes_from_labels(case.labels)[1], 4, axis=0)  # eight: a chunk of six and one of two
     masks = [one.segment_image(case.image, boxes) > 0 for one in (found, want)]
     assert masks[1].any() and (masks[0] != masks[1]).mean() < 0.02
 
 
 @needs_both
-def test_with_named_weights_openvinos_float_graph_is_timed_too(inputs, tiny, monkeypatch):
-    monkeypatch.setattr(script, "TIMED_BOXES", (1,))
-    report = script.main([*inputs, "--model", "tiny", "--weights", str(tiny)])
-    assert set(report["speed"]["encoder, 1 image"]) == {"float", "int8", "openvino", "ratio"}
+def test_the_report_of_a_file_stands_beside_its_static_network(inputs, tiny, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("03_quantize"), "TIMED_BOXES", (1,))
+    report = fast_main([*inputs, "--model", str(tiny)])
+    assert set(report["seconds"]["encoder, 1 image"]) == {"float", "float in OpenVINO", "int8"}
     assert "float in OpenVINO, ms" in tiny.with_name("tiny.static.md").read_text()
-    loaded = engines.load("tiny", tiny.with_name("tiny.static"), engine="openvino-int8")
-    assert loaded.preset == PRESETS["paper"]
+    assert load(tiny.with_name("tiny.static"), engine="openvino-int8").preset == PRESETS["paper"]
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (["--method", "static"], "name a cache with --cache"),
-        (["--method", "static", "-o", "a.pt"], r"ends in \.static"),
-        (["-o", "a.static"], r"ends in \.pt"),
-    ],
-)
-def test_bad_input_is_told_in_one_sentence(arguments, message, tmp_path, monkeypatch):
+def test_the_commands_bad_input_is_told_in_one_sentence(tmp_path, monkeypatch, tiny):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=message):
-        script.main(arguments)
+    common = ["static", "--cache", "cache", "-i", "nowhere"]
+    for arguments, message in (
+        (["--model", "none.pt"], "none.pt: no such checkpoint"),
+        (["--model", str(tiny), "-o", "a.pt"], r"is a folder NAME\.static; change --out"),
+        (["--model", str(tiny)], "nowhere: no such folder"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            fast_main([*common, *arguments])

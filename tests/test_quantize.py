@@ -1,4 +1,4 @@
-"""quantize.py, fast/counts.py and 03_quantize.py: int8 by hand, against the slow way, and against PyTorch's own."""
+"""quantize.py and 03_quantize.py: int8 by hand, against the slow way, and against PyTorch's own."""
 
 import copy
 import importlib
@@ -13,7 +13,6 @@ from torch import nn
 
 import quantize
 import segment
-from fast import counts
 from files import InputError
 from files.checkpoints import lite_medsam_path, read_checkpoint, save_checkpoint
 from files.npz import write_case
@@ -142,14 +141,14 @@ def test_per_tensor_is_pytorchs_layer(k, o, n, bias):
 
 
 @pytest.mark.parametrize("name", ["2DBox_Fundus_retina", "2DBox_CT_vertebra"])
-def test_masks_of_the_paper_preset_are_those_of_pytorchs_quantization(baseline, int8_file, name):
+def test_masks_of_the_paper_preset_are_those_of_pytorchs_quantization_bit_for_bit(baseline, int8_file, name):
     case = next(case for case in real_cases() if case.name == name)
     boxes = boxes_from_labels(case.labels)[1]
     found = [
         Segmenter(TorchEngine(model), PRESETS["paper"], enhanced=False).segment_image(case.image, boxes)
         for model in (pytorchs(baseline), int8_file[1])
     ]
-    assert found[0].any() and (found[0] != found[1]).mean() <= 0.001
+    assert found[0].any() and np.array_equal(*found)
 
 
 def test_every_linear_layer_is_replaced_and_no_float_copy_is_kept():
@@ -224,17 +223,13 @@ def test_weights_and_activations_with_nan_are_refused():
 
 
 def test_what_int8_reaches_in_the_proposed_model():
-    found = counts.int8_reach(segment.build("proposed").eval())
-    assert found["weights"] == {
-        "total": 34_792_784,
-        "linear": 3_965_952,
-        "linear_bias": 12_548,
-        "share": 3965952 / 34792784,
-    }
-    assert found["macs"]["total"] == pytest.approx(18.76e9, rel=1e-3)
-    assert found["macs"]["decoder linear"] == pytest.approx(1.36e9, rel=3e-3)
-    assert found["mac_share"]["encoder"] == 0 and found["mac_share"]["total"] == pytest.approx(0.073, abs=5e-4)
-    assert found["mac_share"]["decoder"] == pytest.approx(0.755, abs=2e-3)
+    found = quantize.int8_reach(segment.build("proposed").eval())
+    assert found["weights"] == (3_965_952, 34_792_784)
+    int8, whole = found["multiply-adds"]
+    assert whole == pytest.approx(18.76e9, rel=1e-3) and int8 / whole == pytest.approx(0.073, abs=5e-4)
+    assert found["multiply-adds, encoder"][0] == 0 and found["multiply-adds, decoder"][0] == int8
+    assert int8 == pytest.approx(1.36e9, rel=3e-3)
+    assert int8 / found["multiply-adds, decoder"][1] == pytest.approx(0.755, abs=2e-3)
 
 
 def test_multiply_adds_equal_a_count_by_hand_of_every_layer(baseline):
@@ -254,7 +249,7 @@ def test_multiply_adds_equal_a_count_by_hand_of_every_layer(baseline):
         baseline(torch.zeros(1, 3, 256, 256), torch.tensor([[50.0, 60.0, 180.0, 200.0]]))
     for handle in handles:
         handle.remove()
-    ours = counts.count_macs(baseline)
+    ours = quantize.count_macs(baseline)
     for kind, number in found.items():
         assert sum(n for (_, what), n in ours.items() if what == kind) == number
     # two-way attention: 7 tokens, 4096 cells; width 256 among tokens, 128 with cells; three layers look, two answer
@@ -262,40 +257,81 @@ def test_multiply_adds_equal_a_count_by_hand_of_every_layer(baseline):
     assert ours["decoder", "product"] == attention + 32 * 256 * 256, "and the mask's product with 32 maps"
 
 
+def test_speed_is_measured_in_turns():
+    asked = []
+
+    class Engine:
+        def __init__(self, name):
+            self.name = name
+
+        def encode(self, image):
+            asked.append((self.name, "encode"))
+            return self.name
+
+        def decode(self, embedding, boxes):
+            assert embedding == self.name
+            asked.append((self.name, len(boxes)))
+
+    found = quantize.compare_speed({"float": Engine("float"), "int8": Engine("int8")}, 2, (1, 6))
+    assert list(found) == ["encoder, 1 image", "decoder, 1 box", "decoder, 6 boxes"]
+    assert all(set(times) == {"float", "int8"} for times in found.values())
+    assert asked[-6:] == [("float", 6), ("int8", 6)] * 3, "one more than timed: the first warms up"
+
+
 def test_the_script_writes_file_and_report_and_its_file_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "TIMED_BOXES", (1, 2))
     monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", tmp_path / "ours.pt")
-    with pytest.raises(SystemExit, match=r"ours\.pt does not exist: name a checkpoint with --weights"):
+    with pytest.raises(SystemExit, match=r"ours\.pt does not exist: give a checkpoint with --model FILE"):
         script.main(["--model", "proposed"])
     net = segment.build("proposed")
     save_checkpoint(tmp_path / "ours.pt", {"model": net.state_dict(), "preset": "paper", "step": 3})
     write_case(tmp_path, tiny_case())
-    (tmp_path / "imgs" / "bad.npz").write_bytes(b"no case")
-    arguments = ["--model", "proposed", "--repeats", "1", "-i", str(tmp_path / "imgs")]
-    with pytest.raises(SystemExit, match="1 cases scored, 1 left out"):
-        script.main([*arguments, "--weights", str(tmp_path / "ours.pt")])
-    (tmp_path / "ours.dynamic.pt").unlink()
-    (tmp_path / "imgs" / "bad.npz").unlink()
-    report = script.main(arguments)  # it finds the checkpoint beside the code
-    assert report["arguments"]["weights"] == tmp_path / "ours.pt"
-    assert report["weight_int8"] == "tensor" and len(report["layers"]) == 47
-    assert 0.90 < report["bytes"]["int8"] / report["bytes"]["float"] < 0.93
-    assert report["cases"][0]["objects"] == 2 and 0 <= report["mean"]["differ"] <= 1
-    assert set(report["speed"]) == {"threads", "repeats", "encoder, 1 image", "decoder, 1 box", "decoder, 2 boxes"}
+    (tmp_path / "imgs" / "zz_bad.npz").write_bytes(b"no case")
+    arguments = ["--repeats", "1", "-i", str(tmp_path / "imgs")]
+    with pytest.raises(SystemExit, match="zz_bad.npz"):
+        script.main([*arguments, "--model", str(tmp_path / "ours.pt"), "-o", str(tmp_path / "other.pt")])
+    (tmp_path / "imgs" / "zz_bad.npz").unlink()
+    report = script.main([*arguments, "--model", "proposed"])  # it finds the checkpoint beside the code
+    stored = [read_checkpoint(tmp_path / name) for name in ("ours.dynamic.pt", "other.pt")]
+    assert all(one["architecture"] == "proposed" and one["preset"] == "paper" for one in stored)
+    assert all(map(torch.equal, *(one["model"].values() for one in stored))), "by name or by file"
+    int8, whole = report["reach"]["bytes"]
+    assert int8 == (tmp_path / "ours.dynamic.pt").stat().st_size and 0.90 < int8 / whole < 0.93
+    assert [(row["system"], row["objects"]) for row in report["cases"]] == [("float", 2), ("int8", 2)]
+    assert list(report["seconds"]) == ["encoder, 1 image", "decoder, 1 box", "decoder, 2 boxes"]
+    assert set(report["seconds"]["decoder, 1 box"]) == {"float", "int8", "PyTorch's int8"}
     text = (tmp_path / "ours.dynamic.md").read_text()
-    assert "3,965,952 of 34,792,784 (11.4%)" in text and "7.3% of 18.75 G" in text
+    assert "| weights | 3,965,952 | 34,792,784 | 11.4% |" in text and "one weight scale per tensor" in text
+    assert text.count("- `mask_decoder.") == 47
     assert json.loads((tmp_path / "ours.dynamic.json").read_text())["arguments"]["model"] == "proposed"
-    loaded = segment.load("proposed", tmp_path / "ours.dynamic.pt", engine="torch-int8")
+    loaded = segment.load(tmp_path / "ours.dynamic.pt", engine="torch-int8")
     assert loaded.preset == PRESETS["paper"] and loaded.enhanced
     for path in tmp_path.glob("*.pt"):
         path.unlink()  # 140 MB each
 
 
+def test_the_report_lists_modalities_in_the_order_of_files(tmp_path):
+    modalities = ("US", "CT", "Dermoscopy", "MR")
+    cases = [
+        {"system": s, "case": m, "modality": m, "objects": 1, "dsc_strict": 0.5, "nsd_strict": 0.25}
+        for m in modalities
+        for s in ("float", "int8")
+    ]
+    report = {"title": "a", "reach": {"weights": (1, 4)}, "repeats": 1, "seconds": {"b": {"float": 2.0, "int8": 1.0}}}
+    script.write_int8_report(tmp_path / "a.dynamic", report | {"cases": cases, "layers": ["c"]})
+    text = (tmp_path / "a.dynamic.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.endswith(" | 50.00 | 50.00 | 25.00 | 25.00 |")]
+    assert [row[0] for row in rows] == ["| CT", "| MR", "| US", "| Dermoscopy", "| Average"]
+    assert "| weights | 1 | 4 | 25.0% |" in text and "| b | 2000 | 1000 | 2.00 |" in text
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--weights", "none.pt"], "no such checkpoint"),
-        (["--weights", "a.pt", "-o", "a.pt"], "is the float checkpoint itself"),
+        (["--model", "none.pt"], "no such checkpoint"),
+        (["--model", "third"], "unknown; choose one of baseline, proposed, or give a checkpoint"),
+        (["--model", str(lite_medsam_path()), "-o", str(lite_medsam_path())], "must end in .pt, and not be the float"),
+        (["-o", "a.static"], "must end in .pt"),
         (["-i", "nowhere"], "no such folder"),
     ],
 )

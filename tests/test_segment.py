@@ -1,19 +1,23 @@
 """segment.py and volumes.py: label maps, overlaps, and what each 3D preset does, right and wrong."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fake_model import BrightModel
 
-from fast import engines
+import segment
+from files import InputError
 from files.case import Case
+from files.checkpoints import lite_medsam_path, save_checkpoint
 from files.formats import read_case
 from grid import NO_MASK, MaskPatch, boxes_from_labels, crop_to_box
 from metrics import dsc
 from presets import PRESETS, override
-from segment import Canvas, Segmenter, load
+from segment import Canvas, Segmenter, engine_options, load
 from volumes import box_of_previous, ellipsoid_depth, ellipsoid_section, segment_case, slice_box, with_prior
 
 VALIDATION = os.environ.get("VALIDATION_CASES")  # a folder with 3D_MR_MSDHippocampus_114.npz, where one has it
@@ -277,7 +281,7 @@ def test_a_box_of_one_slice_and_a_volume_with_no_answer(preset):
 
 @pytest.fixture(scope="module")
 def lite_medsam():
-    return engines.load("baseline").engine  # fast: the same masks as torch, tests/test_fast.py
+    return load("baseline").engine
 
 
 @pytest.mark.long
@@ -328,11 +332,6 @@ def test_a_new_encoder_is_one_class_and_one_row(monkeypatch, tmp_path):
     import sys
     import types
 
-    import torch
-
-    import segment
-    from files.checkpoints import save_checkpoint
-
     class Patches(torch.nn.Module):
         """Each cell of the embedding is a projection of its 4x4 pixels."""
 
@@ -349,7 +348,65 @@ def test_a_new_encoder_is_one_class_and_one_row(monkeypatch, tmp_path):
     path = tmp_path / "patches.pt"
     monkeypatch.setitem(segment.MODELS, "patches", segment.Architecture("patches", "Patches", lambda: path, True))
     save_checkpoint(path, {"model": segment.build("patches").state_dict(), "preset": "fixed"})
-    for engine in segment.ENGINES:
+    for engine in ("torch", "torch-int8"):
         segmenter = load("patches", engine=engine)
         found = segmenter.segment_image(volume_of(cylinder()[4]), np.array([[10.0, 10, 50, 50]]))
         assert found.shape == (64, 64) and segmenter.enhanced
+
+
+def test_eight_threads_on_one_segmenter_get_the_masks_that_one_gets(lite_medsam):
+    labels = np.zeros((80, 120), np.uint16)
+    labels[20:60, 30:90] = 1
+    one, boxes = Segmenter(lite_medsam, PRESETS["fixed"], enhanced=False), boxes_from_labels(labels)[1]
+    embeddings = [one.embed(np.roll(volume_of(labels), shift, axis=1)) for shift in (0, 20)]
+
+    def masks(i):
+        return one.masks(embeddings[i % 2], np.repeat(boxes, 1 + i % 3, axis=0), labels.shape).labels
+
+    wanted = [masks(i) for i in range(6)]
+    assert wanted[0].any() and not np.array_equal(wanted[0], wanted[3])
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(masks, range(24)))
+    assert all(np.array_equal(labels, wanted[i % 6]) for i, labels in enumerate(found))
+
+
+def test_a_checkpoint_by_itself_tells_its_model(tmp_path, monkeypatch):
+    found = load(lite_medsam_path())
+    assert not found.enhanced and type(found.engine.network.image_encoder).__name__ == "TinyViT"
+    proposed = {name: torch.zeros(0) for name in segment.build("proposed").state_dict()}
+    path = tmp_path / "last.pt"
+    assert segment.name_of_checkpoint(path, {"model": proposed, "step": 3}) == "proposed"
+    assert segment.name_of_checkpoint(path, proposed) == "proposed", "a bare state dict"
+    assert segment.name_of_checkpoint(path, {"model": proposed, "architecture": "baseline"}) == "baseline"
+    for stored in (proposed | {"more": torch.zeros(0)}, {"model": proposed, "architecture": "third"}, {"model": {}}):
+        with pytest.raises(InputError, match=r"last\.pt: belongs to none of the models baseline, proposed") as error:
+            segment.name_of_checkpoint(path, stored)
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"none\.pt: no such checkpoint"):
+        load(tmp_path / "none.pt")
+    with pytest.raises(InputError, match="'third': unknown; choose one of baseline, proposed, or give a checkpoint"):
+        load("third")
+
+
+def test_without_its_checkpoint_the_proposed_model_is_not_replaced_by_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", tmp_path / "ours.pt")
+    with pytest.raises(InputError, match=r"ours\.pt does not exist: .* or use --model baseline") as error:
+        load("proposed")
+    assert "\n" not in str(error.value)
+
+
+def test_an_engine_and_its_options_as_a_command_line_has_them():
+    assert engine_options(["torch"]) == ("torch", {})
+    texts = ["openvino-int8", "precision=bf16", "cache=a=b", "threads=2"]
+    assert engine_options(texts) == ("openvino-int8", {"precision": "bf16", "cache": Path("a=b"), "threads": 2})
+    takes = r"it takes precision=auto\|f32\|bf16 cache=DIR threads=N$"
+    for texts, message in (
+        (["fast"], "engine 'fast': unknown; choose one of torch, torch-int8, openvino, openvino-int8$"),
+        (["torch", "precision=f32"], "engine torch: 'precision=f32' is not understood; it takes no options$"),
+        *((["openvino", text], f"engine openvino: '{text}' is not understood; {takes}")
+          for text in ("precision=f64", "precision", "precision=", "threads=0", "threads=two", "cache=", "size=2")),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            engine_options(texts)
+    with pytest.raises(InputError, match="'tensorrt': unknown; choose one of torch, torch-int8, openvino"):
+        load("baseline", engine="tensorrt")
