@@ -27,7 +27,7 @@ from grid import (
 from segment import Segmenter
 
 # Constants of `prompted`, chosen with our checkpoint on training volumes and synthetic ones; what each is worth:
-# results/propagation, made by benchmarks/propagation.py.
+# results/propagation, made by benchmarks/accuracy.py.
 GROWTH = 0.03  # largest growth from slice to slice on each side, as a share of the box's size
 LOGIT_LIMIT = 3.0  # logits are cut to this range, so that large ones do not always outweigh the prior (`with_prior`)
 PRIOR_WEIGHT = 40.0  # the prior, an ellipsoid's depth, counts 40 (1 - IoU)^2 logits: 0.4 at IoU 0.9, 6.4 at 0.6
