@@ -28,7 +28,7 @@ from grid import (
 from segment import Segmenter
 
 # Constants of `prompted`, chosen with our checkpoint on training volumes and synthetic ones; what each
-# is worth: results/propagation, made by benchmarks/propagation.py.
+# is worth: results/propagation, made by benchmarks/accuracy.py.
 # From one slice to the next a box grows on each side by at most this share of the prompt's size.
 GROWTH = 0.03
 # Logits are cut to -3..3, so that large ones do not always outweigh the prior (see `with_prior`).

@@ -1,0 +1,266 @@
+"""benchmarks/accuracy.py: the same boxes for everyone, every row of TABLES, and what is written.
+
+Most runs use the stand-in of fake_model.py, which needs no weights; the last test is the real thing.
+"""
+
+import csv
+import json
+from dataclasses import replace
+
+import accuracy
+import numpy as np
+import pytest
+from fake_model import BrightModel
+
+import segment
+import volumes
+from files.npz import load_npz, write_training_case
+from files.writing import save_npz
+from grid import case_rng, loosen_boxes
+from phantoms import tiny_case
+from presets import PRESETS, override
+from segment import Segmenter
+
+
+def crowd(count, height, width):
+    """Exact boxes (count, 4) anywhere on an image, many of them small or at its border."""
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, [width - 1, height - 1], size=(count, 2))
+    high = np.minimum(low + rng.geometric(0.1, size=(count, 2)), [width - 1, height - 1])
+    return np.hstack([low, high]).astype(float)
+
+
+@pytest.mark.parametrize("height, width", [(256, 256), (120, 90), (700, 1024)])
+def test_each_side_moves_at_most_n_pixels_of_the_grid_and_no_box_degenerates(height, width):
+    boxes, step = crowd(2000, height, width), max(height, width) / 256
+    moved = accuracy.moved_boxes(boxes, (height, width), 5, np.random.default_rng(1))
+    moves = (moved - boxes) / step
+    assert np.abs(moves).max() <= 5 + 1e-9
+    inside = (moved > 0) & (moved < [width - 1, height - 1] * 2)  # not stopped by the border
+    assert np.allclose(moves[inside], np.rint(moves[inside]))
+    assert set(np.rint(moves[inside]).astype(int)) == set(range(-5, 6))
+    assert (moved >= 0).all() and (moved <= [width - 1, height - 1] * 2).all()
+    sides, before = moved[:, 2:] - moved[:, :2], boxes[:, 2:] - boxes[:, :2]
+    assert ((sides >= step) | (sides == before)).all() and (sides > 0).all()
+
+
+def test_in_3d_only_x_and_y_sides_move():
+    boxes = np.array([[20.0, 30, 3, 60, 80, 9], [10, 10, 0, 90, 90, 11]])
+    moved = accuracy.moved_boxes(boxes, (12, 100, 128), 5, np.random.default_rng(2))
+    assert np.array_equal(moved[:, [2, 5]], boxes[:, [2, 5]])
+    assert (moved[:, [0, 1, 3, 4]] != boxes[:, [0, 1, 3, 4]]).any() and np.abs(moved - boxes).max() <= 2.5
+
+
+def test_boxes_depend_on_the_cases_name_alone():
+    assert list(accuracy.BOXES) == ["exact", "moved-5px-seed0", "loose-15pct-seed0", "loose-30pct-seed0"]
+    boxes = np.array([[20.0, 30, 60, 80]])
+    found = {kind: changed(boxes, (100, 128), "a") for kind, changed in accuracy.BOXES.items()}
+    assert (found["exact"] == boxes).all()
+    assert (found["loose-30pct-seed0"] == loosen_boxes(boxes, 0.3, case_rng("a"), 100, 128)).all()
+    assert found["loose-15pct-seed0"] == pytest.approx((boxes + found["loose-30pct-seed0"]) / 2)  # the same draw
+    for kind, changed in accuracy.BOXES.items():
+        assert (changed(boxes, (100, 128), "a") == found[kind]).all()
+        assert kind == "exact" or (changed(boxes, (100, 128), "b") != found[kind]).any()
+
+
+def test_every_system_can_be_run_and_is_compared_with_one_of_its_table():
+    for table in accuracy.TABLES.values():
+        names = [system.name for system in table.systems]
+        assert len(set(names)) == len(names) and set(table.boxes) <= set(accuracy.BOXES)
+        for system in table.systems:
+            assert set(system.minus) <= {*names, accuracy.ELLIPSE} and system.model in (
+                "proposed",
+                "baseline",
+                "static",
+            )
+            override(PRESETS[system.preset[0]], list(system.preset[1:]))  # or InputError
+    whole = override(PRESETS["fixed"], list(accuracy.RELEASED))
+    assert replace(whole, name="released") == PRESETS["released"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Three cases in tmp_path/val, and the stand-in for all models; `loaded` lists them."""
+    for case in (tiny_case(0, 2), tiny_case(1, 2), tiny_case(0, 3)):
+        write_training_case(tmp_path / "val", case)
+    (tmp_path / "ours.pt").write_bytes(b"weights")
+    loaded = []
+
+    def load(model, weights=None, preset=None, engine="torch", force=False, settings=(), **options):
+        constants = tuple(getattr(volumes, name) for name in accuracy.SWEEP)
+        loaded.append((str(model), preset, engine, tuple(settings), options, constants))
+        model = BrightModel(0.41 if "int8" in engine else 0.4)
+        return Segmenter(model, override(PRESETS[preset], list(settings)), enhanced=bool(settings))
+
+    monkeypatch.setattr(segment, "load", load)
+    row = segment.MODELS["baseline"]._replace(weights=lambda: tmp_path / "ours.pt")
+    monkeypatch.setitem(segment.MODELS, "baseline", row)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path, loaded
+
+
+def run(table, *more, cases=("val",)):
+    return accuracy.main(
+        [table, "--cases", *cases, "--model", "ours.pt", "--static", "ours.pt", "-o", "results", *more]
+    )
+
+
+def read(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_systems_get_the_same_boxes_every_table_is_written_and_a_second_run_computes_nothing(place):
+    folder, loaded = place
+    rows = run("table4")
+    names = ("baseline", "baseline-int8", "proposed", "proposed-int8")
+    assert len(rows) == 3 * 6 * 2  # cases, systems and references, kinds of boxes
+    # two kinds of boxes, pictures and volumes
+    assert [one[:3] for one in loaded[:4]] == [
+        (model, "fixed", engine) for model in ("baseline", "ours.pt") for engine in ("torch", "torch-int8")
+    ]
+    assert len(loaded) == 4 * 2 * 2
+    kinds = ("exact", "moved-5px-seed0")
+    places = [folder / "out/accuracy/val" / kind / "pictures" for kind in kinds]
+    inputs, truth = ([load_npz(p / part / "2D_US_tiny0.npz") for p in places] for part in ("imgs", "gts"))
+    assert not np.array_equal(inputs[0]["boxes"], inputs[1]["boxes"])
+    for given, wanted in zip(inputs, truth, strict=True):  # the references are drawn from the boxes of the truth
+        assert np.array_equal(given["boxes"], wanted["boxes"])
+
+    cases = read(folder / "results/cases.csv")
+    assert list(cases[0])[:5] == ["boxes", "system", "case", "modality", "objects"]
+    assert len(cases) == len(rows) and {row["boxes"] for row in cases} == set(kinds)
+    filled = {(r["boxes"], r["case"]): r["dsc_strict"] for r in cases if r["system"] == "filled box"}
+    assert filled["exact", "2D_US_tiny0.npz"] != filled["moved-5px-seed0", "2D_US_tiny0.npz"]
+    table = (folder / "results/table.md").read_text().splitlines()
+    header = next(line for line in table if line.startswith("| modality"))
+    assert [cell.strip() for cell in header.split("|")[1:-1]][3:9] == [*names, "filled box", "inscribed ellipse"]
+    assert "| moved-5px-seed0 | 3 | proposed-int8 | proposed |" in "\n".join(table)
+    assert sum(line.startswith("## ") for line in table) == 6
+    lines = read(folder / "results/differences.csv")
+    pairs = {(line["system"], line["minus"]) for line in lines}
+    assert pairs == {("proposed", "baseline"), ("proposed", "inscribed ellipse"),
+                     ("baseline-int8", "baseline"), ("proposed-int8", "proposed")}  # fmt: skip
+    assert list(lines[0])[:4] == ["boxes", "system", "minus", "modality"]
+    settings = json.loads((folder / "results/settings.json").read_text())
+    assert settings["cases"] == 3 and len(settings["sha256 of weights"]["baseline"]) == 64
+
+    before = {path: path.read_bytes() for path in (folder / "results").iterdir()}
+    loaded.clear()
+    run("table4")
+    assert loaded == [] and {path: path.read_bytes() for path in (folder / "results").iterdir()} == before
+
+
+def test_a_run_goes_on_where_it_was_stopped_and_what_has_changed_is_computed_anew(place):
+    folder, loaded = place
+    rows = run("looseness")
+    loaded.clear()
+    next(folder.glob("out/accuracy/val/exact/pictures/segs/proposed-*/efficiency.csv")).unlink()
+    assert run("looseness") == rows and [one[0] for one in loaded] == ["ours.pt"]
+    loaded.clear()
+    (folder / "ours.pt").write_bytes(b"other weights")
+    case = tiny_case(0, 2)
+    write_training_case(folder / "val", replace(case, image=255 - case.image))
+    assert run("looseness") != rows and len(loaded) == 2 * 4
+
+
+def test_every_folder_and_kind_of_boxes_has_its_row_and_the_figure_shows_the_means(place):
+    folder, _ = place
+    write_training_case(folder / "other", tiny_case(3, 2))
+    rows = run("looseness", cases=("val", "other"))
+    assert len(rows) == (2 + 1) * 4 * 4 and {row["case"][:2] for row in rows} == {"2D"}  # volumes are left out
+    assert list(read(folder / "results/cases.csv")[0])[:3] == ["folder", "boxes", "system"]
+    table = (folder / "results/table.md").read_text()
+    assert "| other, exact | 1 | proposed | baseline | +0.00 | +0.00 |" in table, "both systems are the same stand-in"
+    ax = accuracy.looseness_plot(rows).axes[0]
+    ellipse = ax.lines[2].get_ydata()
+    assert ellipse[0] > ellipse[2] > ellipse[3] and ax.get_title() == "val: DSC"
+    of = [r["dsc_strict"] for r in rows if (r["folder"], r["boxes"], r["system"]) == ("val", "exact", accuracy.ELLIPSE)]
+    assert ellipse[0] == pytest.approx(100 * np.mean(of)) and (folder / "results/looseness.png").is_file()
+
+
+def test_differences_run_on_their_own_kind_of_case_and_are_subtracted_from_fixed(place):
+    folder, loaded = place
+    run("differences")
+    rows = read(folder / "results/cases.csv")
+    of = {kind: {r["system"] for r in rows if r["case"].startswith(kind)} for kind in ("2D", "3D")}
+    only = {kind: {s.name for s in accuracy.TABLES["differences"].systems if s.only in ("", kind)} for kind in ("pictures", "volumes")}  # fmt: skip
+    references = {"filled box", accuracy.ELLIPSE}
+    assert of == {"2D": only["pictures"] | references, "3D": only["volumes"] | references}
+    assert "mended loop" not in of["2D"] and "colour turns gray" not in of["3D"]
+    assert ("ours.pt", "fixed", "torch", ("color=gray",)) in {one[:4] for one in loaded}
+    # as notebook 03 reads it: places 2, 4 and 5 of a row
+    lines = (folder / "results/table.md").read_text().splitlines()
+    int8 = [line.strip("| ").split(" | ") for line in lines if "| int8, " in line]
+    assert [row[2] for row in int8] == ["int8, a scale a channel", "int8, a scale a tensor"]
+    assert all(row[0] == "pictures" and row[3] == "fixed (#39)" and len(row) == 6 for row in int8)
+    assert sum(line.startswith("| volumes | 1 |") for line in lines) == len(only["volumes"]) - 1
+
+
+def test_precision_asks_for_its_numbers_and_refuses_a_processor_without_bfloat16(place, monkeypatch):
+    _, loaded = place
+    monkeypatch.setattr("fast.openvino_engine.has_bfloat16", lambda: True)
+    rows = run("precision")
+    assert {(one[2], one[4]["precision"]) for one in loaded} == {
+        (engine, precision) for engine in ("openvino", "openvino-int8") for precision in ("f32", "bf16")
+    }
+    assert {row["system"] for row in rows} >= {"float32", "bfloat16", "int8", "int8 and bfloat16"}
+    monkeypatch.setattr("fast.openvino_engine.has_bfloat16", lambda: False)
+    with pytest.raises(SystemExit, match="^accuracy.py: this processor has no bfloat16.*another machine$"):
+        run("precision")
+
+
+def test_each_row_of_the_propagation_is_one_constant_changed_and_the_constants_come_back(place):
+    _, loaded = place
+    before = tuple(getattr(volumes, name) for name in accuracy.SWEEP)
+    rows = run("propagation")
+    assert tuple(getattr(volumes, name) for name in accuracy.SWEEP) == before
+    used = [one[5] for one in loaded]
+    assert all(sum(a != b for a, b in zip(one, before, strict=True)) <= 1 for one in used)
+    assert len(set(used)) == 1 + len(accuracy.SWEPT) and len(used) == 2 + len(accuracy.SWEPT)
+    assert {row["case"] for row in rows} == {"3D_CT_tiny0.npz"}  # pictures are left out
+
+
+def test_bad_cases_are_told_and_the_others_are_done(place, capsys):
+    folder, _ = place
+    image = np.full((20, 30), 9, np.uint8)
+    line = np.zeros((20, 30), np.uint8)
+    line[5:15, 7] = 1
+    save_npz(folder / "val" / "2D_US_line.npz", imgs=image, gts=line)
+    save_npz(folder / "val" / "2D_US_none.npz", imgs=image)
+    save_npz(folder / "val" / "3D_MR_nospacing.npz", imgs=image[None], gts=(image > 0)[None].astype(np.uint8))
+    with pytest.raises(SystemExit) as stop:
+        run("inputs")
+    assert stop.value.code == 1
+    told = [one for one in capsys.readouterr().err.splitlines() if "left out" in one]
+    for text, words in zip(
+        told, ("1 pixel wide or high", "neither 'boxes' nor 'gts'", "no key 'spacing'"), strict=True
+    ):
+        assert text.startswith("accuracy.py: left out: val/") and words in text
+    assert {row["case"] for row in read(folder / "results/cases.csv")} == {"2D_US_tiny0.npz", "2D_US_tiny1.npz"}
+
+
+def test_what_is_missing_is_told_in_one_sentence(place, capsys):
+    folder, loaded = place
+    for path in (folder / "val").glob("2D*"):
+        path.unlink()
+    with pytest.raises(SystemExit, match="^accuracy.py: val: no case here can be used; name other folders"):
+        run("looseness")
+    with pytest.raises(SystemExit, match="no such folder"):
+        run("looseness", cases=("nowhere",))
+    (folder / "ours.pt").unlink()
+    with pytest.raises(SystemExit, match="ours.pt: no such weights; name others with --model, or with --static"):
+        run("table4")
+    assert loaded == []
+    for arguments in (["table9", "--smoke"], ["table4"]):
+        with pytest.raises(SystemExit):
+            accuracy.main(arguments)
+    assert "name the cases: --cases FOLDER, or --smoke" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_the_real_models_make_a_table_of_an_image_and_a_volume(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = accuracy.main(["table4", "--smoke"])
+    assert len(rows) == 2 * 6 * 2 and all(0 <= row["dsc_strict"] <= 1 for row in rows)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("accuracy.py: 2 cases, 0 left out; wrote ")
