@@ -162,7 +162,7 @@ def score(path: Path, gts: Path, systems: dict[str, Segmenter]) -> dict:
     The truth is in the case itself, or in a file of its name in `gts`."""
     case = read_case(path)
     truth = path if case.labels is not None else gts / path.name
-    labels, spacing_mm, ids, boxes = read_truth(truth)
+    labels, spacing_mm, ids, boxes, _ = read_truth(truth)
     check_labels(labels, case.image.shape[: 3 if case.is_3d else 2], truth)
     if case.boxes is not None:  # box i asks for label i + 1
         ids, boxes = np.arange(1, len(case.boxes) + 1), case.boxes

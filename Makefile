@@ -6,7 +6,7 @@ SMOKE ?=
 STEPS ?= $(if $(SMOKE),1,4)
 CASES = $(DEMO)/cache/cases
 # the cases of Figures 2 and 3 (at smoke size there are only two, and step 5 takes them)
-FIGURES = $(if $(SMOKE),,--figure2 2DBox_MR_abdomen --figure3 2DBox_Microscope_ihc 2DBox_US_echo 3DBox_CT_synthetic0 2DBox_MR_head)
+FIGURES = $(if $(SMOKE),,--figures 2DBox_Microscope_ihc 2DBox_US_echo 3DBox_CT_synthetic0 2DBox_MR_head)
 
 # The proposed model: its trained weights where they are, else what the demo's few steps made of it, and named so.
 WEIGHTS = $(wildcard checkpoints/grays_anatomy_sam_l0.pt)
@@ -28,7 +28,7 @@ demo: .venv/run
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_baseline_int8 --model baseline --weights $(DEMO)/baseline.dynamic.pt --engine torch-int8
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs --model proposed --weights $(PROPOSED) --overlay
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_int8 --model proposed --weights $(DEMO)/proposed.dynamic.pt --engine torch-int8
-	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval --images $(CASES)/imgs --figure-system "$(NAME)" $(FIGURES) -s baseline=$(DEMO)/segs_baseline "baseline int8=$(DEMO)/segs_baseline_int8" "$(NAME)=$(DEMO)/segs" "$(NAME_INT8)=$(DEMO)/segs_int8"
+	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval --images $(CASES)/imgs --show "$(NAME)" $(FIGURES) -s baseline=$(DEMO)/segs_baseline "baseline int8=$(DEMO)/segs_baseline_int8" "$(NAME)=$(DEMO)/segs" "$(NAME_INT8)=$(DEMO)/segs_int8"
 
 test: .venv/dev
 	$(BIN)/python -m pytest -m "not long"

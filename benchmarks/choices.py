@@ -9,6 +9,7 @@ The start is our checkpoint, which knows the three channels: a short run shows w
 """
 
 import argparse
+import importlib
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -38,6 +39,8 @@ from recipe.distill import one_cycle
 from segment import Segmenter
 from training import Extras, Training, starting_network
 from volumes import segment_case
+
+evaluate = importlib.import_module("05_evaluate")
 
 INPUTS = {  # name -> changes of preset `fixed`
     "as trained": [],
@@ -71,14 +74,14 @@ def exact_cases(folders: Iterable[Path], work: Path, only_2d: bool = True) -> li
 
 
 def scores_of(segmenter: Segmenter, cases: list, title: str, work: Path, gray_only: bool = False) -> list[dict]:
-    """tables.score_case's rows of one segmenter on prepared cases."""
+    """05_evaluate.score_case's rows of one segmenter on prepared cases."""
     rows = []
     for folder, place, name in tqdm(cases, title, disable=None):
         case = read_npz(place / "imgs" / name)
         if gray_only and not is_gray(case.image):
             continue
         save_npz(work / "segs" / name, segs=segment_case(segmenter, case))
-        found, problems = tables.score_case(place / "gts" / name, {title: work / "segs"}, PROTOCOLS)
+        found, problems = evaluate.score_case(place / "gts" / name, {title: work / "segs"}, PROTOCOLS)
         if problems:
             raise InputError(problems[0])
         rows += [row | {"folder": folder} for row in found if row["system"] == title]
@@ -112,7 +115,7 @@ def train(args: argparse.Namespace, settings: list[str], seed: int, out: Path) -
 
 
 def equal_runs(args: argparse.Namespace, cases: list, work: Path) -> list[dict]:
-    """tables.score_case's rows of every run on every gray case, each with `folder` and `seed`; the system is the input."""
+    """05_evaluate.score_case's rows of every run on every gray case, each with `folder` and `seed`; the system is the input."""
     found = []
     for seed in range(args.seeds):
         for title in args.inputs:

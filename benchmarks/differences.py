@@ -44,7 +44,7 @@ WHOLE = "all of `released`"
 
 
 def measured(cases: list, weights: Path, work: Path) -> list[dict]:
-    """tables.score_case's rows of `fixed` and of every difference that concerns these cases."""
+    """05_evaluate.score_case's rows of `fixed` and of every difference that concerns these cases."""
     flat = [case for case in cases if not case[2].startswith("3D")]
     deep = [case for case in cases if case[2].startswith("3D")]
     rows = []

@@ -39,7 +39,7 @@ def parse(argv: list[str] | None) -> Namespace:
 
 
 def rows_of(cases: Path, args: Namespace) -> list[dict]:
-    """tables.score_case's rows of one folder, each with `boxes` and `folder`."""
+    """05_evaluate.score_case's rows of one folder, each with `boxes` and `folder`."""
     place = args.predictions / cases.name
     flags = ["--cases", cases, "--2d-only", "--predictions", place, "--seed", args.seed]
     chosen = table4.parse([str(flag) for flag in flags] + ["--looseness", *map(str, args.looseness)])

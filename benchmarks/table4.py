@@ -8,6 +8,7 @@ Writes cases.csv, differences.csv (0..1), table.md, differences.md (per cent) an
 """
 
 import hashlib
+import importlib
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
@@ -31,6 +32,8 @@ from grid import GRID, boxes_from_labels, case_rng, loosen_boxes, promptable_lab
 from metrics import PROTOCOLS
 from presets import PRESETS
 from volumes import segment_case
+
+evaluate = importlib.import_module("05_evaluate")
 
 SYSTEMS = ("baseline", "baseline-int8", "proposed", "proposed-int8")  # float is engine fast, -int8 is torch-int8
 PRESET = "fixed"
@@ -180,12 +183,12 @@ def weights_of(systems: Iterable[str], ours: Path) -> dict[str, Path]:
 
 
 def scored(weights: dict[str, Path], kinds: Iterable[str], names: list[str], folder: Path) -> list[dict]:
-    """Predict and score all that `prepare` wrote: tables.score_case's rows, each with its `boxes`, in the table's order."""
+    """Predict and score all that `prepare` wrote: 05_evaluate.score_case's rows, each with its `boxes`, in the table's order."""
     places = {system: predict(system, path, kinds, names, folder) for system, path in weights.items()}
     rows = []
     for kind, name in tqdm([(kind, name) for kind in kinds for name in names], "score", disable=None):
         systems = {system: place / kind for system, place in places.items()}
-        found, problems = tables.score_case(folder / kind / "gts" / name, systems, PROTOCOLS)
+        found, problems = evaluate.score_case(folder / kind / "gts" / name, systems, PROTOCOLS)
         if problems:  # the inputs are ours, so this is no bad case
             raise InputError(problems[0])
         rows += [row | {"boxes": kind} for row in found]

@@ -96,12 +96,12 @@ def test_make_demo_is_the_plain_commands_and_takes_trained_weights_where_they_ar
     )
     lines = [line.removeprefix(".venv/bin/").strip() for line in done.stdout.splitlines()]
     wanted = r"python (?!00)(\S+\.py|-m phantoms)"
-    made = [shlex.split(re.sub(r" --figure2.*(?= -s )", "", line)) for line in lines if re.match(wanted, line)]
+    made = [shlex.split(re.sub(r" --figures.*(?= -s )", "", line)) for line in lines if re.match(wanted, line)]
     plain = next(block for block in BLOCKS if block.startswith("python -m phantoms"))
     if not trained:  # then the proposed columns are what the demo's few steps made
         plain = plain.replace(weights, "demo/run/last.pt").replace('"proposed int8=', '"the same, int8=')
         plain = plain.replace('"proposed=', '"demo training only, 4 steps=')
-        plain = plain.replace("--figure-system proposed", '--figure-system "demo training only, 4 steps"')
+        plain = plain.replace("--show proposed", '--show "demo training only, 4 steps"')
     assert made == [shlex.split(line) for line in plain.splitlines()]
 
 
