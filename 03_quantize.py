@@ -124,7 +124,7 @@ def score(path: Path, gts: Path | None, systems: dict[str, Segmenter]) -> list[d
     """One case: DSC and NSD (strict) of each system at the same boxes, as tables.summarize takes them."""
     case = read_case(path)
     truth = path if case.labels is not None else (gts or path.parent.parent / "gts") / path.name
-    labels, spacing_mm, ids, boxes = read_truth(truth)
+    labels, spacing_mm, ids, boxes, _ = read_truth(truth)
     check_labels(labels, case.grid_shape, truth)
     if case.boxes is not None:
         ids, boxes = np.arange(1, len(case.boxes) + 1), case.boxes

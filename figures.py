@@ -1,18 +1,24 @@
-"""Figures 1 to 3 of the paper, overlays, training curves: data and axes in, axes out; no file, no model, no score.
+"""Figures 1 to 3 of the paper, overlays, training curves: data and axes in, axes out.
 
-Figure 1 is drawn in notebooks/02_train.ipynb. 05_evaluate.py draws Figures 2 and 3 of the cases that it scores.
+Figure 1 is drawn in notebooks/02_train.ipynb. `draw_figures` makes the files of Figures 2 and 3 for step 5.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 
-from enhance import three_channels
+from enhance import is_gray, three_channels
+from files import InputError
+from files.formats import list_cases, name_of, read_case
+from files.writing import save_figure
 from grid import label_bounds, resize_to_grid
 from presets import PRESETS
+from tables import read_labels
 
 YELLOW = (255, 221, 0)  # box prompts, as in the paper's Figure 3
 PALETTE = np.array(  # mask colours, RGB, told apart by colour-blind readers too (Okabe and Ito 2008)
@@ -27,8 +33,7 @@ def overlay(
     """Masks as tinted areas with outlines, boxes in yellow. Small objects get thin lines. [P Fig. 3]
 
     image: (H, W) or (H, W, 3) uint8; labels: (H, W), 0 is background; boxes_xyxy: (N, 4), pixels of the image.
-    numbers: write its label beside each object.
-    Returns (h, w, 3) RGB uint8, enlarged by a whole factor if the image is small.
+    numbers: write its label beside each object. Returns (h, w, 3) RGB uint8, enlarged if the image is small.
     """
     factor = max(1, round(OVERLAY_SIDE / max(image.shape[:2])))
     rgb = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
@@ -38,9 +43,8 @@ def overlay(
     colours = PALETTE[(big[inside].astype(np.int64) - 1) % len(PALETTE)]
     rgb[inside] = (0.65 * rgb[inside] + 0.35 * colours).astype(np.uint8)
     widest = max(1, round(max(rgb.shape[:2]) / 200))
-    bounds = {
-        label: (low[::-1] * factor, (high[::-1] + 1) * factor) for label, (low, high) in label_bounds(labels).items()
-    }
+    bounds = label_bounds(labels).items()
+    bounds = {label: (low[::-1] * factor, (high[::-1] + 1) * factor) for label, (low, high) in bounds}  # x, y
     widths = {label: _line_width(*ends, widest) for label, ends in bounds.items()}
     width_of = np.zeros(max(widths, default=0) + 1, np.uint8)  # by label
     width_of[list(widths)] = list(widths.values())
@@ -64,7 +68,7 @@ def _line_width(low: np.ndarray, high: np.ndarray, widest: int) -> int:
 
 
 def _write_number(rgb: np.ndarray, text: str, low: np.ndarray, high: np.ndarray) -> None:
-    """White on black above an object's top left corner, or inside where there is no room; low and high: x, y of its ends."""
+    """White on black above an object's top left corner, or inside it where there is no room.   low, high: x, y."""
     scale = float(np.clip((high - low).max() / 150, 0.35, max(rgb.shape[:2]) / 900 + 0.1))
     thickness = max(1, round(1.5 * scale))
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
@@ -93,9 +97,11 @@ def figure1(rows: list[dict], ax, marked: dict[str, str] | None = None, skips: S
     """[P Fig. 1] The network as boxes: the image encoder from top to bottom, prompt encoder and mask decoder beside it.
 
     rows: of quantize.trace_parts, the image encoder's first; each is a box with its output's shape (C x H x W), its
-    parameters and its multiply-adds. marked: {name of a row: a line of text}; those boxes get a thick frame and the text.
-    skips: pairs of the image encoder's rows; the output of the first goes to the second as well.
+    parameters and its multiply-adds. marked: {name of a row: a line of text}; such a box gets a thick frame and the
+    text. skips: pairs of the image encoder's rows; the output of the first goes to the second as well.
     """
+    from matplotlib.patches import Rectangle  # matplotlib is imported only where something is drawn
+
     colours = {"image_encoder": PALETTE[0], "prompt_encoder": PALETTE[5], "mask_decoder": PALETTE[1]}
     inputs = {"image_encoder": "image\n3 x 256 x 256", "prompt_encoder": "box\n4 numbers, x y x y"}
     left = [row for row in rows if row["side"] == "image_encoder"]
@@ -116,7 +122,7 @@ def figure1(rows: list[dict], ax, marked: dict[str, str] | None = None, skips: S
         note = (marked or {}).get(row["name"])
         frame = {"edgecolor": PALETTE[2] / 255, "linewidth": 3} if note else {"edgecolor": "0.4", "linewidth": 0.8}
         tint = 1 - 0.35 * (1 - colours[row["side"]] / 255)  # pale, so that the text stays readable
-        ax.add_patch(_rectangle(x - 0.46, y - 0.37, 0.92, 0.74, facecolor=tint, **frame))
+        ax.add_patch(Rectangle((x - 0.46, y - 0.37), 0.92, 0.74, facecolor=tint, **frame))
         ax.text(x, y, f"{text}\n{note}" if note else text, ha="center", va="center", fontsize=9, linespacing=1.15)
         ax.annotate("", (x, y + 0.38), (x, ends[x]), arrowprops={"arrowstyle": "->"})
         ends[x] = y - 0.38
@@ -131,13 +137,6 @@ def figure1(rows: list[dict], ax, marked: dict[str, str] | None = None, skips: S
     ax.set(xlim=(-0.54 - 0.06 * len(skips), 1.5), ylim=(-0.5, height + 0.5))
     ax.axis("off")
     return ax
-
-
-def _rectangle(*place: float, **style):
-    """A matplotlib rectangle; matplotlib is imported only where something is drawn."""
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(place[:2], *place[2:], **style)
 
 
 def figure2(image: np.ndarray, axes):
@@ -183,11 +182,40 @@ def figure3_row(name: str, image: np.ndarray, boxes: np.ndarray | None, segs: np
     return f"{name}, slice {z}", (truth[0], segs[z], truth[2]), truth
 
 
-def plot_losses(log: list[dict], ax, losses: Sequence[tuple[int, float]] = ()):
-    """Training and validation loss over the steps.
+def draw_figures(out: Path, scored: Sequence[str], named: Sequence[str], images: Path, segs: Path, gts: Path) -> None:
+    """figure3.png of the named cases, else of the first four; figure2.png of their first gray 2D image, else of any.
 
-    log: rows of log.csv, step, train_loss, validation_loss.   losses: (step, loss) of every training step, if known; then they are
-    drawn thin, and their mean over the last steps thick, in place of the log's training loss.
+    scored: names of the cases that may be shown. images, segs, gts: folders of the cases, of one system's predictions,
+    and of the truth. InputError for a case that has no image or was not scored.
+    """
+    from matplotlib.figure import Figure  # not pyplot: no window, this also runs on a server
+
+    files = {name_of(path): path for path in list_cases(images) if name_of(path) in scored}
+    if not files:
+        raise InputError(f"{images}: holds no image of the cases that were scored; name their folder with --images")
+    for name in named:
+        if name not in files:
+            raise InputError(f"{images}: no case {name} that was scored; there are {', '.join(files)}")
+    cases, rows = [read_case(files[name]) for name in named or list(files)[:4]], []
+    for case in cases:
+        masks = [read_labels(f / f"{case.name}.npz", k, case.grid_shape)[0] for f, k in ((segs, "segs"), (gts, "gts"))]
+        rows.append(figure3_row(case.name, case.image, case.boxes, *masks))
+    figure = Figure(figsize=(9, 2.6 * len(rows)))
+    figure3(rows, figure.subplots(len(rows), 3, squeeze=False))
+    save_figure(out / "figure3.png", figure)
+    for case in itertools.chain(cases, map(read_case, files.values())):
+        if not case.is_3d and is_gray(case.image):
+            figure = Figure(figsize=(9, 3.2))
+            figure2(case.image, figure.subplots(1, 3))
+            save_figure(out / "figure2.png", figure)
+            break
+
+
+def plot_losses(log: list[dict], ax, losses: Sequence[tuple[int, float]] = ()):
+    """Training and validation loss over the steps.   log: rows of log.csv, step, train_loss, validation_loss.
+
+    losses: (step, loss) of every training step, if known. They are drawn thin, and their mean over the last steps
+    thick, in place of the log's training loss.
     """
     steps = [row["step"] for row in log]
     if losses:
@@ -201,9 +229,8 @@ def plot_losses(log: list[dict], ax, losses: Sequence[tuple[int, float]] = ()):
     else:
         ax.plot(steps, [row["train_loss"] for row in log], marker="o", markersize=3, label="training")
     if log:
-        ax.plot(
-            steps, [row["validation_loss"] for row in log], color="C1", marker="o", markersize=3, label="validation"
-        )
+        validation = [row["validation_loss"] for row in log]
+        ax.plot(steps, validation, color="C1", marker="o", markersize=3, label="validation")
     ax.set(xlabel="optimiser steps", ylabel="loss")
     ax.legend(frameon=False)
     return ax
@@ -229,13 +256,9 @@ def plot_dice(rows: list[dict[str, str]], ax):
         ends.append(start[stage] + max(int(row["step"]) for row in rows if row["stage"] == stage))
     steps = [start[row["stage"]] + int(row["step"]) for row in rows]
     for i, modality in enumerate(list(rows[0])[2:]):
-        style = {
-            "marker": "osD"[i // 6],
-            "markersize": 3,
-            "linestyle": ("-", "--", ":")[i // 6],
-        }  # there are six colours
-        style["color"] = tuple(PALETTE[i % 6] / 255)
-        ax.plot(steps, [float(row[modality]) for row in rows], label=modality, **style)
+        # there are six colours
+        style = {"marker": "osD"[i // 6], "linestyle": ("-", "--", ":")[i // 6], "color": tuple(PALETTE[i % 6] / 255)}
+        ax.plot(steps, [float(row[modality]) for row in rows], label=modality, markersize=3, **style)
     for end in ends[1:-1]:
         ax.axvline(end, color="0.7", linewidth=1)
     ax.set(xlabel=f"optimiser steps, between the lines: {', '.join(start)}", ylabel="Dice, 256 grid")

@@ -1,14 +1,18 @@
-"""DSC and NSD (normalized surface Dice) of label maps, from scratch, and the two reference masks. No PyTorch.
+"""DSC and NSD (normalized surface Dice) of label maps, from scratch, and the two reference masks. No PyTorch. [P 3.1]
 
-Read top to bottom: overlap (`dsc`) -> how large one surface element is (`element_sizes`) -> which elements lie
-within the tolerance of the other surface (`nsd`) -> the table of metrics (`METRICS`) -> one case under either protocol
-(`case_scores`) -> what a box alone already scores (`filled_box`, `inscribed_ellipse`).
+With P the pixels of a predicted object, G those of the true one, S_P and S_G their surfaces (in 2D: contours), t a
+tolerance, and |.| the number of pixels, or the length or area of a surface:
 
-A new metric is one function here and one row of METRICS. Step 5 then shows it in every table.
+    DSC = 2 |P and G| / (|P| + |G|)
+    NSD = (|S_P within t of S_G| + |S_G within t of S_P|) / (|S_P| + |S_G|)
 
-Axis order is the array's: masks (H, W) or (D, H, W), spacing (dy, dx) or (dz, dy, dx) in mm. Sources:
-[P 3.1] names the two scores; NSD: Nikolov et al. 2021, doi:10.2196/26151; the challenge's protocol: CVPR 2024
-"Segment Anything in Medical Images on Laptop", evaluation/compute_metrics.py of its public baseline.
+Read top to bottom: `dsc` -> `contour_nsd`, the second equation in ten lines -> the exact `nsd`, element by element ->
+`METRICS` -> one case (`case_scores`) -> what a box alone already scores (`filled_box`, `inscribed_ellipse`).
+To add a metric, add one function and one row of METRICS. Step 5 then shows it in every table.
+
+Axis order is the array's: masks (H, W) or (D, H, W), spacing (dy, dx) or (dz, dy, dx) in mm. Sources: NSD: Nikolov et
+al. 2021, doi:10.2196/26151; the challenge's protocol: CVPR 2024 "Segment Anything in Medical Images on Laptop",
+evaluation/compute_metrics.py of its public baseline.
 
 Conventions. Every row is a test in tests/test_metrics.py, computed by hand, in 2D and in 3D with unequal spacing.
 
@@ -47,18 +51,39 @@ CORNERS = tuple(itertools.product((0, 1), repeat=3))
 
 
 def dsc(pred: np.ndarray, gt: np.ndarray) -> float:
-    """Dice similarity 2|A and B| / (|A| + |B|) of two bool masks of one shape, in 0..1. [P 3.1]
+    """Dice similarity of two bool masks of one shape, in 0..1. [P 3.1]
 
     Both empty -> nan (nothing to agree on); one empty -> 0. Raises ValueError if shapes differ or one is not bool.
     >>> dsc(np.array([True, True, False]), np.array([True, False, False]))
     0.6666666666666666
     """
     _check_masks(pred, gt)
-    total = np.count_nonzero(pred) + np.count_nonzero(gt)
+    total = np.count_nonzero(pred) + np.count_nonzero(gt)  # |P| + |G|
     return float(2 * np.count_nonzero(pred & gt) / total) if total else math.nan
 
 
-# How large is one surface element? ---------------------------------------------------------------------------------
+def contour_nsd(
+    pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], tolerance_mm: float = TOLERANCE
+) -> float:
+    """What NSD means, to read. Step 5 uses the exact `nsd` below; arguments as there, both masks hold a pixel.
+
+    The surface is all pixels with a neighbour outside, corners included, and each counts 1, where the exact score
+    weighs lengths and areas. On smooth shapes the two differ by about 0.02.
+    """
+    surfaces = []
+    for mask in (pred, gt):
+        padded = np.pad(mask, 1)
+        inner = padded.copy()
+        for step in itertools.product((-1, 0, 1), repeat=mask.ndim):
+            inner &= np.roll(padded, step, axis=range(mask.ndim))
+        surfaces.append(np.argwhere(padded & ~inner) * np.asarray(spacing_mm))  # (n, ndim) mm
+    p, g = surfaces
+    distances = np.linalg.norm(p[:, None] - g[None], axis=-1)  # (n_p, n_g) mm
+    near_p, near_g = (distances.min(axis=axis) <= tolerance_mm for axis in (1, 0))  # (n_p,), (n_g,)
+    return float((near_p.sum() + near_g.sum()) / (len(p) + len(g)))
+
+
+# The exact NSD: how large is one surface element? ------------------------------------------------------------------
 
 
 def _patch_outlines(code: int) -> list[list[tuple[int, int, int]]]:
@@ -74,9 +99,8 @@ def _patch_outlines(code: int) -> list[list[tuple[int, int, int]]]:
     for axis, side in itertools.product(range(3), (0, 1)):
         ring = [(0, 0), (0, 1), (1, 1), (1, 0)]  # once around the face, so that neighbours in the list share an edge
         ring = [(*pair[:axis], side, *pair[axis:]) for pair in ring]
-        middles = [
-            tuple(a + b for a, b in zip(ring[i], ring[i - 3], strict=True)) for i in range(4)
-        ]  # of the edge i, i + 1
+        # middle i lies on the edge from ring[i] to ring[i + 1]
+        middles = [tuple(a + b for a, b in zip(ring[i], ring[i - 3], strict=True)) for i in range(4)]
         crossed = [m for i, m in enumerate(middles) if inside[ring[i]] != inside[ring[i - 3]]]
         segments = [crossed] if len(crossed) == 2 else []
         if len(crossed) == 4:
@@ -93,15 +117,12 @@ def _patch_outlines(code: int) -> list[list[tuple[int, int, int]]]:
     return loops
 
 
-def _fan_normals(loop: list[tuple[int, int, int]], start: int) -> list[tuple[float, float, float]]:
-    """Normals (z, y, x) of the triangles that join loop[start] to every other edge; their length is the area."""
-    (z, y, x), *rest = loop[start:] + loop[:start]
-    normals = []
-    for p, q in itertools.pairwise(rest):
-        a, b = (p[0] - z, p[1] - y, p[2] - x), (q[0] - z, q[1] - y, q[2] - x)
-        cross = (a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0])
-        normals.append(tuple(c / 8 for c in cross))  # 1/2: triangle, not parallelogram; 1/4: half voxels to voxels
-    return normals
+def _fan_normals(loop: list[tuple[int, int, int]], start: int) -> np.ndarray:
+    """(n, 3) normals (z, y, x) of the triangles that join loop[start] to every other edge; their length is the area."""
+    corners = np.array(loop[start:] + loop[:start])
+    spokes = corners[1:] - corners[0]
+    # 1/2: a triangle, not a parallelogram; 1/4: half voxels to voxels
+    return np.cross(spokes[:-1], spokes[1:]) / 8
 
 
 @lru_cache(maxsize=1)
@@ -114,11 +135,11 @@ def _patch_normals() -> np.ndarray:
     """
     table = np.zeros((256, 4, 3))
     for code in range(1, 255):
-        triangles = []
+        triangles: list[np.ndarray] = []
         for loop in _patch_outlines(code):
             fans = (_fan_normals(loop, start) for start in range(len(loop)))
             # rounded, so that fans of equal area rank by position, not by the last bit of a float
-            triangles += max(fans, key=lambda fan: round(sum(math.hypot(*normal) for normal in fan), 9))
+            triangles += [*max(fans, key=lambda fan: round(float(np.linalg.norm(fan, axis=1).sum()), 9))]
         table[code, : len(triangles)] = triangles
     return table
 
@@ -207,50 +228,64 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
     (2D) or patch area (3D), and its place is the neighbourhood's centre. Both empty -> nan; one empty -> 0.
     No distance map is built: "within the tolerance" only asks whether a ball holds an element of the other surface.
     Raises ValueError for masks that are not bool or differ in shape, a wrong spacing, or a negative tolerance.
-    Source: Nikolov et al. 2021, doi:10.2196/26151; equal to google-deepmind/surface-distance to rounding.
     """
     _check_masks(pred, gt)
     spacing_mm = _check_spacing(spacing_mm, gt.ndim)
     if not 0 <= tolerance_mm < math.inf:
         raise ValueError(f"tolerance must be a finite number of mm, 0 or more, found {tolerance_mm}")
-    either = pred | gt
-    crop = []
-    for axis in range(gt.ndim):
-        used = np.flatnonzero(either.any(axis=tuple(a for a in range(gt.ndim) if a != axis)))
-        crop.append(slice(used[0], used[-1] + 1) if used.size else slice(0, 0))
-    pred, gt = pred[tuple(crop)], gt[tuple(crop)]
     if not pred.any() or not gt.any():
         return 0.0 if pred.any() or gt.any() else math.nan
+    crop = _window([label_bounds((pred | gt).view(np.uint8))[1]])
+    pred, gt = pred[crop], gt[crop]
     offsets, reach, margin = _ball_rows(spacing_mm, tolerance_mm, tuple(n + 1 for n in gt.shape))
     codes = [_element_codes(mask, margin) for mask in (pred, gt)]
     full = 2 ** (2**gt.ndim) - 1
     surfaces = [(code != 0) & (code != full) for code in codes]
     sizes = element_sizes(spacing_mm)
-    total, missed = 0.0, 0.0
+    total, missed = 0.0, 0.0  # |S_P| + |S_G|, and what of it is further than t from the other
     for code, of, other in ((codes[0], *surfaces), (codes[1], *reversed(surfaces))):
         total += np.bincount(code[of], minlength=len(sizes)) @ sizes
         missed += np.bincount(code.ravel()[_unreached(of, other, offsets, reach)], minlength=len(sizes)) @ sizes
     return float((total - missed) / total)
 
 
-# Name -> function(pred, gt, spacing_mm) of one label. pred, gt: bool masks (H, W) or (D, H, W), cropped to what either
-# covers; spacing_mm: one number an axis, (1, 1) in 2D. The challenge's 2D masks are slabs (1, H, W).
-# It returns a score in 0..1. With nan, which stands for no score, the case has no mean.
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray, tuple[float, ...]], float]] = {
-    "dsc": lambda pred, gt, spacing_mm: dsc(pred, gt),
-    "nsd": nsd,
+# The metrics, and one case under a protocol -------------------------------------------------------------------------
+
+
+class Metric(NamedTuple):
+    """A row of METRICS: a function, and what step 5 must know to average its scores and to print them.
+
+    function: (pred, gt, spacing_mm) -> score; nan means that there is none, and then the case has no mean.
+        pred, gt: an object's bool masks, (H, W) or (D, H, W), cropped to what either covers, neither of them empty;
+        if of_case, the label maps of the case. spacing_mm: one number an axis, (1, 1) in 2D. In the challenge's
+        protocol an image comes as a slab (1, H, W).
+    unit: "%" for a share 0..1, which tables show times 100; else the unit that they print: "mm", "px", ...
+    missed: the score if only one of the two masks has a pixel. It must be a bad one: if a miss had no score, a system
+        would gain by every object that it does not find. math.inf is the distance to nothing, but has no mean; in its
+        place stands the image's diagonal, than which no distance in the image is larger.
+    """
+
+    function: Callable[[np.ndarray, np.ndarray, tuple[float, ...]], float]
+    unit: str = "%"
+    more_is_better: bool = True
+    missed: float = 0.0
+    of_case: bool = False
+
+
+# Where one number must do, as for the worst cases, the first row is taken. A distance would be, for example,
+# Metric(hausdorff, "mm", more_is_better=False, missed=math.inf).
+METRICS: dict[str, Metric] = {
+    "dsc": Metric(lambda pred, gt, spacing_mm: dsc(pred, gt)),
+    "nsd": Metric(nsd),
 }
 
 
-# One case under a protocol -----------------------------------------------------------------------------------------
-
-
 class CaseScores(NamedTuple):
-    """Scores of one case, 0..1 or nan, by the names in METRICS. The means follow the protocol's conventions."""
+    """Scores of one case by the names in METRICS; nan: none. The means follow the protocol's conventions."""
 
     labels: tuple[int, ...]
-    scores: dict[str, np.ndarray]  # each (n,) float64, one number a label
-    means: dict[str, float]
+    scores: dict[str, np.ndarray]  # of objects: each (n,) float64, one number a label
+    means: dict[str, float]  # over the labels; for a metric of the case its one score
 
 
 def case_scores(
@@ -266,89 +301,93 @@ def case_scores(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
     _check_labels(segs, gts)
-    if (spacing_mm is None) != (gts.ndim == 2):
-        raise ValueError(
-            f"spacing must be given for volumes and be None for images, found {spacing_mm} for {gts.ndim}D"
-        )
-    spacing_mm = (1.0, 1.0) if spacing_mm is None else _check_spacing(spacing_mm, gts.ndim)
+    spacing_mm = _check_spacing((1.0, 1.0) if spacing_mm is None else spacing_mm, gts.ndim)
+    challenge = protocol == "challenge"
+    if challenge and gts.ndim == 2:
+        # the slab's thin axis goes first, not last as there: the areas do not depend on it and rows stay long
+        segs, gts, spacing_mm = segs[None], gts[None], (1.0, 1.0, 1.0)
+    elif challenge:
+        spacing_mm = spacing_mm[::-1]
+    diagonal = math.hypot(*(n * step for n, step in zip(gts.shape, spacing_mm, strict=True)))
+
+    def score(metric: Metric, pred: np.ndarray, gt: np.ndarray) -> float:
+        found = metric.function(pred, gt, spacing_mm) if pred.any() and gt.any() else metric.missed
+        return diagonal if found == math.inf else found
+
     pred_bounds, gt_bounds = label_bounds(segs), label_bounds(gts)
     ids = sorted(gt_bounds)
-    if protocol == "challenge":
+    if challenge:
         ids = range(1, max(gt_bounds, default=0) + 1)  # Python ints: a uint8 255 + 1 would be 0
-        # the slab's thin axis goes first, not last as there: the areas do not depend on it and rows stay long
-        spacing_mm = (1.0, 1.0, 1.0) if gts.ndim == 2 else spacing_mm[::-1]
-    scores = np.full((len(ids), len(METRICS)), np.nan)
-    for row, label in zip(scores, ids, strict=True):
+    of_objects = {name: metric for name, metric in METRICS.items() if not metric.of_case}
+    scores, overlaps = np.full((len(ids), len(of_objects)), np.nan), [math.nan] * len(ids)
+    for i, label in enumerate(ids):
         bounds = [b[label] for b in (pred_bounds, gt_bounds) if label in b]
         if not bounds:
             continue
-        low, high = np.min([b[0] for b in bounds], axis=0), np.max([b[1] for b in bounds], axis=0)
-        crop = tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+        crop = _window(bounds)
         pred, gt = segs[crop] == label, gts[crop] == label
-        if len(spacing_mm) > gt.ndim:
-            pred, gt = pred[None], gt[None]
-        row[:] = [metric(pred, gt, spacing_mm) for metric in METRICS.values()]
-    averages = scores.mean(axis=0).tolist() if len(scores) else [math.nan] * len(METRICS)
-    means = dict(zip(METRICS, averages, strict=True))
-    if protocol == "challenge" and not means["dsc"] > CHALLENGE_NSD_FROM:  # nan is not above it either
+        scores[i] = [score(metric, pred, gt) for metric in of_objects.values()]
+        overlaps[i] = dsc(pred, gt) if challenge else math.nan
+    means = dict.fromkeys(METRICS, math.nan)
+    if ids:
+        means |= dict(zip(of_objects, scores.mean(axis=0).tolist(), strict=True))
+        means |= {name: score(metric, segs, gts) for name, metric in METRICS.items() if metric.of_case}
+    # nan is not above it either: a label number that nobody has makes the case's DSC nan
+    if challenge and "nsd" in means and not (ids and sum(overlaps) / len(ids) > CHALLENGE_NSD_FROM):
         means["nsd"] = 0.0
-    return CaseScores(tuple(ids), dict(zip(METRICS, scores.T, strict=True)), means)
+    return CaseScores(tuple(ids), dict(zip(of_objects, scores.T, strict=True)), means)
 
 
 # What a box alone already scores (D11) -----------------------------------------------------------------------------
-
-
-def filled_box(boxes_xyxy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Label map of filled boxes: box i paints i + 1, later boxes over earlier ones.
-
-    boxes_xyxy: (N, 4) x_min y_min x_max y_max or (N, 6) x_min y_min z_min x_max y_max z_max, pixels, both ends
-    inclusive. shape: (H, W) or (D, H, W). Returns uint16 of that shape. Raises ValueError for boxes of another width,
-    more than 65,535 of them, or a minimum above its maximum. What lies outside the image is left out.
-    >>> filled_box(np.array([[1, 0, 2, 0]]), (2, 4)).tolist()
-    [[0, 1, 1, 0], [0, 0, 0, 0]]
-    """
-    return _paint(boxes_xyxy, shape, ellipse=False)
 
 
 def inscribed_ellipse(boxes_xyxy: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Label map of the ellipses (3D: ellipsoids) inscribed in boxes; arguments, result and errors as `filled_box`.
 
     A box covers its outermost pixels whole, so the semi-axis is (max - min + 1) / 2; a pixel is in if its centre is.
-    Objects that overlap lose to later ones here, as in any label map; painted one at a time they score a little more.
     """
-    return _paint(boxes_xyxy, shape, ellipse=True)
+    return filled_box(boxes_xyxy, shape, ellipse=True)
 
 
-def _paint(boxes_xyxy: np.ndarray, shape: tuple[int, ...], ellipse: bool) -> np.ndarray:
+def filled_box(boxes_xyxy: np.ndarray, shape: tuple[int, ...], ellipse: bool = False) -> np.ndarray:
+    """Label map, uint16, of filled boxes: box i paints i + 1, later boxes over earlier ones.
+
+    boxes_xyxy: (N, 4) x_min y_min x_max y_max or (N, 6) x_min y_min z_min x_max y_max z_max, pixels, both ends
+    inclusive. shape: (H, W) or (D, H, W). Raises ValueError for boxes of another width or a minimum above its maximum.
+    >>> filled_box(np.array([[1, 0, 2, 0]]), (2, 4)).tolist()
+    [[0, 1, 1, 0], [0, 0, 0, 0]]
+    """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64)
     ndim = len(shape)
-    if boxes.ndim != 2 or boxes.shape[1] != 2 * ndim or len(boxes) > np.iinfo(np.uint16).max:
-        raise ValueError(f"need at most 65535 boxes of {2 * ndim} numbers for shape {shape}, found shape {boxes.shape}")
+    if boxes.ndim != 2 or boxes.shape[1] != 2 * ndim:
+        raise ValueError(f"need boxes of {2 * ndim} numbers for shape {shape}, found shape {boxes.shape}")
     low, high = boxes[:, :ndim][:, ::-1], boxes[:, ndim:][:, ::-1]  # (N, ndim), now in array-axis order
     if not (np.isfinite(boxes).all() and (low <= high).all()):
         raise ValueError("boxes must hold finite numbers, minima not above maxima; correct the boxes")
     labels = np.zeros(shape, np.uint16)
     first = np.clip(np.ceil(low), 0, shape).astype(int)
     stop = np.clip(np.floor(high) + 1, 0, shape).astype(int)
+    centres, radii = (low + high) / 2, (high - low + 1) / 2
     for i, (a, b) in enumerate(zip(first, stop, strict=True)):
-        window = labels[tuple(map(slice, a, b))]
-        radius2 = np.zeros(window.shape)
-        for axis in range(ndim if ellipse else 0):
-            along = (np.arange(a[axis], b[axis]) - (low[i, axis] + high[i, axis]) / 2) / ((high - low)[i, axis] + 1) * 2
-            radius2 += np.expand_dims(along**2, tuple(k for k in range(ndim) if k != axis))
-        window[radius2 <= 1] = i + 1
+        window = tuple(map(slice, a, b))
+        axes = zip(np.ogrid[window], centres[i], radii[i], strict=True)
+        labels[window][sum(((x - c) / r) ** 2 for x, c, r in axes) <= 1 if ellipse else ...] = i + 1
     return labels
 
 
-# Checks ------------------------------------------------------------------------------------------------------------
+# Windows and checks ----------------------------------------------------------------------------------------------
+
+
+def _window(bounds: list[tuple[np.ndarray, np.ndarray]]) -> tuple[slice, ...]:
+    """The smallest window that holds all of some bounds, each (low, high) as `label_bounds` gives them."""
+    low, high = np.min([b[0] for b in bounds], axis=0), np.max([b[1] for b in bounds], axis=0)
+    return tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
 
 
 def _check_masks(pred: np.ndarray, gt: np.ndarray) -> None:
     if pred.shape != gt.shape or pred.dtype != bool or gt.dtype != bool:
-        raise ValueError(
-            f"need two bool masks of one shape, found {pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}; "
-            "make a mask with: labels == label"
-        )
+        found = f"{pred.dtype} {pred.shape} and {gt.dtype} {gt.shape}"
+        raise ValueError(f"need two bool masks of one shape, found {found}; make a mask with: labels == label")
 
 
 def _check_spacing(spacing_mm: tuple[float, ...], ndim: int) -> tuple[float, ...]:
@@ -360,11 +399,7 @@ def _check_spacing(spacing_mm: tuple[float, ...], ndim: int) -> tuple[float, ...
 
 def _check_labels(segs: np.ndarray, gts: np.ndarray) -> None:
     for name, labels in (("segs", segs), ("gts", gts)):
-        if labels.dtype.kind not in "ui":
-            raise ValueError(f"{name} must be an integer label map, found {labels.dtype}; convert it")
-        if labels.ndim not in (2, 3) or not labels.size:
-            raise ValueError(f"{name} must be (H, W) or (D, H, W), found shape {labels.shape}; reshape it")
-        if labels.dtype.kind == "i" and labels.min() < 0:
-            raise ValueError(f"{name} holds the negative label {labels.min()}; labels start at 0, the background")
+        if labels.dtype.kind not in "ui" or labels.min(initial=0) < 0:
+            raise ValueError(f"{name} must be an integer label map without negative labels, found {labels.dtype}")
     if segs.shape != gts.shape:
         raise ValueError(f"segs has shape {segs.shape} but gts has {gts.shape}; they must agree")

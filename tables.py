@@ -1,26 +1,30 @@
-"""Files of truth and predictions -> scores of cases -> means by modality, with intervals -> the tables people read.
+"""Files of truth and predictions -> scores -> means by modality, differences with intervals -> the tables people read.
 
-Read top to bottom: the paper's numbers -> one case (`score_case`) -> means (`summarize`) -> differences of two systems
-with bootstrap intervals (`paired_differences`) -> tables as text. Means are plain: over a case's labels, a modality's
-cases, the modalities. Metrics, protocols and conventions: see metrics.py. [P 3.1, Table 4]
+Read top to bottom: the paper's numbers -> names and units of scores -> the files that step 5 reads -> means
+(`summarize`) -> differences of two systems (`paired_differences`) -> tables as text. Metrics and protocols: metrics.py.
+[P 3.1, Table 4]
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from files import MODALITIES, InputError, modality_of
 from files.case import check_boxes, check_labels, spacing_zyx
 from files.npz import load_npz
-from grid import boxes_from_labels, drawn_boxes, label_bounds
-from metrics import METRICS, PROTOCOLS, case_scores, filled_box, inscribed_ellipse
+from files.writing import csv_text, save_text
+from grid import boxes_from_labels
+from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
 
-# systems that never look at the image: what a box alone is worth
+# D11: two systems that never look at the image, to show what a box alone is worth
 REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
 AVERAGE = "Average"
 DRAWS = 10_000  # of the bootstrap
@@ -49,12 +53,49 @@ def paper_scores(quantized: tuple[bool, ...] = (False,)) -> dict[str, dict[str, 
     return columns
 
 
-def score_names() -> tuple[str, ...]:
-    """The scores of a case in the order of the columns: dsc_strict, nsd_strict, dsc_challenge, nsd_challenge, ..."""
-    return tuple(f"{metric}_{protocol}" for protocol in PROTOCOLS for metric in METRICS)
+# Names and units of scores -----------------------------------------------------------------------------------------
 
 
-# One case: files to scores -----------------------------------------------------------------------------------------
+def score_names(of_objects: bool = False) -> tuple[str, ...]:
+    """The scores of a case, or of its objects, in the order of the columns: dsc_strict, nsd_strict, dsc_challenge, ..."""
+    names = [name for name, metric in METRICS.items() if not (of_objects and metric.of_case)]
+    return tuple(f"{name}_{protocol}" for protocol in PROTOCOLS for name in names)
+
+
+def scores_in(row: dict) -> list[str]:
+    """The columns of a row that hold scores, whatever rows METRICS has by now."""
+    return [column for column in row if column.rpartition("_")[2] in PROTOCOLS]
+
+
+def title_and_factor(score: str) -> tuple[str, int]:
+    """Title of a column, and what its numbers are printed times: ("NSD strict", 100), ("HD95 strict, mm", 1), ("s", 1)."""
+    if score == "seconds":
+        return "s", 1
+    name, _, protocol = score.rpartition("_")
+    unit = METRICS[name].unit if name in METRICS else "%"
+    return (f"{name.upper()} {protocol}", 100) if unit == "%" else (f"{name.upper()} {protocol}, {unit}", 1)
+
+
+def units() -> str:
+    """What the numbers of all metrics are: "DSC and NSD in per cent, HD95 in mm (less is better)"."""
+    names: dict[str, list[str]] = {}
+    for name, metric in METRICS.items():
+        unit = ("per cent" if metric.unit == "%" else metric.unit) + " (less is better)" * (not metric.more_is_better)
+        names.setdefault(unit, []).append(name.upper())
+    return ", ".join(f"{' and '.join(of)} in {unit}" for unit, of in names.items())
+
+
+# The files that step 5 reads ---------------------------------------------------------------------------------------
+
+
+class Truth(NamedTuple):
+    """Ground truth of a case. ids[i] is the label that box i asks for."""
+
+    labels: np.ndarray  # (H, W) or (D, H, W) uint16
+    spacing_mm: tuple[float, ...] | None  # (z, y, x); None in 2D
+    ids: np.ndarray  # (N,)
+    boxes: np.ndarray  # (N, 4) or (N, 6)
+    modality: str
 
 
 def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict]:
@@ -65,61 +106,82 @@ def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> t
     return check_labels(stored[key], shape or stored[key].shape, path), stored
 
 
-def read_truth(path: Path) -> tuple[np.ndarray, tuple[float, ...] | None, np.ndarray, np.ndarray]:
-    """Ground truth of a case: labels uint16, spacing_mm (z, y, x) or None in 2D, ids (N,) and boxes (N, 4 or 6).
+def read_truth(path: Path) -> Truth:
+    """Ground truth of a case; the boxes are those of the file if it has `boxes`, else each label's exact one.
 
-    ids[i] is the label that box i asks for: i + 1 if the file has `boxes`, else each label with its exact box.
-    Raises ValueError, one sentence, if a key is missing or unusable.
+    Raises InputError, one sentence, if a key is missing or unusable.
     """
-    gts, stored = read_labels(path, "gts")
-    if gts.ndim not in (2, 3) or not gts.any():
-        raise InputError(f"{path}: 'gts', shape {gts.shape}, must be a (H, W) or (D, H, W) label map with an object")
-    if gts.ndim == 3 and "spacing" not in stored:
+    labels, stored = read_labels(path, "gts")
+    if labels.ndim not in (2, 3) or not labels.any():
+        raise InputError(f"{path}: 'gts', shape {labels.shape}, must be a (H, W) or (D, H, W) label map with an object")
+    if labels.ndim == 3 and "spacing" not in stored:
         raise InputError(f"{path}: has no key 'spacing', and a 3D NSD is in mm; save (x, y, z) in mm as 'spacing'")
-    spacing_mm = spacing_zyx(stored["spacing"]) if gts.ndim == 3 else None
-    if "boxes" not in stored:
-        return gts, spacing_mm, *boxes_from_labels(gts)
-    boxes = check_boxes(stored["boxes"], gts.shape, path)
-    return gts, spacing_mm, np.arange(1, len(boxes) + 1), boxes
-
-
-def score_case(
-    truth: Path, systems: dict[str, Path], protocols: tuple[str, ...], looseness: float = 0.0
-) -> tuple[list[dict], list[str]]:
-    """Score one case for every system and both references. Returns (rows, problems in one sentence each).
-
-    truth: .npz with gts. systems: {name: folder of predictions, .npz of the same name with segs}.
-    looseness: the references get boxes that are this loose, those of 04_infer.py --looseness.
-    A row holds system, case (the file's name), modality, objects, a mean for each of `score_names` that was asked
-    for, 0..1 or nan, and labels: {label: {score name: score}}.
-    """
     try:
-        gts, spacing_mm, ids, boxes = read_truth(truth)
+        spacing_mm = spacing_zyx(stored["spacing"]) if labels.ndim == 3 else None
     except ValueError as error:
-        return [], [str(error) if isinstance(error, InputError) else f"{truth}: {error}"]
-    boxes = drawn_boxes(truth.stem, boxes, looseness, gts.shape)
-    label_of = np.append(0, ids).astype(np.uint16)  # the references paint box i as i + 1; its label is ids[i]
-    maps, problems = {name: label_of[paint(boxes, gts.shape)] for name, paint in REFERENCES.items()}, []
+        raise InputError(f"{path}: {error}") from error
+    if "boxes" in stored:
+        boxes = check_boxes(stored["boxes"], labels.shape, path)
+        ids = np.arange(1, len(boxes) + 1)
+    else:
+        ids, boxes = boxes_from_labels(labels)
+    return Truth(labels, spacing_mm, ids, boxes, modality_of(path.stem))
+
+
+def read_predictions(name: str, systems: dict[str, Path], truth: Truth) -> tuple[dict[str, np.ndarray], list[str]]:
+    """{system: label map uint16 of the truth's shape} of the file of that name, and a sentence for each that is bad."""
+    found, problems = {}, []
     for system, folder in systems.items():
-        path = folder / truth.name
         try:
-            if not path.is_file():
-                raise InputError(f"{path}: no prediction for this case; run python 04_infer.py on it first")
-            maps[system] = read_labels(path, "segs", gts.shape)[0]
+            if not (folder / name).is_file():
+                raise InputError(f"{folder / name}: no prediction for this case; run python 04_infer.py on it first")
+            found[system] = read_labels(folder / name, "segs", truth.labels.shape)[0]
         except InputError as error:
             problems.append(str(error))
-    rows, modality, objects = [], modality_of(truth.stem), len(label_bounds(gts))
-    for system, segs in maps.items():
-        row = {"system": system, "case": truth.name, "modality": modality, "objects": objects, "labels": {}}
-        for protocol in protocols:
-            found = case_scores(segs, gts, spacing_mm, protocol)
-            row |= {f"{metric}_{protocol}": mean for metric, mean in found.means.items()}
-            for i, label in enumerate(found.labels):
-                scores = {f"{metric}_{protocol}": float(values[i]) for metric, values in found.scores.items()}
-                if not all(map(math.isnan, scores.values())):  # an id that neither truth nor prediction has
-                    row["labels"].setdefault(label, {}).update(scores)
-        rows.append(row)
-    return rows, problems
+    return found, problems
+
+
+def find_systems(entries: Sequence[str], shown: str | None) -> tuple[dict[str, Path], str]:
+    """["ours=runs/segs", "other/segs"] -> {"ours": folder, "segs": folder}, and the one to be shown, else the first.
+
+    InputError if a name or a folder is of no use.
+    """
+    systems: dict[str, Path] = {}
+    for entry in entries:
+        name, equals, folder = entry.partition("=")
+        if not equals or Path(entry).is_dir():  # a folder may have "=" in its name
+            name, folder = Path(entry).resolve().name, entry
+        if not name or name in systems or name in REFERENCES:
+            raise InputError(f"--segs {entry}: name {name!r} is empty or taken; give another, NAME={folder}")
+        if not any(Path(folder).glob("*.npz")):
+            raise InputError(f"no .npz in {folder}/. Run first: python 04_infer.py -i CASES -o {folder}")
+        systems[name] = Path(folder)
+    shown = shown or next(iter(systems))
+    if shown not in systems:
+        raise InputError(f"--show {shown}: no such system; there are {', '.join(systems)}")
+    return systems, shown
+
+
+def find_truth(gts: Path, systems: dict[str, Path]) -> tuple[list[Path], list[str]]:
+    """Files of truth in their order, and a sentence for each prediction that has none. InputError without any file."""
+    files = sorted(gts.glob("*.npz"))
+    if not files:
+        raise InputError(f"no .npz in {gts}/. Run first: python 01_preprocess.py, or correct --gts")
+    names = {file.name for file in files}
+    predicted = sorted(file for folder in systems.values() for file in folder.glob("*.npz"))
+    return files, [f"{file}: has no ground truth in {gts}; add it" for file in predicted if file.name not in names]
+
+
+def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
+    """{(system, case file name): total_s} from every folder that has an efficiency.csv (step 4 writes it)."""
+    seconds = {}
+    for system, path in ((system, folder / "efficiency.csv") for system, folder in systems.items()):
+        try:
+            lines = read_rows(path) if path.is_file() else []
+            seconds |= {(system, line["case"]): float(line["total_s"]) for line in lines}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: needs columns case and total_s ({error!r}); run 04_infer.py again") from error
+    return seconds
 
 
 # Means -------------------------------------------------------------------------------------------------------------
@@ -128,9 +190,10 @@ def score_case(
 def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
     """{(system, modality or "Average"): cases, objects, mean scores and seconds}, in the order of the table.
 
-    rows: `score_case`'s, of one or more cases; each may have `seconds` as well.
+    rows: of step 5's `score_case`, of one or more cases; each may have `seconds` as well. Means are plain: over a
+    modality's cases that have a score, then over the modalities, however many cases each has.
     """
-    keys, summary = [key for key in (*score_names(), "seconds") if key in rows[0]], {}
+    keys, summary = [*scores_in(rows[0]), *(["seconds"] if "seconds" in rows[0] else [])], {}
 
     def mean(members: list[dict]) -> dict[str, float]:  # of the numbers; nan (no score, no time) if there is none
         known = {key: [row[key] for row in members if not math.isnan(row[key])] for key in keys}
@@ -150,9 +213,15 @@ def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
 
 # Is one system better than another? --------------------------------------------------------------------------------
 # Two systems get the same cases with the same boxes, so they are subtracted case by case: what makes a case hard for
-# both falls out. The interval says how far the mean difference would move if other cases of the same kind had been
-# drawn. To find it, draw as many cases again, with repeats, from those we have; take the mean; do that 10,000 times;
-# cut off the outer 5 %. [P Table 4 has no intervals]
+# both falls out. With a_mc and b_mc the scores of case c of modality m, n_m its cases, M modalities:
+#
+#     d_mc = a_mc - b_mc                      D = 1/M sum_m 1/n_m sum_c d_mc
+#
+# How far would D move if other cases of the same kind had been drawn? The bootstrap draws n_m cases of every modality
+# again, with repeats, from those we have, and repeats that K = 10,000 times:
+#
+#     D_k = 1/M sum_m 1/n_m sum_j d_m,i(j)    i(j): the case that came j-th in draw k
+#     interval: from the 2.5th to the 97.5th percentile of D_1 .. D_K                     [P Table 4 has no intervals]
 
 
 def bootstrap_interval(
@@ -160,14 +229,14 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile-bootstrap interval (low, high) of the mean of group means.
 
-    groups: one array (n,) for each modality. Cases are drawn with repeats within their group, so that each keeps its
-    size. A group of one case cannot vary; with two or three, the interval is narrower than it should be.
+    groups: one array (n,) for each modality. A group keeps its size in each draw. A group of one case cannot vary;
+    with two or three, the interval is narrower than it should be.
     Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7 (1979).
     >>> bootstrap_interval([np.array([2.0, 2.0]), np.array([4.0, 4.0, 4.0])])
     (3.0, 3.0)
     """
     rng = np.random.default_rng(seed)
-    means = np.zeros(draws)
+    means = np.zeros(draws)  # D_k, until the division the sum over m
     for values in groups:
         drawn = rng.integers(len(values), size=(draws, len(values)))  # (draws, n)
         means += values[drawn].mean(axis=1)
@@ -178,10 +247,9 @@ def bootstrap_interval(
 def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws: int = DRAWS) -> list[dict]:
     """Mean difference of each pair of systems, by modality and on average, with its interval.
 
-    rows: `score_case`'s, under both protocols, all at the same boxes. pairs: (system, system to subtract); a pair
-    without rows is left out. Means are over cases, then over modalities; a case without a score in either system does
-    not count. Returns one dict for each pair, modality and score: system, minus, modality, cases, score, difference,
-    low, high. low and high are nan where one case is all there is.
+    rows: of step 5's `score_case`, all at the same boxes. pairs: (system, system to subtract); a pair without rows is
+    left out, and so is a case that has no score in either. Returns one dict for each pair, modality and score: system,
+    minus, modality, cases, score, difference, low, high. low and high are nan where one case is all there is.
     """
     of_system: dict[str, dict[str, dict]] = {}
     for row in rows:
@@ -189,15 +257,15 @@ def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws
     found = []
     for system, minus in pairs:
         ours, theirs = of_system.get(system, {}), of_system.get(minus, {})
-        for score in score_names():
-            values: dict[str, list[float]] = {}
+        for score in scores_in(rows[0]):
+            differences: dict[str, list[float]] = {modality: [] for modality in MODALITIES}
             for case in ours.keys() & theirs.keys():
-                difference = ours[case][score] - theirs[case][score]
-                if not math.isnan(difference):
-                    values.setdefault(ours[case]["modality"], []).append(difference)
+                differences[ours[case]["modality"]].append(ours[case][score] - theirs[case][score])
             # sorted: sets have no order, and the draws must not depend on one
-            groups = {m: np.sort(np.array(values[m])) for m in MODALITIES if m in values}
-            lines = {m: [group] for m, group in groups.items()} | ({AVERAGE: list(groups.values())} if groups else {})
+            groups = {m: np.sort([d for d in values if not math.isnan(d)]) for m, values in differences.items()}
+            lines = {modality: [group] for modality, group in groups.items() if len(group)}
+            if lines:
+                lines[AVERAGE] = [group for (group,) in lines.values()]
             for modality, members in lines.items():
                 cases = sum(map(len, members))
                 low, high = bootstrap_interval(members, draws) if cases > 1 else (math.nan, math.nan)
@@ -210,56 +278,64 @@ def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws
 # Tables as text ----------------------------------------------------------------------------------------------------
 
 
-def markdown_table(summary: dict[tuple[str, str], dict], protocols: tuple[str, ...], paper: bool) -> str:
-    """A row a modality and the average; a system's columns are its metrics, strict if computed, challenge NSD, seconds.
-
-    summary: `summarize`'s. paper: add the float columns of the paper's Table 4.
-    """
-    first, systems = protocols[0], systems_of(summary)
-    keys = {f"{metric.upper()} {first}": f"{metric}_{first}" for metric in METRICS} | {"NSD challenge": "nsd_challenge"}
-    keys = {title: key for title, key in keys.items() if key in summary[systems[-1], AVERAGE]} | {"s": "seconds"}
-    fields = {f"{s}: {t}": (s, k) for s in systems for t, k in keys.items() if k != "seconds" or s not in REFERENCES}
-    printed = paper_scores() if paper else {}
-    lines = [["modality", "cases", *fields, *printed]]
+def summary_cells(summary: dict, columns: dict[str, tuple[str, str]], decimals: int = 2) -> list[list[str]]:
+    """Cells of a table, its header first: a row a modality and the average.   columns: {title: (system, score)}."""
+    last = systems_of(summary)[-1]
+    rows = [["modality", "cases", *columns]]
     for modality in modalities_of(summary):
-        line_of = {system: summary.get((system, modality), {}) for system in systems}
-        values = [line_of[s].get(key, math.nan) * (1 if key == "seconds" else 100) for s, key in fields.values()]
-        values += [column.get(modality, math.nan) for column in printed.values()]
-        lines.append([modality, str(line_of[systems[-1]]["cases"]), *map(cell, values)])
-    names = " and ".join(metric.upper() for metric in METRICS)
-    notes = [f"{names} in per cent, s in seconds: means over the cases that have one. Average: over the modalities."]
-    notes += ["Paper: its Table 4, slices of other cases at 256 x 256, average over its nine: not comparable."] * paper
-    return "\n".join([pipe_table(lines), "", *notes, ""])
+        lines = {system: summary.get((system, modality), {}) for system in systems_of(summary)}
+        values = [lines[system].get(key, math.nan) * title_and_factor(key)[1] for system, key in columns.values()]
+        rows.append([modality, str(lines[last]["cases"]), *(cell(value, decimals) for value in values)])
+    return rows
+
+
+def score_columns(summary: dict, protocol: str, *more: str) -> dict[str, tuple[str, str]]:
+    """{"system: title": (system, score)}: the scores of a protocol, more scores, seconds; what was computed of them."""
+    systems = systems_of(summary)
+    keys = dict.fromkeys([*(f"{metric}_{protocol}" for metric in METRICS), *more, "seconds"])
+    pairs = [(s, key) for s in systems for key in keys if not (key == "seconds" and s in REFERENCES)]
+    return {f"{s}: {title_and_factor(key)[0]}": (s, key) for s, key in pairs if key in summary[systems[-1], AVERAGE]}
+
+
+def markdown_table(summary: dict[tuple[str, str], dict], protocols: tuple[str, ...]) -> str:
+    """A row a modality and the average; a system's columns are its metrics, strict if computed, challenge NSD, seconds."""
+    rows = summary_cells(summary, score_columns(summary, protocols[0], "nsd_challenge"))
+    note = f"{units()}, s in seconds: means over the cases that have one. {AVERAGE}: over the modalities."
+    return "\n".join([pipe_table(rows), "", note, ""])
+
+
+def terminal_table(summary: dict[tuple[str, str], dict], protocol: str) -> str:
+    """The scores of one protocol, and seconds where known, in a terminal's width."""
+    header, *body = summary_cells(summary, score_columns(summary, protocol), decimals=1)
+    return aligned([[re.sub(rf" {protocol}(, \S+)?$", r"\1", title) for title in header], *body])
 
 
 def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
-    """One score of every system, per cent: a row a modality and the average, the paper's four columns at the right.
-
-    score: one of `score_names`. The paper's columns are those of the same metric, DSC or NSD, on its own split.
-    """
+    """One score of every system, the paper's four columns of that metric, DSC or NSD, on its own split, at the right."""
     systems, ending = systems_of(summary), f": {score.split('_')[0].upper()}"
     printed = {title: column for title, column in paper_scores((False, True)).items() if title.endswith(ending)}
-    lines = [["modality", "cases", "objects", *systems, *(title.removesuffix(ending) for title in printed)]]
-    for modality in modalities_of(summary):
-        counts = summary[systems[-1], modality]
-        values = [100 * summary[system, modality][score] for system in systems]
-        values += [column.get(modality, math.nan) for column in printed.values()]
-        lines.append([modality, str(counts["cases"]), str(counts["objects"]), *map(cell, values)])
-    return pipe_table(lines)
+    header, *body = summary_cells(summary, {system: (system, score) for system in systems})
+    rows = [[*header[:2], "objects", *systems, *(title.removesuffix(ending) for title in printed)]]
+    for modality, cases, *scores in body:
+        objects = str(summary[systems[-1], modality]["objects"])
+        rows.append([modality, cases, objects, *scores, *(cell(c.get(modality, math.nan)) for c in printed.values())])
+    return pipe_table(rows)
 
 
-def difference_table(lines: list[dict], scores: dict[str, str]) -> str:
-    """Differences of one pair of systems in points of per cent, with their intervals: a row a modality and the average.
+def difference_table(lines: list[dict], scores: dict[str, str], by: str = "modality") -> str:
+    """Differences with their intervals, shares in points of per cent: a row a modality, or a pair of systems.
 
-    lines: `paired_differences`'s of that pair. scores: {title of the column: one of `score_names`}.
+    lines: `paired_differences`'s, of one pair, or by="pair" of one modality. scores: {title of the column: score}.
     """
-    rows: dict[str, list[str]] = {}
-    for score in scores.values():
-        for line in (line for line in lines if line["score"] == score):
-            numbers = [100 * line[key] for key in ("difference", "low", "high")]
-            interval = "" if math.isnan(numbers[1]) else f" [{numbers[1]:+.2f}, {numbers[2]:+.2f}]"
-            rows.setdefault(line["modality"], [str(line["cases"])]).append(f"{numbers[0]:+.2f}{interval}")
-    return pipe_table([["modality", "cases", *scores], *([modality, *cells] for modality, cells in rows.items())])
+    rows: dict[str, dict[str, str]] = {}
+    for line in (line for line in lines if line["score"] in scores.values()):
+        mean, low, high = (title_and_factor(line["score"])[1] * line[key] for key in ("difference", "low", "high"))
+        interval = "" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]"
+        name = line["modality"] if by == "modality" else f"{line['system']} - {line['minus']}"
+        row = rows.setdefault(name, {"cases": str(line["cases"])})
+        row[line["score"]] = f"{mean:+.2f}{interval}"
+    body = [[name, *(row.get(key, "-") for key in ("cases", *scores.values()))] for name, row in rows.items()]
+    return pipe_table([[by, "cases", *scores], *body])
 
 
 def pipe_table(rows: list[list[str]]) -> str:
@@ -268,31 +344,17 @@ def pipe_table(rows: list[list[str]]) -> str:
     return "\n".join([header, "| " + " | ".join(["---"] * len(rows[0])) + " |", *body])
 
 
-def terminal_table(summary: dict[tuple[str, str], dict], protocol: str) -> str:
-    """The same in a terminal's width: the metrics of one protocol for each system, seconds where known."""
-    systems, modalities = systems_of(summary), modalities_of(summary)
-    columns = [
-        ["", "modality", *modalities],
-        ["", "cases", *(str(summary[systems[-1], m]["cases"]) for m in modalities)],
-    ]
-    for system in systems:
-        keys = {metric.upper(): f"{metric}_{protocol}" for metric in METRICS}
-        keys |= {} if system in REFERENCES else {"s": "seconds"}
-        for i, (title, key) in enumerate(keys.items()):
-            values = [
-                summary.get((system, m), {}).get(key, math.nan) * (1 if title == "s" else 100) for m in modalities
-            ]
-            columns.append(["" if i else system, title, *(cell(value, 1) for value in values)])
-    widths = [max(5, *(len(text) for text in column[1:])) for column in columns]
-    starts = [i for i, column in enumerate(columns) if column[0]]  # where each system's columns begin
-    header = ""
-    for start, end in zip(starts, [*starts[1:], len(columns)], strict=True):
-        header = header.ljust(widths[0] + sum(width + 2 for width in widths[1:start]) + 4) + columns[start][0]
-        widths[start] += max(0, len(columns[start][0]) + 4 - sum(width + 2 for width in widths[start:end]))
-    lines = [header]
-    for first, *rest in list(zip(*columns, strict=True))[1:]:
-        lines.append("".join([first.ljust(widths[0]), *(f"  {c:>{w}}" for c, w in zip(rest, widths[1:], strict=True))]))
-    return "\n".join(line.rstrip() for line in lines)
+def aligned(rows: list[list[str]]) -> str:
+    """Rows of cells as columns for the terminal, the header first; of titles "group: name" the group stands above."""
+    groups, names = zip(*(title.rpartition(": ")[::2] for title in rows[0]), strict=True)
+    widths = [max(5, *map(len, column)) for column in zip(names, *rows[1:], strict=True)]
+    starts = [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
+    above = ""
+    for start, end in itertools.pairwise([*starts, len(widths)]):
+        above = above.ljust(widths[0] + sum(width + 2 for width in widths[1:start]) + 4) + groups[start]
+        widths[start] += max(0, len(groups[start]) + 4 - sum(width + 2 for width in widths[start:end]))
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in (names, *rows[1:])]
+    return "\n".join(line.rstrip() for line in (above, *lines))
 
 
 def systems_of(summary: dict[tuple[str, str], dict]) -> list[str]:
@@ -309,3 +371,32 @@ def modalities_of(summary: dict[tuple[str, str], dict]) -> list[str]:
 def cell(value: float, decimals: int = 2) -> str:
     """A number as a table shows it; "-" for nan."""
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
+
+
+def write_tables(
+    out: Path, rows: list[dict], summary: dict, differences: list[dict], protocols: tuple[str, ...]
+) -> None:
+    """cases.csv, labels.csv (a row an object), modalities.csv, differences.csv, table.md.
+
+    Scores in .csv are as computed, shares 0..1; what was not computed, or is nan, is left blank.
+    """
+    names = ("system", "case", "modality")
+    objects = [
+        {name: row[name] for name in names} | {"label": label} | scores
+        for row in rows
+        for label, scores in sorted(row["labels"].items())
+    ]
+    means = [{"system": system, "modality": modality, **line} for (system, modality), line in summary.items()]
+    tables = {
+        "cases": (rows, (*names, "objects", *score_names(), "seconds")),
+        "labels": (objects, (*names, "label", *score_names(of_objects=True))),
+        "modalities": (means, ("system", "modality", "cases", "objects", *score_names(), "seconds")),
+        "differences": (differences, ("system", "minus", "modality", "cases", "score", "difference", "low", "high")),
+    }
+    for name, (lines, columns) in tables.items():
+        save_text(out / f"{name}.csv", csv_text(lines, columns))
+    scores = {title_and_factor(score)[0]: score for score in (f"{metric}_{protocols[0]}" for metric in METRICS)}
+    table = difference_table([line for line in differences if line["modality"] == AVERAGE], scores, by="pair")
+    note = f"Differences of the {AVERAGE.lower()}, the first system's minus the second's, in the same units, with their"
+    note += f" {LEVEL:.0%} bootstrap intervals."
+    save_text(out / "table.md", "\n".join([markdown_table(summary, protocols), table, "", note, ""]))

@@ -20,7 +20,7 @@ import torch
 from files import MODALITIES, PAPER_MODALITIES, bare_name
 from model import build_model
 from quantize import count_macs
-from tables import AVERAGE, PAPER_TABLES, cell, pipe_table, read_rows, score_names, summarize
+from tables import AVERAGE, PAPER_TABLES, cell, pipe_table, read_rows, scores_in, summarize
 
 RESULTS = PAPER_TABLES.parent
 CARD = RESULTS.parent / "checkpoints" / "README.md"
@@ -37,7 +37,7 @@ def score_rows(path: Path, **chosen: str) -> list[dict]:
     chosen: columns and the value that a row must have there, such as boxes="exact". A score that is missing is nan.
     """
     rows = [row for row in read_rows(path) if all(row[column] == value for column, value in chosen.items())]
-    numbers = [{name: float(row[name] or math.nan) for name in score_names()} for row in rows]
+    numbers = [{name: float(row[name] or math.nan) for name in scores_in(row)} for row in rows]
     return [row | found | {"objects": int(row["objects"])} for row, found in zip(rows, numbers, strict=True)]
 
 

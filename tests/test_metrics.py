@@ -7,14 +7,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from metric_rows import DISTANCE, OF_CASE, PAPER, use
 
 from grid import label_bounds
-from metrics import METRICS, _patch_outlines, case_scores, dsc, element_sizes, filled_box, inscribed_ellipse, nsd
+from metrics import (
+    METRICS,
+    Metric,
+    _patch_outlines,
+    case_scores,
+    contour_nsd,
+    dsc,
+    element_sizes,
+    filled_box,
+    inscribed_ellipse,
+    nsd,
+)
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "metrics_golden.npz")
 # A pair of shapes and spacings for every claim that must hold in 2D and in 3D with unequal spacing
 GRIDS = {"2D": ((9, 12), None), "3D": ((5, 9, 12), (5.0, 1.0, 2.0))}
 both_dimensions = pytest.mark.parametrize("shape, spacing", GRIDS.values(), ids=GRIDS)
+
+
+@pytest.fixture(autouse=True)
+def only_the_papers_metrics(monkeypatch):
+    """The numbers below are of DSC and NSD, whatever rows a fork adds or deletes."""
+    use(monkeypatch, PAPER)
 
 
 def mask_of(shape, *points):
@@ -179,9 +197,8 @@ def test_the_challenge_reads_the_spacing_in_reverse_by_hand():
     segs = np.roll(gts, 1, axis=0)
     spacing = (5.0, 1.0, 1.0)
     # Each column: 4 corners at either end, and 2 x 4 strips on its long edges. Only the outer end of each is 5 mm off.
-    corner = 0.125 * math.sqrt(
-        (1 * 1) ** 2 + (5 * 1) ** 2 + (5 * 1) ** 2
-    )  # shadows dy dx, dz dx, dz dy, an eighth each
+    # shadows dy dx, dz dx, dz dy, an eighth each
+    corner = 0.125 * math.sqrt((1 * 1) ** 2 + (5 * 1) ** 2 + (5 * 1) ** 2)
     strip = 5 * math.sqrt(0.5)
     strict = case_scores(segs, gts, spacing)
     assert strict.means["dsc"] == pytest.approx(2 / 3)
@@ -264,6 +281,39 @@ def test_fast_nsd_equals_all_pairs_of_elements(shape, spacing, tolerance, densit
     assert nsd(pred, gt, spacing, tolerance) == pytest.approx(want, abs=1e-12)
 
 
+def ellipse(shape, radii, centre):
+    grid = np.ogrid[tuple(slice(n) for n in shape)]
+    return sum(((x - c) / r) ** 2 for x, c, r in zip(grid, centre, radii, strict=True)) <= 1
+
+
+@pytest.mark.parametrize(
+    "shape, spacing, radii",
+    [
+        ((90, 120), (1.0, 1.0), (30, 42)),
+        ((20, 44, 44), (2.0, 1.0, 1.0), (7, 15, 15)),
+        ((40,) * 3, (1.0,) * 3, (15,) * 3),
+    ],
+)
+def test_ten_lines_that_count_contour_pixels_are_near_the_exact_nsd_on_smooth_shapes(shape, spacing, radii):
+    middle, found, exact = [n / 2 for n in shape], [], []
+    for tolerance, move in itertools.product((1, 2, 4), [(0, 0, 0), (0, 2, 0), (1, 0, 3), (2, 1, 1), (0, 0, 5)]):
+        moved = [place + step for place, step in zip(middle, move[-len(shape) :], strict=True)]
+        pred, gt = ellipse(shape, radii, moved), ellipse(shape, radii, middle)
+        found.append(contour_nsd(pred, gt, spacing, tolerance))
+        exact.append(nsd(pred, gt, spacing, tolerance))
+    assert min(exact) < 0.4 and np.abs(np.subtract(found, exact)).mean() < 0.02
+    assert found == pytest.approx(exact, abs=0.06)
+
+
+def test_the_ten_lines_by_hand():
+    square, inner = np.zeros((2, 11, 11), bool)
+    square[1:10, 1:10], inner[3:8, 3:8] = True, True  # contours of 32 and 16 pixels
+    # all 16 are 2 px from the larger contour; of each of its sides, the five pixels beside the inner square
+    assert contour_nsd(inner, square, (1.0, 1.0), 2.0) == (16 + 4 * 5) / (16 + 32)
+    assert contour_nsd(square, square, (1.0, 1.0), 0.0) == 1
+    assert contour_nsd(square, inner, (9.0, 9.0), 2.0) == 0
+
+
 @pytest.mark.parametrize("name", [key.removesuffix("_shape") for key in GOLDEN.files if key.endswith("_shape")])
 def test_masks_score_what_the_challenge_code_gave(name):
     shape = tuple(GOLDEN[f"{name}_shape"])
@@ -324,7 +374,7 @@ def test_a_row_of_the_table_is_a_metric_of_every_label_and_of_the_case(monkeypat
         seen.append((pred.shape, pred.dtype, spacing_mm))
         return float((pred == gt).mean())
 
-    monkeypatch.setitem(METRICS, "agreement", agreement)
+    monkeypatch.setitem(METRICS, "agreement", Metric(agreement))
     gts, segs = np.zeros((2, 6, 9, 12), np.uint8)
     gts[1:3, 2:6, 3:8], segs[1:3, 2:4, 3:8] = 1, 1  # half of it; the crop is the truth's own box
     gts[4:, 8:, 9:] = segs[4:, 8:, 9:] = 2
@@ -335,6 +385,51 @@ def test_a_row_of_the_table_is_a_metric_of_every_label_and_of_the_case(monkeypat
     assert case_scores(segs, gts, (5.0, 1.0, 2.0), "challenge").means["agreement"] == 0.75
     case_scores(segs[1], gts[1], None, "challenge")
     assert seen[-1] == ((1, 4, 5), np.bool_, (1.0, 1.0, 1.0))  # a slab
+
+
+@both_dimensions
+@pytest.mark.parametrize("protocol", ["strict", "challenge"])
+def test_a_missed_object_costs_what_its_metric_says(shape, spacing, protocol, monkeypatch):
+    """Were it left out, the mean would be that of the object that was found."""
+    use(monkeypatch, PAPER | DISTANCE | {"lost": Metric(lambda pred, gt, spacing_mm: 0.0, "px", False, missed=7.0)})
+    gts = labels_of(shape, {1: [(3, 3)], 2: [(6, 6), (6, 7)]})
+    found = case_scores(labels_of(shape, {2: [(6, 6)]}), gts, spacing, protocol)
+    # half a pixel along x, and the image's diagonal: the larger no distance in it can be
+    steps = {"strict": spacing or (1, 1), "challenge": (1, 1, 1) if spacing is None else spacing[::-1]}[protocol]
+    sides = (1, *shape) if spacing is None and protocol == "challenge" else shape
+    diagonal = math.sqrt(sum((n * step) ** 2 for n, step in zip(sides, steps, strict=True)))
+    assert found.scores["shift"] == pytest.approx([diagonal, 0.5 * steps[-1]])
+    assert found.means["shift"] == pytest.approx((diagonal + 0.5 * steps[-1]) / 2)
+    assert found.scores["lost"].tolist() == [7, 0] and found.means["lost"] == 3.5
+
+
+def test_a_function_that_returns_infinity_gets_the_diagonal_and_nan_stays_nan(monkeypatch):
+    use(monkeypatch, {"far": Metric(lambda *masks: math.inf, "px", False), "none": Metric(lambda *masks: math.nan)})
+    labels = labels_of((3, 4), {1: [(1, 1)]})
+    found = case_scores(labels, labels, None)
+    assert found.means["far"] == 5 and math.isnan(found.means["none"])
+
+
+@pytest.mark.parametrize("protocol", ["strict", "challenge"])
+def test_a_metric_of_the_case_gets_both_label_maps_and_has_no_score_of_objects(protocol, monkeypatch):
+    use(monkeypatch, PAPER | OF_CASE)
+    gts = labels_of((9, 12), {1: [(3, 3)], 2: [(6, 6)], 3: [(1, 1)]})
+    found = case_scores(labels_of((9, 12), {2: [(6, 6)], 3: [(8, 8)]}), gts, None, protocol)
+    assert found.means["found"] == pytest.approx(2 / 3) and list(found.scores) == ["dsc", "nsd"]
+    assert case_scores(0 * gts, gts, None, protocol).means["found"] == 0  # `missed`: the function is not asked
+    assert math.isnan(case_scores(gts, 0 * gts, None, protocol).means["found"])
+
+
+@both_dimensions
+def test_the_rule_of_the_challenge_computes_dsc_whether_or_not_it_is_a_row(shape, spacing, monkeypatch):
+    line = [(4, x) for x in range(1, 10)]
+    gts, poor, better = (labels_of(shape, {1: line[:n]}) for n in (9, 1, 2))
+    want = [case_scores(segs, gts, spacing, "challenge").means["nsd"] for segs in (poor, better)]
+    use(monkeypatch, {"nsd": PAPER["nsd"]})
+    assert [case_scores(segs, gts, spacing, "challenge").means["nsd"] for segs in (poor, better)] == want
+    assert want[0] == 0 < want[1]
+    use(monkeypatch, {"dsc": PAPER["dsc"]})
+    assert list(case_scores(poor, gts, spacing, "challenge").means) == ["dsc"]
 
 
 @pytest.mark.parametrize("shape", [(30, 41), (9, 30, 41), (1, 1, 1)])
@@ -394,16 +489,19 @@ def test_inscribed_ellipse_touches_its_box_and_has_its_share_of_the_area(shape):
         (lambda m: nsd(m[0], m[0], (1,)), "2 or 3 axes"),
         (
             lambda m: case_scores(m.astype(float), m.astype(int), None),
-            "segs must be an integer label map, found float64",
+            "segs must be an integer label map without negative labels, found float64",
         ),
         (
             lambda m: case_scores(m.astype(int), m.astype(int)[1:], None),
             r"segs has shape \(4, 5\) but gts has \(3, 5\)",
         ),
         (lambda m: case_scores(m.astype(int), -m.astype(int) - 1, None), "negative label"),
-        (lambda m: case_scores(m.astype(int), m.astype(int), (1, 1, 1)), "None for images"),
-        (lambda m: case_scores(m[None].astype(int), m[None].astype(int), None), "given for volumes"),
-        (lambda m: case_scores(m[0].astype(int), m[0].astype(int), None), "shape"),
+        (lambda m: case_scores(m.astype(int), m.astype(int), (1, 1, 1)), "2D mask needs .* one positive spacing"),
+        (
+            lambda m: case_scores(m[None].astype(int), m[None].astype(int), None),
+            "3D mask needs .* one positive spacing",
+        ),
+        (lambda m: case_scores(m[0].astype(int), m[0].astype(int), None), "2 or 3 axes"),
         (lambda m: case_scores(m.astype(int), m.astype(int), None, "loose"), "strict, challenge"),
         (lambda m: filled_box(np.zeros((1, 6)), m.shape), "4 numbers"),
         (lambda m: inscribed_ellipse(np.array([[3, 0, 1, 1]]), m.shape), "minima"),

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from metric_rows import DISTANCE, PAPER, use
 
 from figures import YELLOW
 from files import InputError
@@ -17,6 +18,12 @@ from tables import AVERAGE, summarize
 from views.report import bar_intervals, predicted_and_true, surroundings, three_pictures, worst_cases
 
 evaluate = importlib.import_module("05_evaluate")
+
+
+@pytest.fixture(autouse=True)
+def only_the_papers_metrics(monkeypatch):
+    """The numbers below are of DSC and NSD, whatever rows a fork adds or deletes."""
+    use(monkeypatch, PAPER)
 
 
 def row(system, case, modality, dsc, labels=None):
@@ -50,6 +57,12 @@ def test_bars_are_the_means_of_the_table_and_lie_inside_their_intervals():
 
 def test_the_worst_cases_are_the_worst_of_that_system():
     assert [r["case"] for r in worst_cases(ROWS, "ours", "dsc_strict", 3)] == ["US_1.npz", "CT_0.npz", "US_2.npz"]
+
+
+def test_the_worst_cases_of_a_distance_are_the_largest(monkeypatch):
+    use(monkeypatch, DISTANCE)
+    rows = [row("ours", f"US_{i}.npz", "US", 0.0) | {"shift_strict": value} for i, value in enumerate((3.0, 9.0, 4.0))]
+    assert [r["case"] for r in worst_cases(rows, "ours", "shift_strict", 2)] == ["US_1.npz", "US_2.npz"]
 
 
 def test_predicted_and_true_are_joined_by_case_and_label(tmp_path):

@@ -7,11 +7,30 @@ import math
 
 import numpy as np
 import pytest
+from metric_rows import DISTANCE, OF_CASE, PAPER, use
 
-from metrics import METRICS
-from tables import bootstrap_interval, difference_table, paired_differences, score_names, score_table, summarize
+from tables import (
+    aligned,
+    bootstrap_interval,
+    difference_table,
+    markdown_table,
+    paired_differences,
+    paper_scores,
+    read_truth,
+    score_names,
+    score_table,
+    summarize,
+    terminal_table,
+    units,
+)
 
-SCORES = score_names()
+SCORES = ("dsc_strict", "nsd_strict", "dsc_challenge", "nsd_challenge")
+
+
+@pytest.fixture(autouse=True)
+def only_the_papers_metrics(monkeypatch):
+    """The numbers below are of DSC and NSD, whatever rows a fork adds or deletes."""
+    use(monkeypatch, PAPER)
 
 
 def rows_of(system, scores, modality="CT"):
@@ -91,9 +110,60 @@ def test_cases_without_a_score_or_a_partner_do_not_count():
 
 
 def test_the_names_of_scores_follow_the_table_of_metrics(monkeypatch):
-    assert SCORES == ("dsc_strict", "nsd_strict", "dsc_challenge", "nsd_challenge")
-    monkeypatch.setitem(METRICS, "iou", None)
-    assert score_names()[2] == "iou_strict" and score_names()[-1] == "iou_challenge"
+    assert score_names() == SCORES
+    use(monkeypatch, PAPER | OF_CASE)
+    assert score_names()[2] == "found_strict" and score_names()[-1] == "found_challenge"
+    assert score_names(of_objects=True) == SCORES
+
+
+def test_units_stand_in_titles_and_notes_and_only_shares_are_per_cent(monkeypatch):
+    use(monkeypatch, PAPER | DISTANCE)
+    assert units() == "DSC and NSD in per cent, SHIFT in mm (less is better)"
+    rows = [row | {"objects": 1} for row in rows_of("ours", [0.5]) + rows_of("theirs", [0.25])]
+    rows = [row | {"shift_strict": 3.0 * row["dsc_strict"]} for row in rows]
+    table = markdown_table(summarize(rows), ("strict",))
+    assert (
+        "| ours: DSC strict | ours: NSD strict | ours: SHIFT strict, mm | ours: NSD challenge | th"
+        in table.splitlines()[0]
+    )
+    assert "| CT | 1 | 50.00 | 50.00 | 1.50 | 50.00 | 25.00 | 25.00 | 0.75 | 25.00 |" in table and units() in table
+    above, titles, ct, _ = terminal_table(summarize(rows), "strict").splitlines()
+    assert above.split() == ["ours", "theirs"] and titles.split()[2:6] == ["DSC", "NSD", "SHIFT,", "mm"]
+    assert ct.split() == ["CT", "1", "50.0", "50.0", "1.5", "25.0", "25.0", "0.8"]
+    lines = paired_differences(rows, [("ours", "theirs")])
+    assert "| CT | 1 | +25.00 | +0.75 |" in difference_table(lines, {"DSC": "dsc_strict", "shift": "shift_strict"})
+
+
+def test_rows_of_metrics_that_are_no_longer_there_are_still_averaged(monkeypatch):
+    """Tables that were measured and kept name DSC; they stay readable in a fork that has no such row."""
+    use(monkeypatch, {"nsd": PAPER["nsd"]})
+    rows = [row | {"objects": 1} for row in rows_of("ours", [0.5, 0.7])]
+    assert summarize(rows)["ours", "CT"]["dsc_strict"] == pytest.approx(0.6)
+    assert score_table(summarize(rows), "dsc_strict").splitlines()[2].startswith("| CT | 2 | 2 | 60.00 |")
+
+
+def test_a_group_stands_above_its_columns_and_widens_them():
+    rows = [["", "n", "ours: a", "ours: b", "a long name indeed: a"], ["first", "1", "2.0", "3.0", "4.0"]]
+    assert aligned(rows).splitlines() == [
+        "                ours          a long name indeed",
+        "           n      a      b                     a",
+        "first      1    2.0    3.0                   4.0",
+    ]
+
+
+def test_the_papers_columns_have_the_printed_averages():
+    for column in paper_scores((False, True)).values():  # a typing error would show against the printed average
+        *scores, average = column.values()
+        assert len(scores) == 9 and sum(scores) / 9 == pytest.approx(average, abs=0.011)
+
+
+def test_the_truth_of_a_case_knows_its_modality(tmp_path):
+    gts = np.zeros((4, 5), np.uint8)
+    gts[1:3, 1:4] = 2
+    np.savez(tmp_path / "2DBox_CXR_a.npz", gts=gts)
+    truth = read_truth(tmp_path / "2DBox_CXR_a.npz")
+    assert (truth.modality, truth.spacing_mm, truth.ids.tolist()) == ("X-Ray", None, [2])
+    assert truth.boxes.tolist() == [[1, 1, 3, 2]]
 
 
 def test_a_score_stands_beside_the_papers_numbers_of_the_same_metric():

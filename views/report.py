@@ -19,8 +19,11 @@ import numpy as np
 from figures import PALETTE, figure3_row, overlay
 from files import MODALITIES, InputError
 from files.case import Case
+from files.formats import list_cases, name_of, read_case
+from files.writing import save_text
+from grid import boxes_from_labels, drawn_boxes
 from metrics import METRICS
-from tables import AVERAGE, LEVEL, REFERENCES, bootstrap_interval, cell, modalities_of, read_rows, systems_of
+from tables import AVERAGE, LEVEL, bootstrap_interval, read_labels, read_rows, score_columns, summary_cells, units
 
 WORST = 6  # cases that are shown
 STYLE = """
@@ -36,7 +39,7 @@ td:first-child, th:first-child { text-align: left; }
 def bar_intervals(rows: list[dict], score: str) -> dict[tuple[str, str], tuple[float, float, float]]:
     """{(system, modality or "Average"): (mean, low, high)} of one score, 0..1, with its bootstrap interval.
 
-    rows: `tables.score_case`'s. low and high are nan where there is one case.
+    rows: step 5's `score_case`. low and high are nan where there is one case.
     """
     found = {}
     for system in dict.fromkeys(row["system"] for row in rows):
@@ -50,19 +53,20 @@ def bar_intervals(rows: list[dict], score: str) -> dict[tuple[str, str], tuple[f
     return found
 
 
-def plot_bars(intervals: dict[tuple[str, str], tuple[float, float, float]], title: str, ax):
-    """Mean of a score by modality, a bar a system, with its interval; the two references are gray. Per cent."""
+def plot_bars(intervals: dict[tuple[str, str], tuple[float, float, float]], title: str, ax, unit: str = "%"):
+    """Mean of a score by modality, a bar a system, with its interval; the two references are gray."""
+    factor, limits, words = (100, (0, 100), "per cent") if unit == "%" else (1, (0, None), unit)
     systems = list(dict.fromkeys(system for system, _ in intervals))
     modalities = list(dict.fromkeys(modality for _, modality in intervals))
     share = 0.8 / len(systems)
     for i, system in enumerate(systems):
         gray = {"filled box": "0.85", "inscribed ellipse": "0.6"}.get(system)
         colour = gray or tuple(PALETTE[[4, 2, 1, 3, 5, 0]][i % len(PALETTE)] / 255)
-        numbers = np.array([intervals.get((system, m), (math.nan,) * 3) for m in modalities]) * 100
+        numbers = np.array([intervals.get((system, m), (math.nan,) * 3) for m in modalities]) * factor
         places = np.arange(len(modalities)) + (i - (len(systems) - 1) / 2) * share
         ax.barh(places, numbers[:, 0], share, color=colour, label=system)
         ax.hlines(places, numbers[:, 1], numbers[:, 2], color="black", linewidth=1)
-    ax.set(yticks=range(len(modalities)), yticklabels=modalities, xlim=(0, 100), xlabel=f"{title}, per cent")
+    ax.set(yticks=range(len(modalities)), yticklabels=modalities, xlim=limits, xlabel=f"{title}, {words}")
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
     return ax
@@ -89,22 +93,43 @@ def predicted_and_true(rows: list[dict], objects: Path, system: str, score: str)
     ]
 
 
-def plot_against_iou(points: list[tuple[str, float, float]], title: str, ax):
-    """A dot an object: predicted IoU against the score, both 0..1, coloured by modality."""
+def plot_against_iou(points: list[tuple[str, float, float]], title: str, ax, unit: str = "%"):
+    """A dot an object: predicted IoU against the score, coloured by modality."""
     for i, modality in enumerate(dict.fromkeys(m for m, _, _ in points)):
         x, y = np.array([(a, b) for m, a, b in points if m == modality]).T
         style = {"marker": "osD"[i // len(PALETTE)], "color": tuple(PALETTE[i % len(PALETTE)] / 255)}
         ax.plot(x, y, linestyle="", markersize=4, alpha=0.7, label=f"{modality}, {len(x)}", **style)
-    ax.set(xlabel="predicted IoU", ylabel=title, xlim=(None, 1.02), ylim=(None, 1.02))
+    ax.set(xlabel="predicted IoU", ylabel=title, xlim=(None, 1.02), ylim=(None, 1.02 if unit == "%" else None))
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
 def worst_cases(rows: list[dict], system: str, score: str, count: int = WORST) -> list[dict]:
-    """The rows of a system's cases with the lowest score, the lowest first. Cases without one are left out."""
+    """The rows of a system's cases with the worst score, the worst first. Cases without one are left out."""
     mine = [row for row in rows if row["system"] == system and not math.isnan(row[score])]
-    return sorted(mine, key=lambda row: row[score])[:count]
+    return sorted(mine, key=lambda row: row[score], reverse=not METRICS[score.rpartition("_")[0]].more_is_better)[
+        :count
+    ]
+
+
+def main_score(protocol: str) -> str:
+    """The score that ranks cases: that of the first row of METRICS."""
+    return f"{next(iter(METRICS))}_{protocol}"
+
+
+def worst_pictures(
+    rows: list[dict], system: str, protocol: str, images: Path, segs: Path, gts: Path, looseness: float
+) -> dict[str, tuple[str, np.ndarray]]:
+    """{case file: its `three_pictures`} of the system's worst cases that have an image. segs: its predictions."""
+    files = {f"{name_of(path)}.npz": path for path in list_cases(images)}
+    pictures = {}
+    for name in (row["case"] for row in worst_cases(rows, system, main_score(protocol)) if row["case"] in files):
+        case = read_case(files[name])
+        found, true = (read_labels(f / name, k, case.grid_shape)[0] for f, k in ((segs, "segs"), (gts, "gts")))
+        boxes = boxes_from_labels(true)[1] if case.boxes is None else case.boxes
+        pictures[name] = three_pictures(case, drawn_boxes(case.name, boxes, looseness, case.grid_shape), found, true)
+    return pictures
 
 
 def three_pictures(case: Case, boxes: np.ndarray, segs: np.ndarray, gts: np.ndarray) -> tuple[str, np.ndarray]:
@@ -141,11 +166,11 @@ def report_page(
 ) -> str:  # fmt: skip
     """The HTML of a whole page.
 
-    rows, summary: `tables.score_case`'s and `summarize`'s.   protocol: of the scores that are drawn.
+    rows, summary: step 5's `score_case` and `summarize`'s.   protocol: of the scores that are drawn.
     system: of the worst cases and of the predicted IoU.   objects: its objects.csv, which need not exist.
     pictures: {case file: what `three_pictures` gives}, of worst cases.   facts: sentences under the title.
     """
-    worst = [row for row in worst_cases(rows, system, f"dsc_{protocol}") if row["case"] in pictures]
+    worst = [row for row in worst_cases(rows, system, main_score(protocol)) if row["case"] in pictures]
     parts = [
         *(f"<p>{html.escape(fact)}</p>" for fact in facts),
         "<h2>Scores by modality</h2>",
@@ -154,8 +179,8 @@ def report_page(
         "systems never look at the image: a filled box, and the ellipse inscribed in it.</p>",
         _score_rows(summary, protocol),
         f"<h2>The worst cases of {html.escape(system)}</h2>",
-        f"<p class=small>The {len(worst)} cases with the lowest DSC, the lowest first: image with boxes, prediction, reference. Of a "
-        "volume the slice that shows most of the reference.</p>"
+        f"<p class=small>The {len(worst)} cases with the worst {next(iter(METRICS)).upper()}, the worst first: image with "
+        "boxes, prediction, reference. Of a volume the slice that shows most of the reference.</p>"
         if worst
         else "",
         *[_worst_case(row, *pictures[row["case"]], protocol) for row in worst],
@@ -168,6 +193,19 @@ def report_page(
     return f"<!doctype html>\n<html lang=en><head>{head}</head><body>\n{body}\n</body></html>\n"
 
 
+def write_report(
+    out: Path, rows: list[dict], summary: dict, protocol: str, system: str, folders: tuple[Path | None, Path, Path],
+    looseness: float, problems: Sequence[str],
+) -> None:  # fmt: skip
+    """out/report.html of what step 5 scored.   folders: of images, if any, of the system's predictions, of the truth."""
+    images, segs, gts = folders
+    pictures = worst_pictures(rows, system, protocol, images, segs, gts, looseness) if images else {}
+    cases = len({row["case"] for row in rows})
+    facts = [f"{cases} cases of {gts}, protocol {protocol}. {units()}.", *(f"Not scored: {p}" for p in problems[:20])]
+    page = report_page(rows, summary, protocol, system, segs / "objects.csv", pictures, facts)
+    save_text(out / "report.html", page)
+
+
 def _bars(rows: list[dict], metric: str, protocol: str) -> str:
     from matplotlib.figure import Figure  # only where something is drawn
 
@@ -175,31 +213,29 @@ def _bars(rows: list[dict], metric: str, protocol: str) -> str:
     if not intervals:  # the challenge's protocol gives no score where a label number is left out
         return f"<p>No case has a {html.escape(title)}.</p>"
     figure = Figure(figsize=(6.5, 1 + 0.16 * len(intervals)), layout="constrained")
-    plot_bars(intervals, title, figure.subplots())
+    unit = METRICS[metric].unit
+    plot_bars(intervals, title, figure.subplots(), unit)
     systems = dict.fromkeys(system for system, _ in intervals)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    means = ", ".join(f"{system} {100 * intervals[system, AVERAGE][0]:.1f}" for system in systems)
+    means = ", ".join(f"{system} {_with_unit(intervals[system, AVERAGE][0], unit)}" for system in systems)
     return _figure(_png(figure), f"Bars of {title} by modality. On average: {means}.")
 
 
 def _score_rows(summary: dict, protocol: str) -> str:
     """The same numbers as a table that can be copied."""
-    systems = systems_of(summary)
-    columns = [(s, k, t) for s in systems for k, t in (*((f"{m}_{protocol}", m.upper()) for m in METRICS), ("seconds", "s"))
-               if t != "s" or s not in REFERENCES]  # fmt: skip
-    header = "".join(f"<th>{html.escape(s)}<br>{t}</th>" for s, _, t in columns)
-    lines = []
-    for modality in modalities_of(summary):
-        of = {s: summary.get((s, modality), {}) for s in systems}
-        numbers = [of[s].get(k, math.nan) * (1 if t == "s" else 100) for s, k, t in columns]
-        cells = "".join(f"<td>{cell(number, 1)}</td>" for number in numbers)
-        lines.append(f"<tr><td>{modality}</td><td>{of[systems[-1]]['cases']}</td>{cells}</tr>")
-    body = "\n".join(lines)
-    return f"<div class=wide><table><tr><th>modality</th><th>cases</th>{header}</tr>\n{body}\n</table></div>"
+    header, *body = summary_cells(summary, score_columns(summary, protocol), decimals=1)
+    titles = "".join(f"<th>{html.escape(title).replace(': ', '<br>')}</th>" for title in header)
+    lines = "\n".join("<tr>" + "".join(f"<td>{text}</td>" for text in cells) + "</tr>" for cells in body)
+    return f"<div class=wide><table><tr>{titles}</tr>\n{lines}\n</table></div>"
+
+
+def _with_unit(score: float, unit: str) -> str:
+    return f"{100 * score:.1f}" if unit == "%" else f"{score:.1f} {unit}"
 
 
 def _worst_case(row: dict, title: str, picture: np.ndarray, protocol: str) -> str:
-    scores = ", ".join(f"{metric.upper()} {100 * row[f'{metric}_{protocol}']:.1f}" for metric in METRICS)
+    values = {name: (row[f"{name}_{protocol}"], metric.unit) for name, metric in METRICS.items()}
+    scores = ", ".join(f"{name.upper()} {_with_unit(*value)}" for name, value in values.items())
     told = f"{title} ({row['modality']}, objects: {row['objects']}): {scores}"
     ok, content = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
     source = _embedded(content.tobytes(), "jpeg")
@@ -212,15 +248,17 @@ def _against_iou(rows: list[dict], objects: Path, system: str, protocol: str) ->
             f"<p>{html.escape(str(objects))} is not there, so the predicted IoU is not known; step 4 writes it: "
             "<code>python 04_infer.py</code>.</p>"
         )
-    points = predicted_and_true(rows, objects, system, f"dsc_{protocol}")
+    name = next((name for name, metric in METRICS.items() if not metric.of_case), "")
+    points = predicted_and_true(rows, objects, system, f"{name}_{protocol}")
     if len(points) < 3:
         return f"<p>{len(points)} objects have a score and a predicted IoU: too few to draw.</p>"
     from matplotlib.figure import Figure
 
     correlation = np.corrcoef([a for _, a, _ in points], [b for _, _, b in points])[0, 1]
     figure = Figure(figsize=(6.5, 4), layout="constrained")
-    plot_against_iou(points, f"DSC ({protocol})", figure.subplots())
-    told = f"{len(points)} objects of {system}, a dot each: predicted IoU against DSC. Correlation {correlation:.2f}."
+    plot_against_iou(points, f"{name.upper()} ({protocol})", figure.subplots(), METRICS[name].unit)
+    against = f"predicted IoU against {name.upper()}. Correlation {correlation:.2f}"
+    told = f"{len(points)} objects of {system}, a dot each: {against}."
     return _figure(_png(figure), told, told)
 
 
