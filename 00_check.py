@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from files import usable_cores
+from formats import usable_cores
 
 OLDEST_PYTHON = (3, 11)
 DISK_GB = 1  # the demo's files and room to spare
@@ -41,7 +41,7 @@ def check_weights() -> tuple[bool, str]:
         import cv2  # noqa: F401  its shared libraries are the ones that bare systems lack
         import torch  # noqa: F401
 
-        from files.checkpoints import lite_medsam_path
+        from formats.checkpoints import lite_medsam_path
 
         lite_medsam_path()
     except (ImportError, OSError) as error:

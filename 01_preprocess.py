@@ -2,7 +2,7 @@
 
     python 01_preprocess.py -i data/train --val data/val      folders of challenge cases
     python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital
-    python 01_preprocess.py -i FOLDER --read dataset=btcv     a public data set (files/sources.py)
+    python 01_preprocess.py -i FOLDER --read dataset=btcv     a public data set (formats/sources.py)
     python 01_preprocess.py -i data/train --jobs tcp://HOST:8786    many machines (docs/cache.md)
     python 01_preprocess.py --smoke                           tiny synthetic cases, 5 s
 
@@ -28,12 +28,12 @@ import numpy as np
 
 from data import encode_runs, image_path, load_entry, mask_path, save_mask
 from enhance import is_gray
-from files import InputError, journal, person_of, usable_cores
-from files.case import Case
-from files.formats import read_options
-from files.index import CachedCase, CacheEntry, entry_of, start_cache, write_index
-from files.sources import list_sources
-from files.writing import save_image, save_json
+from formats import InputError, journal, person_of, usable_cores
+from formats.case import Case
+from formats.index import CachedCase, CacheEntry, entry_of, start_cache, write_index
+from formats.readers import read_options
+from formats.sources import list_sources
+from formats.writing import save_image, save_json
 from grid import GRID, label_ids, pad_to_square, resize_labels_to_grid, resize_to_grid
 
 
@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> list[CacheEntry]:
     try:
         with tempfile.TemporaryDirectory() if args.smoke else nullcontext() as scratch:
             if args.smoke:
-                from phantoms import write_tiny_cases  # only here: it draws, and no other run does
+                from demo_data import write_tiny_cases  # only here: it draws, and no other run does
 
                 args.input = write_tiny_cases(Path(scratch) / "train")
             args.out = args.out or Path(scratch or "") / "cache"

@@ -26,9 +26,9 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from data import SliceDataset, read_split, steps_of_epoch, validation_item
-from files import InputError, usable_cores
-from files.index import fingerprint
-from files.writing import progress_bar, save_json
+from formats import InputError, usable_cores
+from formats.index import fingerprint
+from formats.writing import progress_bar, save_json
 from presets import PRESETS, override
 from segment import MODELS
 from training import Run, decode_batch, dice_loss, join_processes, mask_iou, mean_gradients, starting_network, validate
@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> dict:
     try:
         with tempfile.TemporaryDirectory() as folder:
             if args.smoke:
-                from phantoms import tiny_cache  # only here: it draws, and no other run does
+                from demo_data import tiny_cache  # only here: it draws, and no other run does
 
                 args.cache, args.out = tiny_cache(Path(folder) / "cache"), Path(folder) / "run"
                 args.steps, args.batch, args.set = 4, 2, [*args.set, "objects=2"]

@@ -15,7 +15,7 @@ bit. In the decoder PyTorch's was 1.2 to 1.5 times as fast as float. Ours is slo
 costs its time is the Python between the steps, not int8.
 
 Writes NAME.dynamic.pt, which step 4 runs with --engine torch-int8; NAME.dynamic.md and .json beside
-it: layers, bytes, seconds, DSC and NSD. Int8 for convolutions too: python -m fast static.
+it: layers, bytes, seconds, DSC and NSD. Int8 for convolutions too: python -m engines static.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ import torch
 from torch import nn
 
 import segment
-from files import InputError, checkpoints
-from files.case import check_labels
-from files.formats import list_cases, read_case
-from files.npz import write_case
-from files.writing import progress, save_json, save_text
+from demo_data import tiny_case
+from formats import InputError, checkpoints
+from formats.case import check_labels
+from formats.npz import write_case
+from formats.readers import list_cases, read_case
+from formats.writing import progress, save_json, save_text
 from metrics import case_scores
 from model import TorchEngine
-from phantoms import tiny_case
 from presets import PRESETS
 from quantize import compare_speed, int8_reach, quantize_linear_layers, save_int8
 from segment import Segmenter

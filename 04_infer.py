@@ -35,10 +35,10 @@ import numpy as np
 
 import segment
 from figures import PALETTE, flat_view, overlay
-from files import InputError, results
-from files.case import Case
-from files.formats import window_of
-from files.writing import progress, save_image, tell
+from formats import InputError, results
+from formats.case import Case
+from formats.readers import window_of
+from formats.writing import progress, save_image, tell
 from presets import preset_options
 from volumes import Found, segment_volume
 
@@ -144,13 +144,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
     args = parse(argv)
     try:
         if args.draw:
-            from views.window import draw_case  # only here: it brings matplotlib
+            from page.window import draw_case  # only here: it brings matplotlib
 
             return draw_case(args.input, args.output, window_of(args.read), lambda: load_model(args), vars(args))
         if not args.smoke:
             return run(args)
-        from files.npz import write_case  # these only here: phantoms brings pydicom, a third of a second
-        from phantoms import tiny_case
+        from demo_data import tiny_case
+        from formats.npz import write_case  # these only here: demo_data brings pydicom, a third of a second
 
         with tempfile.TemporaryDirectory() as folder:
             for dims in (2, 3):

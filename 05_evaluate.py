@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 
 import tables
+from demo_data import tiny_case
 from figures import draw_figures
-from files import InputError, usable_cores
-from files.npz import write_case
-from files.writing import progress, save_json, save_npz
+from formats import InputError, usable_cores
+from formats.npz import write_case
+from formats.writing import progress, save_json, save_npz
 from grid import drawn_boxes, label_ids
 from metrics import PROTOCOLS, case_scores
-from phantoms import tiny_case
-from views.report import write_report
+from page.report import write_report
 
 
 def score_case(

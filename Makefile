@@ -20,7 +20,7 @@ NAME_INT8 = $(if $(WEIGHTS),proposed int8,the same$(COMMA) int8)
 
 demo: .venv/run
 	$(BIN)/python 00_check.py
-	$(BIN)/python -m phantoms --out $(DEMO) --train 2 $(SMOKE)
+	$(BIN)/python -m demo_data --out $(DEMO) --train 2 $(SMOKE)
 	$(BIN)/python 01_preprocess.py -i $(DEMO)/train --val $(DEMO)/val -o $(DEMO)/cache
 	$(BIN)/python 02_train.py --cache $(DEMO)/cache --out $(DEMO)/run --steps $(STEPS) --batch 2 --set learning_rate=1e-3 objects=2
 	$(BIN)/python 03_quantize.py --model baseline --repeats 2 --cases 1 -o $(DEMO)/baseline.dynamic.pt

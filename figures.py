@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from enhance import is_gray, three_channels
-from files import InputError
-from files.formats import list_cases, name_of, read_case
-from files.writing import save_figure
+from formats import InputError
+from formats.readers import list_cases, name_of, read_case
+from formats.writing import save_figure
 from grid import label_bounds, resize_to_grid
 from presets import PRESETS
 from tables import read_labels

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args, get_type_hints
 
-from files import InputError
+from formats import InputError
 
 
 @dataclass(frozen=True)

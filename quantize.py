@@ -37,8 +37,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from files import InputError
-from files.checkpoints import INT8_KEY, save_checkpoint
+from formats import InputError
+from formats.checkpoints import INT8_KEY, save_checkpoint
 from grid import GRID
 from model import BoxSegmenter
 

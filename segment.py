@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from enhance import network_input
-from files import InputError, checkpoints
-from files.case import check_boxes, check_image
+from formats import InputError, checkpoints
+from formats.case import check_boxes, check_image
 from grid import MaskPatch, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, reach_of
 from presets import PRESETS, Preset, override
 
@@ -48,7 +48,7 @@ MODELS = {
 }
 
 
-OPENVINO = "fast:load_openvino", {"precision": "auto|f32|bf16", "cache": "DIR", "threads": "N"}
+OPENVINO = "engines:load_openvino", {"precision": "auto|f32|bf16", "cache": "DIR", "threads": "N"}
 # What runs a network: name -> the function that makes it, and the options it takes. The function's module is imported
 # when such an engine is asked for, so that nothing here imports a side room.
 ENGINES = {

@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import MODALITIES, InputError, modality_of
-from files.case import check_boxes, check_labels, spacing_zyx
-from files.npz import load_npz
-from files.writing import csv_text, save_text
+from formats import MODALITIES, InputError, modality_of
+from formats.case import check_boxes, check_labels, spacing_zyx
+from formats.npz import load_npz
+from formats.writing import csv_text, save_text
 from grid import boxes_from_labels
 from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
 

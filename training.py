@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from figures import loss_curve
-from files import InputError
-from files.checkpoints import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint, state_dict_of
-from files.writing import csv_text, save_figure, save_text, tell
+from formats import InputError
+from formats.checkpoints import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint, state_dict_of
+from formats.writing import csv_text, save_figure, save_text, tell
 from model import BoxSegmenter
 from presets import Preset
 from segment import build

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files.case import Case, check_boxes
+from formats.case import Case, check_boxes
 from grid import (
     GRID,
     boxes_to_grid,

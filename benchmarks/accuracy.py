@@ -28,15 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees
 
 import tables
 import volumes
-from fast import openvino_engine
-from files import InputError
-from files.case import Case
-from files.checkpoints import OUR_CHECKPOINT
-from files.formats import list_cases, read_case
-from files.npz import spacing_of, write_training_case
-from files.writing import csv_text, progress, save_figure, save_json, save_npz, save_text, tell
+from demo_data import tiny_case
+from engines import openvino_engine
+from formats import InputError
+from formats.case import Case
+from formats.checkpoints import OUR_CHECKPOINT
+from formats.npz import spacing_of, write_training_case
+from formats.readers import list_cases, read_case
+from formats.writing import csv_text, progress, save_figure, save_json, save_npz, save_text, tell
 from grid import BOX_JITTER, GRID, boxes_from_labels, case_rng, drawn_boxes, promptable_labels
-from phantoms import tiny_case
 from presets import PRESETS
 from segment import MODELS
 

@@ -18,9 +18,9 @@ from accuracy import RELEASED_CHANNELS, System, Table, parts_of, prepare, rows_o
 import tables
 from data import read_split
 from enhance import is_gray
-from files import InputError
-from files.checkpoints import OUR_CHECKPOINT
-from files.writing import csv_text, progress, save_text
+from formats import InputError
+from formats.checkpoints import OUR_CHECKPOINT
+from formats.writing import csv_text, progress, save_text
 from presets import PRESETS, override
 from recipe.batches import ResidentSlices
 from recipe.loop import RecipeStage, StageRun

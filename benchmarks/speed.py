@@ -37,11 +37,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
-from files import InputError
-from files.case import Case
-from files.checkpoints import OUR_CHECKPOINT
-from files.npz import load_npz, read_npz, write_case
-from files.writing import csv_text, progress, save_json, save_npz, save_text, tell
+from formats import InputError
+from formats.case import Case
+from formats.checkpoints import OUR_CHECKPOINT
+from formats.npz import load_npz, read_npz, write_case
+from formats.writing import csv_text, progress, save_json, save_npz, save_text, tell
 from grid import boxes_to_grid, grid_size
 from segment import MODELS, Segmenter, load
 from tables import PAPER_TABLES, pipe_table, read_rows

@@ -20,7 +20,7 @@ from nbclient.exceptions import CellExecutionError
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from files.writing import save_image, save_text
+from formats.writing import save_image, save_text
 
 FOLDER = Path(__file__).parent
 SWITCH = re.compile(r"^SMALL = False", re.MULTILINE)

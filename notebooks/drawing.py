@@ -27,11 +27,11 @@ from matplotlib.figure import Figure
 from matplotlib.widgets import RectangleSelector
 
 from figures import overlay
-from files.writing import someone_is_there
+from formats.writing import someone_is_there
 from notebooks.plots import BOX, DPI, show
+from page.objects import TOO_SMALL, box_of_drag
+from page.window import place_label
 from segment import Segmenter
-from views.objects import TOO_SMALL, box_of_drag
-from views.window import place_label
 
 TITLE = 0.3  # inches above the image
 FIXED = "Fixed boxes and predicted IoU"

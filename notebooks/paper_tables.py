@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from files import MODALITIES, PAPER_MODALITIES, bare_name
+from formats import MODALITIES, PAPER_MODALITIES, bare_name
 from model import build_model
 from quantize import count_macs
 from tables import AVERAGE, PAPER_TABLES, cell, pipe_table, read_rows, scores_in, summarize

@@ -35,10 +35,10 @@ from matplotlib.figure import Figure
 
 from data import CacheEntry, read_split, validation_item
 from figures import plot_dice
-from files import InputError
-from files.checkpoints import export_checkpoint, save_checkpoint
-from files.index import fingerprint
-from files.writing import progress, save_figure, save_json
+from formats import InputError
+from formats.checkpoints import export_checkpoint, save_checkpoint
+from formats.index import fingerprint
+from formats.writing import progress, save_figure, save_json
 from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override
 from recipe.batches import ResidentSlices
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> bool:
     try:
         if not args.smoke:
             return run_all(args)
-        from phantoms import tiny_cache
+        from demo_data import tiny_cache
 
         with tempfile.TemporaryDirectory() as scratch:
             args.cache, args.out = tiny_cache(Path(scratch) / "cache"), Path(scratch) / "runs"

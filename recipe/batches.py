@@ -20,8 +20,8 @@ from torch import Tensor
 
 from data import CacheEntry, load_entry, network_images
 from enhance import is_gray
-from files import InputError, bare_name
-from files.writing import progress
+from formats import InputError, bare_name
+from formats.writing import progress
 from grid import GRID, move_box
 from presets import Preset
 

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from files import InputError
-from files.checkpoints import lite_medsam_path, load_weights, read_checkpoint
+from formats import InputError
+from formats.checkpoints import lite_medsam_path, load_weights, read_checkpoint
 from model import BoxSegmenter
 from presets import Preset
 from segment import build

@@ -14,10 +14,10 @@ from fake_model import BrightModel
 
 import segment
 import volumes
-from files.npz import load_npz, write_training_case
-from files.writing import save_npz
+from demo_data import tiny_case
+from formats.npz import load_npz, write_training_case
+from formats.writing import save_npz
 from grid import case_rng, loosen_boxes
-from phantoms import tiny_case
 from presets import PRESETS, override
 from segment import Segmenter
 
@@ -199,13 +199,13 @@ def test_differences_run_on_their_own_kind_of_case_and_are_subtracted_from_fixed
 
 def test_precision_asks_for_its_numbers_and_refuses_a_processor_without_bfloat16(place, monkeypatch):
     _, loaded = place
-    monkeypatch.setattr("fast.openvino_engine.has_bfloat16", lambda: True)
+    monkeypatch.setattr("engines.openvino_engine.has_bfloat16", lambda: True)
     rows = run("precision")
     assert {(one[2], one[4]["precision"]) for one in loaded} == {
         (engine, precision) for engine in ("openvino", "openvino-int8") for precision in ("f32", "bf16")
     }
     assert {row["system"] for row in rows} >= {"float32", "bfloat16", "int8", "int8 and bfloat16"}
-    monkeypatch.setattr("fast.openvino_engine.has_bfloat16", lambda: False)
+    monkeypatch.setattr("engines.openvino_engine.has_bfloat16", lambda: False)
     with pytest.raises(SystemExit, match="^accuracy.py: this processor has no bfloat16.*another machine$"):
         run("precision")
 

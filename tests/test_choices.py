@@ -9,9 +9,9 @@ import torch
 from fake_model import BrightModel
 
 import segment
-from files.npz import write_training_case
-from files.writing import save_bytes, save_npz
-from phantoms import tiny_cache, tiny_case
+from demo_data import tiny_cache, tiny_case
+from formats.npz import write_training_case
+from formats.writing import save_bytes, save_npz
 from presets import PRESETS, override
 from segment import Segmenter
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from data import decode_runs, encode_runs, image_path, load_entry, load_mask, mask_path, save_mask
-from files import InputError
-from files.case import Case
-from files.index import CachedCase, CacheEntry, fingerprint, read_index, write_index
-from files.journal import journal_line, read_journal
+from demo_data import tiny_case
+from formats import InputError
+from formats.case import Case
+from formats.index import CachedCase, CacheEntry, fingerprint, read_index, write_index
+from formats.journal import journal_line, read_journal
 from grid import grid_size
-from phantoms import tiny_case
 
 preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
 cache_case, split_entries = preprocess.cache_case, preprocess.split_entries

@@ -13,13 +13,13 @@ import pytest
 from matplotlib.figure import Figure
 from metric_rows import PAPER, TABLES, use
 
+from demo_data import tiny_case
 from figures import figure2, figure3, figure3_row
-from files.case import Case
-from files.npz import write_case
-from files.writing import save_figure
+from formats.case import Case
+from formats.npz import write_case
+from formats.writing import save_figure
 from grid import boxes_from_labels, case_rng, loosen_boxes
 from metrics import METRICS, Metric, filled_box
-from phantoms import tiny_case
 from tables import AVERAGE, bootstrap_interval
 
 evaluate = importlib.import_module("05_evaluate")  # `import 05_evaluate` is a syntax error

@@ -1,4 +1,4 @@
-"""files/ and the seam of segment.py: what is a case, what is refused and in which words, and that no half file stays."""
+"""formats/ and the seam of segment.py: what is a case, what is refused and in which words, and that no half file stays."""
 
 import importlib
 import json
@@ -14,14 +14,14 @@ import pytest
 from fake_model import BrightModel
 
 from data import load_entry
-from files import SUBMODALITIES, InputError, bare_name, formats, modality_of, patient_of, submodality_of
-from files.case import Case, check_boxes, check_image, check_labels, spacing_zyx
-from files.formats import list_cases, read_case
-from files.npz import load_npz, read_npz
-from files.pictures import read_image
-from files.writing import save_image, save_json, save_npz, save_text
+from demo_data import tiny_case
+from formats import SUBMODALITIES, InputError, bare_name, formats, modality_of, patient_of, submodality_of
+from formats.case import Case, check_boxes, check_image, check_labels, spacing_zyx
+from formats.npz import load_npz, read_npz
+from formats.pictures import read_image
+from formats.readers import list_cases, read_case
+from formats.writing import save_image, save_json, save_npz, save_text
 from grid import boxes_from_labels, resize_labels_to_grid
-from phantoms import tiny_case
 from presets import PRESETS
 from segment import Segmenter
 
@@ -331,7 +331,7 @@ def test_damaged_bytes_are_refused_or_harmless(tmp_path):
 
 
 def test_a_folder_lists_its_cases_by_name(tmp_path):
-    assert "python -m phantoms" in sentence(list_cases, tmp_path / "missing")
+    assert "python -m demo_data" in sentence(list_cases, tmp_path / "missing")
     assert "holds no case (.bmp, " in sentence(list_cases, tmp_path)
     for name in ("b.npz", "a.npz", "notes.txt"):
         (tmp_path / name).touch()

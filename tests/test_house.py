@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from files import InputError
+from formats import InputError
 from presets import CHOICES, PRESETS, Preset, override, table
 
 ROOT = Path(__file__).parent.parent
-FORMATS = "files"  # the side room that every module may import
-SIDE_ROOMS = ("fast", "recipe", "views", "phantoms", "benchmarks", "notebooks")  # what no taught module imports
+FORMATS = "formats"  # the side room that every module may import
+SIDE_ROOMS = ("engines", "recipe", "page", "demo_data", "benchmarks", "notebooks")  # what no taught module imports
 SOURCES = {  # module -> file
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
@@ -151,8 +151,8 @@ def files_loaded(code: str) -> list[str]:
 
 
 def test_a_picture_loads_at_most_16_of_our_files(tmp_path):
-    from files.writing import save_image
-    from phantoms import tiny_case
+    from demo_data import tiny_case
+    from formats.writing import save_image
 
     save_image(tmp_path / "scan.png", tiny_case().image)
     arguments = ["-i", "scan.png", "-o", "out", "--box", "10", "8", "45", "40", "--model", "baseline"]
@@ -169,9 +169,9 @@ def test_training_loads_at_most_16_of_our_files():
 
 def test_a_picture_visits_at_most_nine_files_on_its_way_to_the_mask(tmp_path):
     """Counted by the functions of ours that run between `read_case` and the label map."""
-    from files.formats import read_case
-    from files.writing import save_npz
-    from phantoms import tiny_case
+    from demo_data import tiny_case
+    from formats.readers import read_case
+    from formats.writing import save_npz
     from segment import load
     from volumes import segment_case
 

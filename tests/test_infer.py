@@ -17,15 +17,15 @@ import torch
 from fake_model import BrightModel
 
 import segment
-from files import InputError
-from files.case import Case
-from files.npz import load_npz, write_case
-from files.pictures import read_image, read_mask
-from files.writing import save_image, save_npz
+from demo_data import tiny_case
+from formats import InputError
+from formats.case import Case
+from formats.npz import load_npz, write_case
+from formats.pictures import read_image, read_mask
+from formats.writing import save_image, save_npz
 from grid import boxes_from_labels, case_rng, loosen_boxes
 from metrics import dsc
 from model import BoxSegmenter, build_model
-from phantoms import tiny_case
 from presets import PRESETS, override
 from segment import Segmenter, load
 
@@ -264,9 +264,9 @@ def test_input_and_output_must_differ_also_by_another_name(fake, folder):
 
 def test_missing_and_empty_folders_say_what_to_run(fake, tmp_path):
     text = sentence("-i", tmp_path / "missing", "-o", tmp_path / "out")
-    assert "no such folder" in text and "python -m phantoms" in text
+    assert "no such folder" in text and "python -m demo_data" in text
     text = sentence("-i", tmp_path, "-o", tmp_path / "out")
-    assert "holds no case (.bmp, " in text and "python -m phantoms" in text
+    assert "holds no case (.bmp, " in text and "python -m demo_data" in text
     assert not (tmp_path / "out").exists()
 
 
@@ -297,7 +297,7 @@ def test_a_write_that_fails_leaves_no_half_file(fake, folder, monkeypatch):
     def fail(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("files.writing.os.replace", fail)
+    monkeypatch.setattr("formats.writing.os.replace", fail)
     assert "No space left" in sentence("-i", folder / "imgs", "-o", folder / "segs")
     assert written(folder / "segs") == []
 
@@ -416,14 +416,14 @@ def test_a_bare_state_dict_takes_the_preset_asked_for(small):
 
 
 def test_without_weights_the_proposed_model_takes_the_checkpoint_beside_the_code(small, monkeypatch):
-    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", small)
+    monkeypatch.setattr("formats.checkpoints.OUR_CHECKPOINT", small)
     assert load("proposed").preset.name == "released"
     with pytest.raises(InputError, match=r"small\.pt: trained with preset released, not fixed"):
         load("proposed", None, "fixed")
 
 
 def test_weights_that_cannot_be_used_are_told(small, folder, monkeypatch):
-    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", folder / "none.pt")
+    monkeypatch.setattr("formats.checkpoints.OUR_CHECKPOINT", folder / "none.pt")
     start = ["-i", folder / "imgs", "-o", folder / "segs"]
     text = sentence(*start)
     assert "has no weights yet" in text and "none.pt" in text, "proposed is the default, and nothing takes its place"
@@ -489,9 +489,9 @@ def test_starting_up_loads_nothing_that_a_case_does_not_need():
         "skimage",
         "scipy",
         "pydicom",
-        "phantoms",
+        "demo_data",
         "openvino",
         "nncf",
         "torch",
-        "fast",
+        "engines",
     } & set(loaded.split())

@@ -1,4 +1,4 @@
-"""model.py, efficientvit.py, baseline.py, files/checkpoints.py: equal to the originals, strict about names, right in batches."""
+"""model.py, efficientvit.py, baseline.py, formats/checkpoints.py: equal to the originals, strict about names, right in batches."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ import skimage.data
 import torch
 from filled_weights import filled
 
-from files import InputError
-from files.checkpoints import lite_medsam_path, load_weights
+from formats import InputError
+from formats.checkpoints import lite_medsam_path, load_weights
 from model import TorchEngine, build_model
 from presets import PRESETS
 from segment import Segmenter, build

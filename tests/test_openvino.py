@@ -1,4 +1,4 @@
-"""fast/: the same masks as PyTorch's, without PyTorch, from several threads too; graphs that are made once for each code
+"""engines/: the same masks as PyTorch's, without PyTorch, from several threads too; graphs that are made once for each code
 and checkpoint; one sentence for all that is missing, damaged or edited.
 
 The packages are optional; without them only a few tests run.
@@ -22,20 +22,20 @@ import torch
 from torch import nn
 
 import efficientvit
-import fast
+import engines
 import model
 import segment
 from data import CacheEntry
-from fast import graphs, openvino_engine, static_info
-from fast.__main__ import main as fast_main
-from fast.graphs import write_graphs
-from fast.openvino_engine import OpenVINOEngine, read_info
-from fast.static_int8 import COUNTED, calibration_entries, graph_macs
-from files import InputError
-from files.checkpoints import OUR_CHECKPOINT, lite_medsam_path, save_checkpoint
-from files.npz import write_case, write_training_case
+from demo_data import tiny_case
+from engines import graphs, openvino_engine, static_info
+from engines.__main__ import main as fast_main
+from engines.graphs import write_graphs
+from engines.openvino_engine import OpenVINOEngine, read_info
+from engines.static_int8 import COUNTED, calibration_entries, graph_macs
+from formats import InputError
+from formats.checkpoints import OUR_CHECKPOINT, lite_medsam_path, save_checkpoint
+from formats.npz import write_case, write_training_case
 from grid import boxes_from_labels
-from phantoms import tiny_case
 from presets import PRESETS
 from quantize import count_macs
 from segment import load
@@ -91,7 +91,7 @@ def static(tiny, tmp_path_factory):
     """A folder in the form of a static network, its layers float. What is in it does not matter to the reader."""
     folder = tmp_path_factory.mktemp("static") / "ours.static"
     network = load("tiny").engine.network
-    info = {"architecture": "tiny", "preset": "paper"} | fast.code_info("tiny")
+    info = {"architecture": "tiny", "preset": "paper"} | engines.code_info("tiny")
     write_graphs(folder, network, info, "openvino-int8", graphs.encoder_graph(network.image_encoder))
     return folder
 
@@ -143,7 +143,7 @@ def test_step_4_runs_pictures_and_volumes_without_pytorch(tmp_path, cache):
         write_case(tmp_path, tiny_case(dims=dims))
     network = load("proposed").engine.network
     int8 = tmp_path / "ours.static"  # which layers are int8 does not matter here
-    info = {"architecture": "proposed", "preset": "fixed"} | fast.code_info("proposed")
+    info = {"architecture": "proposed", "preset": "fixed"} | engines.code_info("proposed")
     write_graphs(int8, network, info, "openvino-int8", graphs.encoder_graph(network.image_encoder))
     load("proposed", engine="openvino", cache=cache)  # where there is no graph yet, PyTorch makes it
     segs = tmp_path / "segs"
@@ -244,10 +244,10 @@ def test_graphs_are_made_anew_for_edited_code_and_replace_the_old_ones(tiny, tmp
         (folder,) = tmp_path.iterdir()
         return read_info(folder)["code"], (folder / "encoder.xml").stat().st_mtime_ns
 
-    sources, first = fast.network_sources("tiny"), made()
-    monkeypatch.setattr(fast, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
+    sources, first = engines.network_sources("tiny"), made()
+    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
     assert made() == first
-    monkeypatch.setattr(fast, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
+    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
     second = made()
     assert second[0] != first[0] and second[1] > first[1] and made() == second
 
@@ -385,13 +385,13 @@ def test_a_static_network_is_refused_after_an_edit_that_changes_what_the_code_co
     def again():
         return load("tiny", static, engine="openvino-int8", cache=cache)
 
-    sources = fast.network_sources("tiny")
+    sources = engines.network_sources("tiny")
     with monkeypatch.context() as patch:
-        patch.setattr("fast.graphs.probe", lambda name: pytest.fail("the code is the same: nothing to compare"))
+        patch.setattr("engines.graphs.probe", lambda name: pytest.fail("the code is the same: nothing to compare"))
         again()
-        patch.setattr(fast, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
+        patch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
         again()
-    monkeypatch.setattr(fast, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
+    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
     again()  # edited, and yet it computes the same
     swapped = lambda self, x: self.norm(self.act(self.conv(x)))  # noqa: E731
     for part, edited in ((efficientvit.ConvNorm, swapped), (model.MaskDecoder, louder)):
@@ -440,7 +440,7 @@ def test_bad_folders_are_told_in_one_sentence(static, tmp_path):
         assert "\n" not in str(error.value)
     shutil.copytree(static, tmp_path / "cut.static")
     (tmp_path / "cut.static" / "box.bin").unlink()
-    with pytest.raises(InputError, match="make it again with python -m fast static$"):
+    with pytest.raises(InputError, match="make it again with python -m engines static$"):
         load("tiny", tmp_path / "cut.static", engine="openvino-int8", cache=tmp_path / "cache")
 
 
@@ -459,7 +459,7 @@ def test_openvino_refuses_a_folder_for_a_checkpoint(static, cache):
 
 
 def test_the_static_network_of_a_model_is_named_after_its_checkpoint(tiny):
-    found = [fast.default_static(name) for name in ("baseline", "proposed", "tiny")]
+    found = [engines.default_static(name) for name in ("baseline", "proposed", "tiny")]
     assert [path.name for path in found] == ["lite_medsam.static", "grays_anatomy_sam_l0.static", "tiny.static"]
     assert {path.parent for path in found} == {OUR_CHECKPOINT.parent}
 

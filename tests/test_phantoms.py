@@ -1,4 +1,4 @@
-"""The demo data: what phantoms/ promises to 04_infer.py, 05_evaluate.py and the figures."""
+"""The demo data: what demo_data/ promises to 04_infer.py, 05_evaluate.py and the figures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from files.case import Case
-from files.intensity import percentile_to_uint8, window_to_uint8
-from files.npz import write_case
-from phantoms import ANNOTATIONS, RECIPES, apply_rule, demo_cases, read_packaged, real_cases, synthetic_case, tiny_case
-from phantoms.__main__ import main
-from phantoms.drawn import ball, blob, blur, fill_outline, smooth_outline
+from demo_data import ANNOTATIONS, RECIPES, apply_rule, demo_cases, read_packaged, real_cases, synthetic_case, tiny_case
+from demo_data.__main__ import main
+from demo_data.drawn import ball, blob, blur, fill_outline, smooth_outline
+from formats.case import Case
+from formats.intensity import percentile_to_uint8, window_to_uint8
+from formats.npz import write_case
 
 CHALLENGE_MODALITIES = "X-Ray US Fundus Endoscopy Dermoscopy Microscope Mammography OCT CT MR PET".split()
 

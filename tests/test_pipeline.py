@@ -5,8 +5,8 @@ import importlib
 
 import pytest
 
-from files.npz import write_training_case
-from phantoms import real_cases, tiny_case
+from demo_data import real_cases, tiny_case
+from formats.npz import write_training_case
 
 preprocess, train, quantize, infer, evaluate = (
     importlib.import_module(name) for name in ("01_preprocess", "02_train", "03_quantize", "04_infer", "05_evaluate")

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from data import load_entry, read_index
-from files import InputError, writing
-from files.index import fingerprint
-from files.npz import load_npz, read_npz
-from files.partners import list_pairs
-from files.pictures import read_mask
-from files.writing import save_image, save_npz
+from demo_data import tiny_case
+from formats import InputError, writing
+from formats.index import fingerprint
+from formats.npz import load_npz, read_npz
+from formats.partners import list_pairs
+from formats.pictures import read_mask
+from formats.writing import save_image, save_npz
 from grid import boxes_from_labels, promptable_labels, resize_labels_to_grid
-from phantoms import tiny_case
 
 preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
 ROOT = Path(__file__).parent.parent

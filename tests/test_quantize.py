@@ -13,12 +13,12 @@ from torch import nn
 
 import quantize
 import segment
-from files import InputError
-from files.checkpoints import lite_medsam_path, read_checkpoint, save_checkpoint
-from files.npz import write_case
+from demo_data import real_cases, tiny_case
+from formats import InputError
+from formats.checkpoints import lite_medsam_path, read_checkpoint, save_checkpoint
+from formats.npz import write_case
 from grid import boxes_from_labels
 from model import MaskDecoder, TorchEngine
-from phantoms import real_cases, tiny_case
 from presets import PRESETS
 from quantize import Int8Linear, float_int_matmul, int_matmul, quantize_activation, quantize_linear_layers
 from quantize import quantize_weight as to_int8
@@ -280,7 +280,7 @@ def test_speed_is_measured_in_turns():
 
 def test_the_script_writes_file_and_report_and_its_file_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "TIMED_BOXES", (1, 2))
-    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", tmp_path / "ours.pt")
+    monkeypatch.setattr("formats.checkpoints.OUR_CHECKPOINT", tmp_path / "ours.pt")
     with pytest.raises(SystemExit, match=r"ours\.pt does not exist: give a checkpoint with --model FILE"):
         script.main(["--model", "proposed"])
     net = segment.build("proposed")

@@ -1,4 +1,4 @@
-"""files/: the formats that people have. Orientation and spacing are compared with what nibabel, SimpleITK and pydicom say."""
+"""formats/: the formats that people have. Orientation and spacing are compared with what nibabel, SimpleITK and pydicom say."""
 
 import gzip
 import json
@@ -14,15 +14,15 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
-from files import InputError, modality_of
-from files.annotations import read_coco, read_supervisely
-from files.formats import list_cases, read_boxed, read_boxes, read_case, read_pair
-from files.intensity import WINDOWS, parse_window, to_grey_levels
-from files.partners import label_files
-from files.pictures import read_mask
-from files.scans import save_nifti_labels, turn, turn_back, view_of
-from files.writing import save_image, save_npz
-from phantoms import tiny_case
+from demo_data import tiny_case
+from formats import InputError, modality_of
+from formats.annotations import read_coco, read_supervisely
+from formats.intensity import WINDOWS, parse_window, to_grey_levels
+from formats.partners import label_files
+from formats.pictures import read_mask
+from formats.readers import list_cases, read_boxed, read_boxes, read_case, read_pair
+from formats.scans import save_nifti_labels, turn, turn_back, view_of
+from formats.writing import save_image, save_npz
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "raw_samples"  # not part of the repository
 
@@ -462,7 +462,7 @@ def test_intensities_become_grey_levels_by_window_or_percentile():
 @pytest.mark.parametrize("ending", [".nii.gz", ".png", ".mha"])
 def test_a_case_is_ct_by_its_name_which_is_asked_once(tmp_path, monkeypatch, ending):
     asked = []
-    for module in ("files.case", "files.scans", "files.pictures"):
+    for module in ("formats.case", "formats.scans", "formats.pictures"):
         monkeypatch.setattr(f"{module}.modality_of", lambda name: asked.append(name) or modality_of(name))
     values = volume((20, 16, 1), np.uint16, 1000)
     for name, window in (("CT_a", WINDOWS["soft"]), ("MR_a", WINDOWS["percentile"])):
@@ -516,7 +516,7 @@ def test_files_that_are_no_volume_or_claim_too_much_are_told(tmp_path):
 
 
 def test_an_npz_that_unpacks_to_any_size_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("files.npz.MAX_BYTES", 10_000)
+    monkeypatch.setattr("formats.npz.MAX_BYTES", 10_000)
     save_npz(tmp_path / "a.npz", imgs=np.zeros((200, 200), np.uint8), boxes=[[1, 2, 3, 4]])
     assert "it unpacks to" in sentence(read_case, tmp_path / "a.npz")
 

@@ -17,7 +17,9 @@ BLOCKS = [
     block for text in PAGES.values() for block in re.findall(r"```(?:bash|powershell)\n(.*?)```", text, re.DOTALL)
 ]
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines()]
-PYTHON = list(dict.fromkeys(c for c in COMMANDS if re.match(r"python (\S+\.py|-m phantoms)", c)))  # each once, in order
+PYTHON = list(
+    dict.fromkeys(c for c in COMMANDS if re.match(r"python (\S+\.py|-m demo_data)", c))
+)  # each once, in order
 PYTHON.sort(key=lambda command: "examples" not in command)  # README's examples need nothing of the demo
 
 
@@ -36,7 +38,7 @@ def clone(tmp_path_factory):
 
 
 def test_readme_and_pages_have_commands_for_every_script():
-    for name in [path.name for path in ROOT.glob("0*.py")] + ["-m phantoms"]:
+    for name in [path.name for path in ROOT.glob("0*.py")] + ["-m demo_data"]:
         assert any(name in command for command in PYTHON), name
     assert len(README.encode()) <= 10_240, "README is read in one sitting"
 
@@ -48,7 +50,7 @@ LONG = [pytest.param(c, marks=pytest.mark.long) if "demo" in c else c for c in P
 @pytest.mark.parametrize("command", LONG)
 def test_command_runs(clone, command):
     words = shlex.split(command)
-    if "phantoms" in words:
+    if "demo_data" in words:
         words.append("--smoke")  # two tiny cases in place of nineteen
     if words[1] == "02_train.py":
         words[words.index("--steps") + 1] = "1"
@@ -95,9 +97,9 @@ def test_make_demo_is_the_plain_commands_and_takes_trained_weights_where_they_ar
         check=True,
     )
     lines = [line.removeprefix(".venv/bin/").strip() for line in done.stdout.splitlines()]
-    wanted = r"python (?!00)(\S+\.py|-m phantoms)"
+    wanted = r"python (?!00)(\S+\.py|-m demo_data)"
     made = [shlex.split(re.sub(r" --figures.*(?= -s )", "", line)) for line in lines if re.match(wanted, line)]
-    plain = next(block for block in BLOCKS if block.startswith("python -m phantoms"))
+    plain = next(block for block in BLOCKS if block.startswith("python -m demo_data"))
     if not trained:  # then the proposed columns are what the demo's few steps made
         plain = plain.replace(weights, "demo/run/last.pt").replace('"proposed int8=', '"the same, int8=')
         plain = plain.replace('"proposed=', '"demo training only, 4 steps=')

@@ -6,10 +6,10 @@ import torch
 from fake_model import TinyNetwork
 
 from data import CacheEntry, read_index, validation_item
-from files import InputError
-from files.checkpoints import read_checkpoint
+from demo_data import tiny_cache
+from formats import InputError
+from formats.checkpoints import read_checkpoint
 from grid import BOX_JITTER, JITTER_SHARE, LOOSE_SHARE, boxes_from_labels
-from phantoms import tiny_cache
 from presets import PRESETS, override
 from recipe import __main__ as recipe
 from recipe import loop

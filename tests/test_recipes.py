@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data import load_entry
-from files import SUBMODALITIES, InputError, modality_of, submodality_of
-from files.sources import DATA_SETS, Options, list_data_set
-from files.writing import save_image, save_json, save_npz
-from phantoms import tiny_case
+from demo_data import tiny_case
+from formats import SUBMODALITIES, InputError, modality_of, submodality_of
+from formats.sources import DATA_SETS, Options, list_data_set
+from formats.writing import save_image, save_json, save_npz
 
 preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
 

@@ -1,4 +1,4 @@
-"""views/report.py and the page that 05_evaluate.py writes: what it shows is what was scored, and it needs no network."""
+"""page/report.py and the page that 05_evaluate.py writes: what it shows is what was scored, and it needs no network."""
 
 import importlib
 import math
@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from metric_rows import DISTANCE, PAPER, use
 
+from demo_data import tiny_case
 from figures import YELLOW
-from files import InputError
-from files.npz import load_npz, write_case
-from files.writing import save_npz, save_text
+from formats import InputError
+from formats.npz import load_npz, write_case
+from formats.writing import save_npz, save_text
 from grid import boxes_from_labels
-from phantoms import tiny_case
+from page.report import bar_intervals, predicted_and_true, surroundings, three_pictures, worst_cases
 from tables import AVERAGE, summarize
-from views.report import bar_intervals, predicted_and_true, surroundings, three_pictures, worst_cases
 
 evaluate = importlib.import_module("05_evaluate")
 

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 
 from data import load_entry
-from files import journal, usable_cores
-from files.case import Case
-from files.index import CachedCase, CacheEntry, read_index, write_index
-from files.journal import executor_of, in_parallel, names_of_others
-from files.npz import load_npz
-from files.sources import instances_of, without_small
-from files.writing import save_npz
-from phantoms import tiny_case
+from demo_data import tiny_case
+from formats import journal, usable_cores
+from formats.case import Case
+from formats.index import CachedCase, CacheEntry, read_index, write_index
+from formats.journal import executor_of, in_parallel, names_of_others
+from formats.npz import load_npz
+from formats.sources import instances_of, without_small
+from formats.writing import save_npz
 
 preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
 cache_case = preprocess.cache_case

@@ -10,10 +10,10 @@ import torch
 from fake_model import BrightModel
 
 import segment
-from files import InputError
-from files.case import Case
-from files.checkpoints import lite_medsam_path, save_checkpoint
-from files.formats import read_case
+from formats import InputError
+from formats.case import Case
+from formats.checkpoints import lite_medsam_path, save_checkpoint
+from formats.readers import read_case
 from grid import NO_MASK, MaskPatch, boxes_from_labels, crop_to_box
 from metrics import dsc
 from presets import PRESETS, override
@@ -389,7 +389,7 @@ def test_a_checkpoint_by_itself_tells_its_model(tmp_path, monkeypatch):
 
 
 def test_without_its_checkpoint_the_proposed_model_is_not_replaced_by_another(tmp_path, monkeypatch):
-    monkeypatch.setattr("files.checkpoints.OUR_CHECKPOINT", tmp_path / "ours.pt")
+    monkeypatch.setattr("formats.checkpoints.OUR_CHECKPOINT", tmp_path / "ours.pt")
     with pytest.raises(InputError, match=r"ours\.pt does not exist: .* or use --model baseline") as error:
         load("proposed")
     assert "\n" not in str(error.value)

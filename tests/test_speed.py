@@ -37,9 +37,9 @@ from speed import (
 )
 
 import segment
-from files import InputError
-from files.case import Case
-from files.npz import load_npz, read_npz, write_case
+from formats import InputError
+from formats.case import Case
+from formats.npz import load_npz, read_npz, write_case
 from grid import boxes_from_labels
 from model import TorchEngine
 from presets import PRESETS

@@ -23,11 +23,11 @@ from data import (
     training_item,
     validation_item,
 )
-from files import InputError
-from files.checkpoints import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint
+from demo_data import tiny_cache
+from formats import InputError
+from formats.checkpoints import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint
 from grid import move_box
 from model import build_model
-from phantoms import tiny_cache
 from presets import PRESETS, override
 from segment import build
 from training import dice_loss, mask_iou, segmentation_loss, starting_network

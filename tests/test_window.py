@@ -1,4 +1,4 @@
-"""views/ with a mouse that matplotlib is told of, 04_infer.py --draw, and at the end the real window with a real mouse."""
+"""page/ with a mouse that matplotlib is told of, 04_infer.py --draw, and at the end the real window with a real mouse."""
 
 import csv
 import importlib
@@ -16,16 +16,16 @@ from matplotlib.backend_bases import KeyEvent, MouseEvent
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from files import InputError
-from files.case import Case
-from files.npz import write_case
-from files.writing import save_image
-from phantoms import tiny_case
+from demo_data import tiny_case
+from formats import InputError
+from formats.case import Case
+from formats.npz import write_case
+from formats.writing import save_image
+from page import objects
+from page.objects import TOO_SMALL, Drag, Drawn, boxes_by_slice
+from page.window import HINT, HINT_3D, SIZE, BoxWindow, interactive_pyplot, outline_of
 from presets import PRESETS
 from segment import Segmenter, load
-from views import objects
-from views.objects import TOO_SMALL, Drag, Drawn, boxes_by_slice
-from views.window import HINT, HINT_3D, SIZE, BoxWindow, interactive_pyplot, outline_of
 
 ROOT = Path(__file__).parent.parent
 infer = importlib.import_module("04_infer")
@@ -423,7 +423,7 @@ def test_what_is_saved_are_labels_boxes_and_an_overlay(tmp_path, monkeypatch, ca
         box(window, [5, 5, 20, 20])
         return window.objects.drawn()
 
-    monkeypatch.setattr("views.window.draw_window", instead)
+    monkeypatch.setattr("page.window.draw_window", instead)
     monkeypatch.setattr("segment.load", lambda *args, **options: fake())
     case = tiny_case(dims=dims)
     write_case(tmp_path, case)
@@ -440,7 +440,7 @@ def test_what_is_saved_are_labels_boxes_and_an_overlay(tmp_path, monkeypatch, ca
 
 def test_a_broken_boxes_csv_does_not_stop_who_draws(picture, monkeypatch):
     (picture.parent / "boxes.csv").write_text("file,x0,y0,x1\n")
-    monkeypatch.setattr("views.window.draw_window", lambda segmenter, case, save: window_of(case, save).objects.drawn())
+    monkeypatch.setattr("page.window.draw_window", lambda segmenter, case, save: window_of(case, save).objects.drawn())
     monkeypatch.setattr("segment.load", lambda *args, **options: fake())
     assert infer.main(["-i", str(picture), "-o", str(picture.parent / "out"), "--draw"]) == []
 
@@ -456,7 +456,7 @@ def test_draw_takes_one_case_and_does_not_write_over_it(tmp_path):
 def test_views_are_loaded_only_for_a_window():
     code = "import importlib, sys; importlib.import_module('04_infer'); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert not {"views", "views.window", "matplotlib"} & set(loaded.split())
+    assert not {"page", "page.window", "matplotlib"} & set(loaded.split())
 
 
 # ---------------------------------------------------------------- a real window

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from files.writing import progress
+from formats.writing import progress
 
 
 class Terminal(io.StringIO):

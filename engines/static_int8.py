@@ -1,4 +1,4 @@
-"""Static int8 of nearly the whole image encoder, by NNCF, for OpenVINO: `python -m fast static`. (D17)
+"""Static int8 of nearly the whole image encoder, by NNCF, for OpenVINO: `python -m engines static`. (D17)
 
 Dynamic int8 (quantize.py) measures the range of each activation when it arrives, and replaces linear layers only. Static
 int8 measures ranges beforehand, on training images: they become constants. Then convolutions, nine tenths of the
@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from data import CacheEntry, epoch_entries, read_index, validation_item
-from fast.graphs import encoder_graph
-from fast.openvino_engine import INSTALL, import_openvino
-from files import InputError
-from files.index import check_version
+from engines.graphs import encoder_graph
+from engines.openvino_engine import INSTALL, import_openvino
+from formats import InputError
+from formats.index import check_version
 from model import BoxSegmenter
 from quantize import count_macs
 from segment import Segmenter

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 
 from figures import PALETTE, figure3_row, overlay
-from files import MODALITIES, InputError
-from files.case import Case
-from files.formats import list_cases, name_of, read_case
-from files.writing import save_text
+from formats import MODALITIES, InputError
+from formats.case import Case
+from formats.readers import list_cases, name_of, read_case
+from formats.writing import save_text
 from grid import boxes_from_labels, drawn_boxes
 from metrics import METRICS
 from tables import AVERAGE, LEVEL, bootstrap_interval, read_labels, read_rows, score_columns, summary_cells, units

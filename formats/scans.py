@@ -19,10 +19,10 @@ import nibabel
 import numpy as np
 from nibabel.orientations import io_orientation
 
-from files import InputError, modality_of
-from files.case import Case
-from files.intensity import Gray, Window, to_grey_levels
-from files.writing import save_bytes
+from formats import InputError, modality_of
+from formats.case import Case
+from formats.intensity import Gray, Window, to_grey_levels
+from formats.writing import save_bytes
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MAX_VOXELS = 2**31  # a damaged header, or one that was made to fill the memory, may claim any size

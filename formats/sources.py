@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from files import MAX_LABEL, InputError, bare_name, modality_of
-from files.case import Case
-from files.formats import ending_of, list_cases, name_of, read_case, read_pair
-from files.intensity import parse_window
-from files.npz import load_npz, write_case
-from files.partners import label_files, list_pairs
-from files.writing import tell
+from formats import MAX_LABEL, InputError, bare_name, modality_of
+from formats.case import Case
+from formats.intensity import parse_window
+from formats.npz import load_npz, write_case
+from formats.partners import label_files, list_pairs
+from formats.readers import ending_of, list_cases, name_of, read_case, read_pair
+from formats.writing import tell
 from grid import promptable_labels
 
 

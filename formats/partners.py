@@ -12,8 +12,8 @@ from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 
-from files import InputError
-from files.pictures import PICTURE_ENDINGS
+from formats import InputError
+from formats.pictures import PICTURE_ENDINGS
 
 LABEL_WORDS = {*"mask masks label labels seg segs segmentation segmentations gt gts groundtruth".split()}
 LABEL_WORDS |= {"annotation", "annotations"}
@@ -38,7 +38,7 @@ def list_pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list
     Endings may differ: a.jpg and a.png. -> (pairs sorted by name, one InputError for each file that has no partner)
     """
     if masks.suffix == ".json":
-        from files.annotations import coco_files
+        from formats.annotations import coco_files
 
         listed = coco_files(masks)
         found = sorted(path for group in _files_by_stem(images).values() for path in group)
@@ -74,7 +74,7 @@ def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
 
 def dicom_cases(folder: Path, files: list[Path]) -> list[Path]:
     """The cases among files and folders: folders stay if they hold DICOM files, all files become `folder` if all are DICOM."""
-    from files.dicom import dicom_files, is_dicom  # only here: pydicom takes a third of a second to load
+    from formats.dicom import dicom_files, is_dicom  # only here: pydicom takes a third of a second to load
 
     files = [path for path in sorted(files) if not path.is_dir() or dicom_files(path)]
     if not files or all(not path.is_dir() and is_dicom(path) for path in files):
@@ -127,7 +127,7 @@ def _add_annotations(files: list[Path], images: list[Path], found: dict[Path, li
         if path.stem in by_name:
             found[by_name[path.stem]] = [path]
             continue
-        from files.annotations import coco_files, is_coco  # only here: few folders have any
+        from formats.annotations import coco_files, is_coco  # only here: few folders have any
 
         if is_coco(path):
             for name in coco_files(path) & set(by_name):

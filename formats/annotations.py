@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from files import MAX_LABEL, InputError
+from formats import MAX_LABEL, InputError
 
 
 def read_annotations(path: Path, image_name: str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -17,24 +17,24 @@ from pathlib import Path
 
 import numpy as np
 
-from files import InputError
-from files.case import Case, check_boxes, check_labels
-from files.pictures import PICTURE_ENDINGS, read_mask, read_masks
+from formats import InputError
+from formats.case import Case, check_boxes, check_labels
+from formats.pictures import PICTURE_ENDINGS, read_mask, read_masks
 from grid import boxes_from_labels, drawn_boxes
 
 ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 # Ending, lower case -> what reads it: a function, or "module:function", which is imported when such a file comes.
 READERS: dict[str, Callable[..., Case] | str] = {
-    ".npz": "files.npz:read_npz",
-    **dict.fromkeys(PICTURE_ENDINGS, "files.pictures:read_picture"),
-    **dict.fromkeys(NIFTI_ENDINGS, "files.scans:read_nifti"),
-    **dict.fromkeys((".dcm", ".dicom", ".ima"), "files.dicom:read_dicom"),
-    **dict.fromkeys(ITK_ENDINGS, "files.scans:read_itk"),
+    ".npz": "formats.npz:read_npz",
+    **dict.fromkeys(PICTURE_ENDINGS, "formats.pictures:read_picture"),
+    **dict.fromkeys(NIFTI_ENDINGS, "formats.scans:read_nifti"),
+    **dict.fromkeys((".dcm", ".dicom", ".ima"), "formats.dicom:read_dicom"),
+    **dict.fromkeys(ITK_ENDINGS, "formats.scans:read_itk"),
 }
 LABEL_READERS = {  # (path of the labels, path of the image) -> label map of the image's shape
-    **dict.fromkeys(NIFTI_ENDINGS, "files.scans:read_nifti_labels"),
-    **dict.fromkeys(ITK_ENDINGS, "files.scans:read_itk_labels"),
+    **dict.fromkeys(NIFTI_ENDINGS, "formats.scans:read_nifti_labels"),
+    **dict.fromkeys(ITK_ENDINGS, "formats.scans:read_itk_labels"),
 }
 
 
@@ -42,7 +42,7 @@ LABEL_READERS = {  # (path of the labels, path of the image) -> label map of the
 READ_KEYS = {
     "window": "grey levels that intensities are cut to: soft, lung, brain, bone, percentile or WIDTH/LEVEL",
     "modality": "what the cases show, for files whose names do not begin with it: US, or US_MyHospital",
-    "dataset": "a public data set as it was downloaded, by its name in files/sources.py",
+    "dataset": "a public data set as it was downloaded, by its name in formats/sources.py",
     "instances": "yes: each connected part of a label becomes an object of its own",
     "smallest": "leave out objects of fewer pixels, in 3D voxels",
 }
@@ -64,7 +64,7 @@ def window_of(texts: list[str]) -> tuple[float, float] | None:
     text = read_options(texts, ("window",)).get("window")
     if text is None:
         return None
-    from files.intensity import parse_window  # only here: most pictures have 8 bits
+    from formats.intensity import parse_window  # only here: most pictures have 8 bits
 
     return parse_window(text)
 
@@ -99,7 +99,7 @@ def read_case(
     # results and the journal find a case by its file's name
     case = replace(_image_of(path, window), name=name_of(path))
     if case.labels is None and (labels or boxes_from_masks) and READERS.get(ending_of(path)) != READERS[".npz"]:
-        from files.partners import label_files  # only here: most cases of step 4 come with boxes
+        from formats.partners import label_files  # only here: most cases of step 4 come with boxes
 
         if beside := label_files(path):
             case = with_labels(case, path, beside)
@@ -149,7 +149,7 @@ def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
     """The case of an image file with the labels that lie beside it: one label map, or one mask picture for each object."""
     first, ending, names, shape = beside[0], ending_of(beside[0]), None, case.grid_shape
     if first.suffix == ".json":
-        from files.annotations import read_annotations  # only here: few data sets have them
+        from formats.annotations import read_annotations  # only here: few data sets have them
 
         labels, names = read_annotations(first, path.name, shape)
     elif ending in PICTURE_ENDINGS:
@@ -204,7 +204,7 @@ def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
     with_boxes: if the folder has a boxes.csv, only the files that it names.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; name a folder of cases, or make one with: python -m phantoms")
+        raise InputError(f"{folder}: no such folder; name a folder of cases, or make one with: python -m demo_data")
     if with_boxes and (named := boxes_beside(folder / "any")):
         return [folder / name for name in sorted(named)]
     entries = sorted(folder.iterdir())
@@ -214,17 +214,17 @@ def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
     if ".npz" in endings:
         files = [path for path in files if by_ending[path] not in PICTURE_ENDINGS]
     if endings - {".npz", *PICTURE_ENDINGS} or not files:
-        from files.partners import dicom_cases
+        from formats.partners import dicom_cases
 
         files = dicom_cases(folder, files + [path for path in entries if not by_ending[path] and path.is_dir()])
     if endings - {".npz"} and files != [folder]:
-        from files.partners import label_files_in
+        from formats.partners import label_files_in
 
         partners = label_files_in(folder)
         files = [path for path in files if path not in partners]
     if not files:
         known = ", ".join(sorted(READERS))
-        raise InputError(f"{folder}: holds no case ({known}); name another folder, or make cases: python -m phantoms")
+        raise InputError(f"{folder}: holds no case ({known}); name another folder, or make cases: python -m demo_data")
     return files
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from files import InputError, modality_of
-from files.case import Case
-from files.intensity import WINDOWS, Window, to_grey_levels
-from files.scans import LPS_TO_RAS, turn, turned, view_of, volume_case
+from formats import InputError, modality_of
+from formats.case import Case
+from formats.intensity import WINDOWS, Window, to_grey_levels
+from formats.scans import LPS_TO_RAS, turn, turned, view_of, volume_case
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 LABEL_KINDS = ("RTSTRUCT", "SEG")

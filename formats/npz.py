@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from files import InputError
-from files.case import Case, check_boxes, check_image, check_labels, spacing_zyx
-from files.writing import save_npz
+from formats import InputError
+from formats.case import Case, check_boxes, check_image, check_labels, spacing_zyx
+from formats.writing import save_npz
 from grid import boxes_from_labels
 
 MAX_BYTES = 8 * 2**30  # unpacked

@@ -26,11 +26,11 @@ from pathlib import Path
 
 import cv2
 
-from files import InputError
-from files.case import Case
-from files.index import CachedCase, CacheEntry, read_index
-from files.sources import Source, leave_out, read_source, write_validation_case
-from files.writing import progress, progress_bar, tell
+from formats import InputError
+from formats.case import Case
+from formats.index import CachedCase, CacheEntry, read_index
+from formats.sources import Source, leave_out, read_source, write_validation_case
+from formats.writing import progress, progress_bar, tell
 
 JOURNAL = "done.jsonl"
 CHUNK = 4  # jobs that a worker gets at once

@@ -8,9 +8,9 @@ import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from files import InputError, patient_of, submodality_of
-from files.case import Case
-from files.writing import csv_text, save_json, save_text
+from formats import InputError, patient_of, submodality_of
+from formats.case import Case
+from formats.writing import csv_text, save_json, save_text
 
 CACHE_VERSION = 3  # 3: masks are pickles that name nothing
 SPLITS = ("train", "val")

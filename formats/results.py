@@ -17,10 +17,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from files import InputError
-from files.case import Case
-from files.formats import ending_of, list_cases, name_of, read_boxed
-from files.writing import csv_text, progress, save_bytes, save_image, save_json, save_npz, save_text, tell
+from formats import InputError
+from formats.case import Case
+from formats.readers import ending_of, list_cases, name_of, read_boxed
+from formats.writing import csv_text, progress, save_bytes, save_image, save_json, save_npz, save_text, tell
 from grid import boxes_from_labels
 
 OBJECT_COLUMNS = ("case", "label", "name", "box", "pixels", "mm3", "predicted_iou", "seconds", "note")
@@ -104,7 +104,7 @@ def save_label_map(folder: Path, case: Case, labels: np.ndarray, source: Path, p
     if source.suffix == ".npz":  # the challenge asks for nothing else, and its clock is running
         return [f"{case.name}.npz"]
     if case.affine is not None:
-        from files.scans import save_nifti_labels  # only here: most cases have no affine
+        from formats.scans import save_nifti_labels  # only here: most cases have no affine
 
         name = f"{case.name}.nii.gz"
         is_nifti = source.name.lower().endswith((".nii", ".nii.gz"))

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from files import InputError, modality_of
-from files.case import Case, check_contrast
+from formats import InputError, modality_of
+from formats.case import Case, check_contrast
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
@@ -25,7 +25,7 @@ def read_picture(path: Path, window: tuple[float, float] | None = None) -> Case:
     if pixels.dtype == np.uint8 and window is None:
         check_contrast(pixels, path)
         return Case(path.stem, pixels, None, None, None, is_3d)
-    from files.intensity import to_grey_levels  # only here and below: most pictures have 8 bits
+    from formats.intensity import to_grey_levels  # only here and below: most pictures have 8 bits
 
     modality = modality_of(path.name)
     gray = to_grey_levels(pixels, path, window, modality)
@@ -46,7 +46,7 @@ def read_image(path: Path | str) -> np.ndarray:
         raise InputError(f"{path}: holds several pages; save the one to use as an image of its own")
     if pages[0].dtype == np.uint8:
         return pages[0]
-    from files.intensity import to_grey_levels
+    from formats.intensity import to_grey_levels
 
     return to_grey_levels(pages[0], path, None, modality_of(path.name)).levels
 

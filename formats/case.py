@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import MAX_LABEL, InputError, modality_of
+from formats import MAX_LABEL, InputError, modality_of
 
 
 @dataclass(frozen=True)

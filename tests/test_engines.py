@@ -1,4 +1,4 @@
-"""fast/: the decoder and the folded norms give model.py's results to rounding; edited code changes hash and probe."""
+"""engines/: the decoder and the folded norms give model.py's results to rounding; edited code changes hash and probe."""
 
 import copy
 from pathlib import Path
@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import efficientvit
-import fast
+import engines
 import model
 import segment
-from fast.decoder import ReorderedDecoder
-from fast.graphs import fold_batch_norms, probe, probes_differ
-from fast.openvino_engine import CELL, CELLS, OUTSIDE, cell_range
+from engines.decoder import ReorderedDecoder
+from engines.graphs import fold_batch_norms, probe, probes_differ
+from engines.openvino_engine import CELL, CELLS, OUTSIDE, cell_range
 from grid import NO_MASK, crop_to_box, grid_pixels_for, logits_to_original, reach_of
 from model import TorchEngine
 from presets import PRESETS
@@ -191,15 +191,15 @@ def test_only_what_is_computed_changes_the_hash_of_the_code():
     same = '"""Another header."""' + same[same.index('"""', 3) + 3 :].replace("import torch\n", "import torch\n\n", 1)
     other = source.replace("return x + self.main(x) if", "return x - self.main(x) if")
     assert same != source and other != source and "why not" in same
-    hashes = [fast.code_hashes([text, "b = 1"])["code"] for text in (source, same, other)]
+    hashes = [engines.code_hashes([text, "b = 1"])["code"] for text in (source, same, other)]
     assert hashes[0] == hashes[1] != hashes[2]
-    assert fast.code_hashes(["a = 1\n", "b = 1"]) != fast.code_hashes(["a = 1\n", "b = 2"])
+    assert engines.code_hashes(["a = 1\n", "b = 1"]) != engines.code_hashes(["a = 1\n", "b = 2"])
 
 
 def test_the_code_of_a_model_is_that_of_its_encoder_too(monkeypatch):
-    before = fast.network_sources("proposed")
+    before = engines.network_sources("proposed")
     monkeypatch.setitem(segment.MODELS, "tiny", segment.Architecture(__name__, "TinyEncoder", Path, False))
-    assert set(fast.network_sources("tiny")) - set(before) == {Path(__file__).read_text(encoding="utf-8")}
+    assert set(engines.network_sources("tiny")) - set(before) == {Path(__file__).read_text(encoding="utf-8")}
 
 
 def test_a_probe_is_the_same_each_time_and_sees_edits_of_encoder_and_decoder(monkeypatch):

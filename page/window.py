@@ -26,13 +26,13 @@ from matplotlib.path import Path as Outline
 from matplotlib.widgets import Button, RectangleSelector
 
 from figures import PALETTE, YELLOW, flat_view, overlay
-from files import InputError
-from files.case import Case
-from files.formats import read_case
-from files.results import OBJECT_COLUMNS, files_to_do, object_rows, save_label_map
-from files.writing import csv_text, save_image, save_json, save_text
+from formats import InputError
+from formats.case import Case
+from formats.readers import read_case
+from formats.results import OBJECT_COLUMNS, files_to_do, object_rows, save_label_map
+from formats.writing import csv_text, save_image, save_json, save_text
+from page.objects import TOO_SMALL, Drawn, Objects, box_of_drag
 from segment import Segmenter
-from views.objects import TOO_SMALL, Drawn, Objects, box_of_drag
 
 CLICK = 3  # pixels of the screen that the mouse may move in a click
 ROOMY = 45  # pixels of the screen: smaller objects have their number alone beside them

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files.case import Case
+from formats.case import Case
 from segment import Segmenter
 from volumes import EMBEDDINGS_KEPT
 

@@ -1,6 +1,6 @@
 """Static int8 of a model's encoder for OpenVINO, calibrated on training images, and a report of what that bought.
 
-    python -m fast static --model proposed --cache cache -i demo/cache/cases/imgs
+    python -m engines static --model proposed --cache cache -i demo/cache/cases/imgs
 
 Writes the folder NAME.static, which step 4 runs with --engine openvino-int8 and without PyTorch; NAME.static.md and
 .json beside it as step 3 does. Needs: pip install -r requirements-fast.txt
@@ -15,17 +15,17 @@ import tempfile
 from pathlib import Path
 
 import segment
-from fast import code_info, default_static
-from fast.graphs import write_graphs
-from fast.static_int8 import quantize_static, static_reach
-from files import InputError
-from files.formats import list_cases
-from files.writing import progress
+from engines import code_info, default_static
+from engines.graphs import write_graphs
+from engines.static_int8 import quantize_static, static_reach
+from formats import InputError
+from formats.readers import list_cases
+from formats.writing import progress
 from quantize import compare_speed
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(prog="python -m fast", description=__doc__.splitlines()[0])
+    p = argparse.ArgumentParser(prog="python -m engines", description=__doc__.splitlines()[0])
     p.add_argument("command", choices=("static",), help="static: make a static int8 network")
     models = ", ".join(segment.MODELS)
     p.add_argument("--model", default="proposed", metavar="NAME|FILE", help=f"{models}, or a float checkpoint")
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict:
     try:
         return run(args)
     except (InputError, OSError) as error:
-        sys.exit(f"python -m fast: {error}")
+        sys.exit(f"python -m engines: {error}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ openvino_engine.py  runs graphs with Intel's OpenVINO, without PyTorch
 graphs.py           makes graphs: traces PyTorch's network, and compares the two
 decoder.py          what the decoder's graphs are traced from: its sums in another order
 static_int8.py      the encoder's graph with int8 layers
-__main__.py         `python -m fast static` writes such a network, and a report
+__main__.py         `python -m engines static` writes such a network, and a report
 
 model.py may be edited, and the graphs must follow. So each folder of graphs has a hash of the
 network's code and, for openvino, of the checkpoint.
@@ -30,10 +30,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import segment
-from fast.openvino_engine import MAKE_STATIC, OpenVINOEngine, import_openvino, read_info
-from files import InputError
-from files.checkpoints import LITE_MEDSAM_FILE, OUR_CHECKPOINT
-from files.writing import save_text
+from engines.openvino_engine import MAKE_STATIC, OpenVINOEngine, import_openvino, read_info
+from formats import InputError
+from formats.checkpoints import LITE_MEDSAM_FILE, OUR_CHECKPOINT
+from formats.writing import save_text
 
 NETWORK_CODE = ("efficientvit", "model", "baseline")  # modules; and that of the model's encoder, see segment.MODELS
 GRAPH_CODE = ("decoder", "graphs")  # of this room: what graphs are traced from
@@ -129,7 +129,7 @@ def float_graphs(path: Path, model: str | None, cache: Path) -> tuple[Path, dict
             return folder, info
     trained_with = []
     name, made, _ = segment.load_torch("torch", model, path, lambda _, preset: trained_with.append(preset))
-    from fast.graphs import write_graphs  # here and below: they bring PyTorch
+    from engines.graphs import write_graphs  # here and below: they bring PyTorch
 
     info = {"architecture": name, "openvino": version, "preset": trained_with[0]}
     info |= code_hashes(graph_sources(name)) | state_of(path) | {"sha256": sha256_of(path)}
@@ -168,7 +168,7 @@ def default_static(model: str) -> Path:
 
 def code_info(model: str) -> dict:
     """What a static int8 network keeps of the code that it was made from."""
-    from fast.graphs import probe
+    from engines.graphs import probe
 
     return code_hashes(network_sources(model)) | {"probe": probe(model)}
 
@@ -187,7 +187,7 @@ def static_info(path: Path, model: str | None) -> dict:
     if model not in (None, name):
         raise InputError(f"{path}: is the {name} model, not {model}; name it with --model")
     if not same_code(info, network_sources(name)):
-        from fast.graphs import probe, probes_differ
+        from engines.graphs import probe, probes_differ
 
         if probes_differ(probe(name), info["probe"]):
             raise InputError(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from files.intensity import window_to_uint8
+from formats.intensity import window_to_uint8
 
 SPLINE_STEPS = 12  # points drawn between two clicked points: fine enough for a gap of 60 px
 

@@ -1,6 +1,6 @@
 """Demo data, no download: eight real images that installed packages carry, eleven synthetic cases.
 
-`python -m phantoms --out demo` writes them. The outlines of the real images are ours, made for
+`python -m demo_data --out demo` writes them. The outlines of the real images are ours, made for
 demonstration by somebody without clinical training: good enough to show a box, a mask and a score,
 no reference standard. `annotations.json` has them, with sources and licences; its coordinates are
 (x, y) in pixels of the file as stored, pixel centres at whole numbers. A synthetic case (drawn.py)
@@ -14,19 +14,19 @@ import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files as packaged_files
+from importlib.resources import formats as packaged_files
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pydicom
 
-from files.case import Case
-from files.index import write_index
-from files.intensity import percentile_to_uint8, window_to_uint8
-from files.npz import write_training_case
-from files.pictures import read_image
-from phantoms import drawn
+from demo_data import drawn
+from formats.case import Case
+from formats.index import write_index
+from formats.intensity import percentile_to_uint8, window_to_uint8
+from formats.npz import write_training_case
+from formats.pictures import read_image
 
 ANNOTATIONS = Path(__file__).with_name("annotations.json")
 # modality in the challenge's file names -> recipe, spacing (z, y, x) mm; append only: places seed
@@ -143,7 +143,7 @@ def tiny_cache(folder: Path) -> Path:
     # step 1's own function; a module whose name begins with a digit cannot be imported otherwise
     cache_case, entries = importlib.import_module("01_preprocess").cache_case, []
     for seed, dims in ((seed, dims) for seed in range(3) for dims in (2, 3)):
-        found = cache_case(folder, tiny_case(seed, dims), source="phantoms").entries
+        found = cache_case(folder, tiny_case(seed, dims), source="demo_data").entries
         entries += [replace(entry, split="train" if seed else "val") for entry in found]
     write_index(folder, entries)
     return folder

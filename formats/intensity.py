@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import InputError
-from files.case import check_contrast
+from formats import InputError
+from formats.case import check_contrast
 
 PERCENTILES = (0.5, 99.5)
 AIR = -500  # HU. Values below it stand for air: only CT has them

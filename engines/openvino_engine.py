@@ -22,11 +22,11 @@ from threading import Lock
 
 import numpy as np
 
-from files import InputError, usable_cores
+from formats import InputError, usable_cores
 from grid import GRID
 
 INSTALL = "pip install -r requirements-fast.txt"
-MAKE_STATIC = "make it again with python -m fast static"
+MAKE_STATIC = "make it again with python -m engines static"
 GRAPHS = ("encoder", "box", "image", "prompt")
 FORM = 2  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
 CELL = 4  # pixels of the grid along a cell's side

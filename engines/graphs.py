@@ -20,9 +20,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import segment
 from efficientvit import EMBED_DIM, EMBED_GRID
-from fast.decoder import ReorderedDecoder
-from fast.openvino_engine import OpenVINOEngine, import_openvino, write_info
-from files import InputError
+from engines.decoder import ReorderedDecoder
+from engines.openvino_engine import OpenVINOEngine, import_openvino, write_info
+from formats import InputError
 from grid import GRID
 from model import BoxSegmenter
 

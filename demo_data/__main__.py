@@ -1,4 +1,4 @@
-"""Write the demo cases: python -m phantoms --out demo
+"""Write the demo cases: python -m demo_data --out demo
 
 Writes demo/imgs/NAME.npz and demo/gts/NAME.npz, the input of steps 4 and 5; with --train also
 training files, the input of step 1.
@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from files.npz import write_case, write_training_case
-from phantoms import RECIPES, demo_cases, synthetic_case, tiny_case
+from demo_data import RECIPES, demo_cases, synthetic_case, tiny_case
+from formats.npz import write_case, write_training_case
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(prog="python -m phantoms", description="Write the demo cases.")
+    p = argparse.ArgumentParser(prog="python -m demo_data", description="Write the demo cases.")
     p.add_argument("--out", type=Path, default=Path("demo"), help="folder for imgs/ and gts/ (demo)")
     p.add_argument("--train", type=int, default=0, metavar="N", help="also write N other synthetic cases of each "
                    "modality to train/, and the demo cases to val/, in training format")  # fmt: skip
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     for case in cases if args.train else ():
         write_training_case(args.out / "val", case)
     command = f"python 04_infer.py -i {args.out / 'imgs'} -o {args.out / 'segs'} --model baseline"
-    print(f"phantoms: wrote {len(cases)} cases to {args.out}. Next: {command}")
+    print(f"demo_data: wrote {len(cases)} cases to {args.out}. Next: {command}")
 
 
 if __name__ == "__main__":
