@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -149,7 +148,9 @@ def main(argv: list[str] | None = None) -> list[dict]:
             return draw_case(args.input, args.output, window_of(args.read), lambda: load_model(args), vars(args))
         if not args.smoke:
             return run(args)
-        from files.npz import write_case  # these only here: phantoms brings pydicom, a third of a second
+        import tempfile  # these only here: phantoms brings pydicom, a third of a second
+
+        from files.npz import write_case
         from phantoms import tiny_case
 
         with tempfile.TemporaryDirectory() as folder:
