@@ -126,7 +126,7 @@ def test_a_folder_of_all_kinds_gets_label_maps_times_arguments_and_overlays(fake
         assert float(row["total_s"]) == pytest.approx(one["total_s"], abs=1e-4)
 
     saved = json.loads((folder / "segs" / "arguments.json").read_text())
-    assert (saved["input"], saved["model"]) == (str(folder / "imgs"), "baseline")
+    assert (saved["input"], saved["model"]) == (str(folder / "imgs"), "proposed")
     assert saved["preset_fields"]["name"] == "fixed"
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("04_infer.py: 4 cases, 306 objects in ") and "Next: python 05_evaluate.py" in last
