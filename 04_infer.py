@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -149,8 +148,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
             return draw_case(args.input, args.output, window_of(args.read), lambda: load_model(args), vars(args))
         if not args.smoke:
             return run(args)
+        import tempfile  # these only here: demo_data brings pydicom, a third of a second
+
         from demo_data import tiny_case
-        from formats.npz import write_case  # these only here: demo_data brings pydicom, a third of a second
+        from formats.npz import write_case
 
         with tempfile.TemporaryDirectory() as folder:
             for dims in (2, 3):

@@ -28,14 +28,11 @@ NIFTI_ENDINGS = (".nii", ".nii.gz")
 READERS: dict[str, Callable[..., Case] | str] = {
     ".npz": "formats.npz:read_npz",
     **dict.fromkeys(PICTURE_ENDINGS, "formats.pictures:read_picture"),
-    **dict.fromkeys(NIFTI_ENDINGS, "formats.scans:read_nifti"),
+    **dict.fromkeys((*NIFTI_ENDINGS, *ITK_ENDINGS), "formats.scans:read_scan"),
     **dict.fromkeys((".dcm", ".dicom", ".ima"), "formats.dicom:read_dicom"),
-    **dict.fromkeys(ITK_ENDINGS, "formats.scans:read_itk"),
 }
-LABEL_READERS = {  # (path of the labels, path of the image) -> label map of the image's shape
-    **dict.fromkeys(NIFTI_ENDINGS, "formats.scans:read_nifti_labels"),
-    **dict.fromkeys(ITK_ENDINGS, "formats.scans:read_itk_labels"),
-}
+# Of labels: (path of the labels, path of the image) -> label map of the image's shape
+LABEL_READERS = dict.fromkeys((*NIFTI_ENDINGS, *ITK_ENDINGS), "formats.scans:read_scan_labels")
 
 
 # What --read KEY=VALUE takes: what only some files need

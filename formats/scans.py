@@ -85,30 +85,53 @@ def spacing_of_affine(affine: np.ndarray) -> tuple[float, float, float]:
 # ---------------------------------------------------------------- reading
 
 
-def read_nifti(path: Path, window: Window | None = None) -> Case:
-    """A NIfTI image as a case without boxes and labels: a volume (D, H, W), or (H, W) if it has one slice.
+def read_scan(path: Path, window: Window | None = None) -> Case:
+    """A file as a case without boxes and labels: a volume (D, H, W), or (H, W) if it has one slice.
 
     InputError, one sentence, if it is damaged, too large, not 3D, not gray, or holds no image.
     """
-    return _case_of(path, open_nifti(path), window)
+    image, modality = open_scan(path), modality_of(path.name)
+    gray = to_grey_levels(_numbers(image, path), path, window, modality)
+    try:
+        return volume_case(path, *turned(gray.levels, image.affine), gray, modality)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; correct its header") from error
 
 
-def read_itk(path: Path, window: Window | None = None) -> Case:
-    """An NRRD or MetaImage file (.nrrd, .nhdr, .mha, .mhd) as such a case."""
-    return _case_of(path, open_itk(path), window)
+def volume_case(path: Path, volume: np.ndarray, spacing, affine, gray: Gray, modality: str) -> Case:
+    """Grey levels (D, H, W) as a case: a volume, or a picture (H, W) if it has one slice."""
+    is_3d = len(volume) > 1
+    pixels, spacing = (volume, spacing) if is_3d else (volume[0], None)
+    return Case(path.name, pixels, None, None, spacing, is_3d, None, affine, gray.window, gray.source_range, modality)
 
 
-def read_nifti_labels(path: Path, image_path: Path) -> np.ndarray:
-    """The label map of a NIfTI image -> (D, H, W) or (H, W), whole numbers, turned as the image is.
+def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
+    """The label map of an image -> (D, H, W) or (H, W), whole numbers, turned as the image is.
 
     InputError unless it has the image's grid, orientation and place, and whole numbers.
     """
-    return _labels_of(path, open_nifti(path), image_path, open_nifti(image_path))
+    labels, image = open_scan(path), open_scan(image_path)
+    if labels.shape != image.shape:
+        raise InputError(f"{path}: its grid is {labels.shape}, but {image_path.name} has {image.shape}; resample it")
+    if not same_place(image.affine, labels.affine, image.shape):
+        mine, its = ("".join(nibabel.aff2axcodes(one.affine)) for one in (labels, image))
+        raise InputError(
+            f"{path}: does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ); "
+            "resample it to the image's grid"
+        )
+    values = _numbers(labels, path)
+    if values.dtype.kind not in "uib":
+        rounded = np.rint(values)
+        if not np.array_equal(values, rounded):
+            raise InputError(f"{path}: is no label map, it holds values such as {values[values != rounded][0]:g}")
+        values = rounded.astype(np.int64)
+    found = turn(values, view_of(image.affine))
+    return found if len(found) > 1 else found[0]
 
 
-def read_itk_labels(path: Path, image_path: Path) -> np.ndarray:
-    """The label map of an NRRD or MetaImage file, as `read_nifti_labels` gives it."""
-    return _labels_of(path, open_itk(path), image_path, open_itk(image_path))
+def open_scan(path: Path):
+    """A file as an image of nibabel, (X, Y, Z), with an affine RAS+. InputError if it can't be read."""
+    return open_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else open_itk(path)
 
 
 def open_nifti(path: Path):
@@ -156,43 +179,6 @@ def open_itk(path: Path):
     affine[:3, 3] = image.GetOrigin()
     voxels = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
     return nibabel.spatialimages.SpatialImage(voxels, LPS_TO_RAS @ affine)
-
-
-def _case_of(path: Path, image, window: Window | None) -> Case:
-    """An opened image as a case, its intensities as grey levels."""
-    modality = modality_of(path.name)
-    gray = to_grey_levels(_numbers(image, path), path, window, modality)
-    try:
-        return volume_case(path, *turned(gray.levels, image.affine), gray, modality)
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; correct its header") from error
-
-
-def volume_case(path: Path, volume: np.ndarray, spacing, affine, gray: Gray, modality: str) -> Case:
-    """Grey levels (D, H, W) as a case: a volume, or a picture (H, W) if it has one slice."""
-    is_3d = len(volume) > 1
-    pixels, spacing = (volume, spacing) if is_3d else (volume[0], None)
-    return Case(path.name, pixels, None, None, spacing, is_3d, None, affine, gray.window, gray.source_range, modality)
-
-
-def _labels_of(path: Path, labels, image_path: Path, image) -> np.ndarray:
-    """The label map of an opened file, turned as the image is. InputError if it lies elsewhere."""
-    if labels.shape != image.shape:
-        raise InputError(f"{path}: its grid is {labels.shape}, but {image_path.name} has {image.shape}; resample it")
-    if not same_place(image.affine, labels.affine, image.shape):
-        mine, its = ("".join(nibabel.aff2axcodes(one.affine)) for one in (labels, image))
-        raise InputError(
-            f"{path}: does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ); "
-            "resample it to the image's grid"
-        )
-    values = _numbers(labels, path)
-    if values.dtype.kind not in "uib":
-        rounded = np.rint(values)
-        if not np.array_equal(values, rounded):
-            raise InputError(f"{path}: is no label map, it holds values such as {values[values != rounded][0]:g}")
-        values = rounded.astype(np.int64)
-    found = turn(values, view_of(image.affine))
-    return found if len(found) > 1 else found[0]
 
 
 def same_place(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> bool:

@@ -67,8 +67,8 @@ def draw_case(
         boxed, objects = replace(case, boxes=drawn.boxes, label_names=None), len(drawn.boxes)
         names = save_label_map(folder, boxed, drawn.labels, path, PALETTE)
         names += [f"{case.name}_overlay.png", "objects.csv"]
-        view = flat_view(case.image, drawn.labels, drawn.boxes)
-        save_image(folder / f"{case.name}_overlay.png", overlay(*view, numbers=True))
+        picture = overlay(*flat_view(case.image, drawn.labels, drawn.boxes), numbers=True)
+        save_image(folder / f"{case.name}_overlay.png", picture)
         own = np.bincount(drawn.labels.ravel(), minlength=objects + 1)[1:]
         rows = object_rows(boxed, drawn.labels, np.arange(1, objects + 1), drawn.iou, own, None)
         save_text(folder / "objects.csv", csv_text(rows, OBJECT_COLUMNS))
@@ -193,8 +193,6 @@ class BoxWindow:
         self.canvas.mpl_connect("resize_event", self.on_resize)
         self.show("Drag a box round an object.")
 
-    # ------------------------------------------------------------ what is shown
-
     def show(self, text: str, at_once: bool = False) -> None:
         """Draw the slice with its boxes and masks anew, and a line of text above it. at_once: before this returns."""
         place = f"Slice {self.z} (0 to {len(self.objects.slices) - 1}). " if self.is_3d else ""
@@ -270,8 +268,6 @@ class BoxWindow:
         """Another size of the window."""
         self.view(self.limits)
         self.show(self.told)
-
-    # ------------------------------------------------------------ what people do
 
     def on_press(self, event: MouseEvent) -> None:
         """Left: hear of all moves until the release, also of those beside the image. Right: remove an object."""

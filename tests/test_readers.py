@@ -530,6 +530,19 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
         assert "is a link out of its folder" in sentence(read_case, tmp_path / "in" / name)
 
 
+def test_labels_of_a_scan_may_have_another_ending_but_not_another_place(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    save_nifti(tmp_path / "a.nii.gz", volume(), np.diag([-0.5, -0.8, 3, 1.0]))  # ITK counts to the left and back
+    labels = sitk.GetImageFromArray((volume() > 500).astype(np.uint8).transpose(2, 1, 0))
+    labels.SetSpacing((0.5, 0.8, 3.0))
+    sitk.WriteImage(labels, str(tmp_path / "b.nrrd"))
+    case = read_pair(tmp_path / "a.nii.gz", tmp_path / "b.nrrd", "a")
+    assert case.labels.sum() == np.count_nonzero(volume() > 500)
+    labels.SetOrigin((0, 0, 40))
+    sitk.WriteImage(labels, str(tmp_path / "b.nrrd"))
+    assert "does not lie as a.nii.gz does" in sentence(read_pair, tmp_path / "a.nii.gz", tmp_path / "b.nrrd", "a")
+
+
 def test_pairs_of_other_kinds_are_told(tmp_path):
     save_nifti(tmp_path / "a.nii.gz", volume())
     save_image(tmp_path / "a.png", volume((20, 16), np.uint8, 255))
