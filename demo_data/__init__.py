@@ -14,7 +14,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import formats as packaged_files
+from importlib.resources import files as packaged_files
 from pathlib import Path
 
 import cv2
