@@ -13,7 +13,7 @@ import gzip
 import importlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files as packaged_files
@@ -47,7 +47,7 @@ RECIPES = {
 }
 
 
-def painted(name: str, image: np.ndarray, objects: Sequence, spacing_mm: tuple[float, ...] | None = None) -> Case:
+def painted(name: str, image: np.ndarray, objects: list, spacing_mm: tuple[float, ...] | None = None) -> Case:
     """A case: grey levels rounded, objects (description, mask) painted one after the other."""
     labels = np.zeros(objects[0][1].shape, np.uint16)
     for i, (_, mask) in enumerate(objects):
@@ -69,16 +69,14 @@ def synthetic_case(modality: str, seed: int = 0) -> Case:
 def tiny_case(seed: int = 0, dims: int = 2) -> Case:
     """Two bright blobs for --smoke runs, an image named US or a volume named CT."""
     rng = np.random.default_rng((seed, 1000 + dims))
-    name, shape, spacing_mm, sigma = {
-        2: (f"2DBox_US_tiny{seed}", (64, 80), None, 3),
-        3: (f"3DBox_CT_tiny{seed}", (6, 48, 40), (3.0, 1.0, 1.0), (1, 3, 3)),
-    }[dims]
+    shape, sigma, spacing_mm = ((64, 80), 3, None) if dims == 2 else ((6, 48, 40), (1, 3, 3), (3.0, 1.0, 1.0))
     image, objects = 60 + 6 * drawn.field(rng, shape, sigma), []
     for at, level in ((0.3, 150), (0.7, 190)):
         centre = (0.5,) * (dims - 2) + tuple(at + rng.uniform(-0.05, 0.05, 2))
         rho = drawn.ball(shape, centre, (0.45,) * (dims - 2) + tuple(rng.uniform(0.13, 0.18, 2)))
         image = drawn.mix(image, level, drawn.soft(rho, 0.06))
         objects.append(("blob", rho < 1))
+    name = f"{'2DBox_US' if dims == 2 else '3DBox_CT'}_tiny{seed}"
     return painted(name, image + 4 * rng.standard_normal(shape), objects, spacing_mm)
 
 

@@ -1,7 +1,6 @@
 """Write the demo cases: python -m demo_data --out demo
 
-Writes demo/imgs/NAME.npz and demo/gts/NAME.npz, the input of steps 4 and 5; with --train also
-training files, the input of step 1.
+Writes demo/imgs and demo/gts, the input of steps 4 and 5; with --train also the input of step 1.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def draw_ct(rng, shape=(12, 160, 160)):
     hu[(body < 0.92) & (body > 0.83)] = 58  # muscle of the wall
     hu[(body < 0.83) & (field(rng, shape, (2, 6, 6)) > 0.1)] = 38  # bowel
     angle = np.arctan2(*np.ogrid[-0.5 : 0.5 : shape[1] * 1j, -0.5 : 0.5 : shape[2] * 1j])
-    slant = angle[None] * 9 + np.arange(shape[0])[:, None, None] * 0.35
+    slant = angle * 9 + np.arange(shape[0])[:, None, None] * 0.35
     hu[(np.abs(body - 0.86) < 0.022) & (np.cos(slant) > 0.75)] = 420  # ribs, oblique to the slices
     stomach = ball(shape, (0.3, 0.34, 0.66), (0.5, 0.13, 0.13)) + bump
     hu[stomach < 1], hu[stomach < 0.86] = 60, 12
@@ -177,8 +177,8 @@ def draw_pet(rng, shape=(14, 64, 64)):
     """Chest with three hot lesions, warm heart and liver; blurred, with Poisson noise."""
     body = ball(shape, (0.5, 0.5, 0.5), (9, 0.34, 0.44))
     activity = np.where(body < 1, 1.0, 0.02)
-    for side in (0.32, 0.68):
-        activity[ball(shape, (0.6, 0.47, side), (0.7, 0.22, 0.13)) < 1] = 0.35  # lungs
+    lungs = np.minimum(*(ball(shape, (0.6, 0.47, side), (0.7, 0.22, 0.13)) for side in (0.32, 0.68)))
+    activity[lungs < 1] = 0.35
     heart = ball(shape, (0.5, 0.45, 0.57), (0.25, 0.12, 0.11))
     activity[heart < 1], activity[heart < 0.6] = 4.0, 1.4  # muscle around blood
     activity[ball(shape, (0.05, 0.45, 0.32), (0.25, 0.24, 0.2)) < 1] = 2.2  # dome of the liver
