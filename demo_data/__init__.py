@@ -150,9 +150,9 @@ def tiny_cache(folder: Path) -> Path:
 
 
 @contextmanager
-def tiny_inputs() -> Iterator[Path]:
-    """A folder with imgs and gts of a tiny image and a tiny volume, for --smoke; removed again afterwards."""
+def tiny_inputs() -> Iterator[tuple[Path, Path]]:
+    """Step 4's --smoke: a folder of a tiny image and a tiny volume, and one for results; both are removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         for dims in (2, 3):
             write_case(Path(folder), tiny_case(dims=dims))
-        yield Path(folder)
+        yield Path(folder) / "imgs", Path(folder) / "segs"

@@ -35,12 +35,12 @@ def read_dicom(path: Path, window: Window | None = None) -> Case:
     if path.is_dir():
         return read_series(path, sorted(dicom_files(path)), window)
     header = read_header(path)
-    if header.get("Modality") in LABEL_KINDS:
-        images = [file for file in dicom_files(path.parent) if read_header(file).get("Modality") not in LABEL_KINDS]
-        if not images:
-            raise InputError(f"{path}: is a {header.Modality} of another series; put that series' files beside it")
-        return read_series(path, [*sorted(images), path], window)
-    return as_case(path, *pixels_of(path, header), window)
+    if header.get("Modality") not in LABEL_KINDS:
+        return as_case(path, *pixels_of(path), window)
+    images = [file for file in dicom_files(path.parent) if read_header(file).get("Modality") not in LABEL_KINDS]
+    if not images:
+        raise InputError(f"{path}: is a {header.Modality} of another series; put that series' files beside it")
+    return read_series(path, [*sorted(images), path], window)
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -86,7 +86,7 @@ def read_series(path: Path, files: list[Path], window: Window | None) -> Case:
     if len(slices) == 1 and not labels:
         return read_dicom(slices[0], window)
     if len(slices) == 1 and frames_of(headers[slices[0]]) > 1:
-        values, dataset, affine = pixels_of(slices[0], headers[slices[0]])
+        values, dataset, affine = pixels_of(slices[0])
     else:
         slices, affine = sorted_slices(path, {file: headers[file] for file in slices})
         values, dataset = np.stack([rescaled(pydicom.dcmread(file), file) for file in slices]), headers[slices[0]]
@@ -142,7 +142,7 @@ def frames_of(header: pydicom.Dataset) -> int:
     return int(header.get("NumberOfFrames", 1))
 
 
-def pixels_of(path: Path, header: pydicom.Dataset) -> tuple[np.ndarray, pydicom.Dataset, np.ndarray | None]:
+def pixels_of(path: Path) -> tuple[np.ndarray, pydicom.Dataset, np.ndarray | None]:
     """A file by itself: its values, the file, and if it is a volume that says where it lies its affine (RAS+).
 
     An enhanced multi-frame file names the slope for each frame or for all, and where each frame lies.
@@ -150,11 +150,11 @@ def pixels_of(path: Path, header: pydicom.Dataset) -> tuple[np.ndarray, pydicom.
     """
     dataset = pydicom.dcmread(path)
     frames, shared = (dataset.get(f"{which}FunctionalGroupsSequence") for which in ("PerFrame", "Shared"))
-    if frames_of(header) > 1 and (groups := shared or frames) and "PixelValueTransformationSequence" in groups[0]:
+    if frames_of(dataset) > 1 and (groups := shared or frames) and "PixelValueTransformationSequence" in groups[0]:
         transform = groups[0].PixelValueTransformationSequence[0]
         dataset.RescaleSlope, dataset.RescaleIntercept = transform.RescaleSlope, transform.RescaleIntercept
     values = rescaled(dataset, path)
-    if frames_of(header) == 1 or not frames or "PlanePositionSequence" not in frames[0]:
+    if frames_of(dataset) == 1 or not frames or "PlanePositionSequence" not in frames[0]:
         return values, dataset, None
     orientation, measures = (
         first_of(frames[0], (shared or [{}])[0], f"{what}Sequence") for what in ("PlaneOrientation", "PixelMeasures")

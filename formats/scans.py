@@ -13,11 +13,10 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from nibabel.orientations import io_orientation
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
 from formats import InputError
 from formats.case import Case, why
@@ -31,35 +30,31 @@ MAX_VOXELS = 2**31  # a damaged header, or one that was made to fill the memory,
 # ---------------------------------------------------------------- how a volume is turned
 
 
-class View(NamedTuple):
-    """Which axis of the file became which axis of the volume (D, H, W), and which were turned round."""
+def view_of(affine: np.ndarray) -> np.ndarray:
+    """How a file with this affine (RAS+) is turned. ValueError if the affine is not invertible.
 
-    axes: tuple[int, int, int]  # file axis of D, H, W
-    flips: tuple[bool, bool, bool]  # whether D, H, W run against the file
-
-
-def view_of(affine: np.ndarray) -> View:
-    """How a file with this affine (RAS+) is turned. ValueError if the affine is not invertible."""
+    (3, 2), as nibabel has orientations: of each axis of the file, which one of (D, H, W) it becomes, and
+    whether it keeps its direction (1) or is turned round (-1).
+    """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ValueError("its affine does not span three directions")
     world, sign = io_orientation(affine).astype(int).T  # of each file axis: 0 right, 1 front, 2 head; +1 or -1
     columns, rows = sorted((0, 1), key=lambda axis: world[axis])
-    axes = (2, rows, columns)
     # in the plane: to the patient's left, to the back, to the feet; slices: to the head, to the left, to the back
-    wanted = (1 if world[2] == 2 else -1, -1, -1)
-    return View(axes, tuple(bool(sign[axis] != want) for axis, want in zip(axes, wanted, strict=True)))
+    wanted = np.array([1 if world[2] == 2 else -1, -1, -1])
+    view, axes = np.zeros((3, 2), int), [2, rows, columns]  # of the file, that become D, H, W
+    view[axes, 0], view[axes, 1] = (0, 1, 2), sign[axes] * wanted
+    return view
 
 
-def turn(voxels: np.ndarray, view: View) -> np.ndarray:
+def turn(voxels: np.ndarray, view: np.ndarray) -> np.ndarray:
     """Voxels (X, Y, Z) of a file -> (D, H, W)."""
-    turned = voxels.transpose(view.axes)
-    return np.ascontiguousarray(np.flip(turned, [axis for axis in range(3) if view.flips[axis]]))
+    return np.ascontiguousarray(apply_orientation(voxels, view))
 
 
-def turn_back(volume: np.ndarray, view: View) -> np.ndarray:
+def turn_back(volume: np.ndarray, view: np.ndarray) -> np.ndarray:
     """The inverse of `turn`: (D, H, W) -> (X, Y, Z) of the file."""
-    turned = np.flip(volume, [axis for axis in range(3) if view.flips[axis]])
-    return np.ascontiguousarray(turned.transpose(np.argsort(view.axes)))
+    return turn(volume, ornt_transform(np.array([(0, 1), (1, 1), (2, 1)]), view))
 
 
 def turned(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
@@ -67,13 +62,13 @@ def turned(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[fl
 
     That affine takes (x, y, z), as the axes W, H, D count them, to mm.
     """
-    view, by_axis, its_affine = view_of(affine), spacing_of_affine(affine), affine.copy()
-    for column, (axis, flip) in enumerate(zip(reversed(view.axes), reversed(view.flips), strict=True)):
-        step = affine[:3, axis]
-        its_affine[:3, column] = -step if flip else step
-        if flip:
+    view, its_affine = view_of(affine), affine.copy()
+    for column, axis in enumerate(np.argsort(-view[:, 0])):  # of the file, that become W, H, D
+        step, direction = affine[:3, axis], view[axis, 1]
+        its_affine[:3, column] = direction * step
+        if direction < 0:
             its_affine[:3, 3] += step * (voxels.shape[axis] - 1)
-    return turn(voxels, view), tuple(by_axis[axis] for axis in view.axes), its_affine
+    return turn(voxels, view), spacing_of_affine(its_affine)[::-1], its_affine
 
 
 def spacing_of_affine(affine: np.ndarray) -> tuple[float, float, float]:

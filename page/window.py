@@ -25,7 +25,7 @@ from matplotlib.widgets import RectangleSelector
 from figures import PALETTE, YELLOW, flat_view, overlay
 from formats import InputError
 from formats.case import Case
-from formats.readers import read_case
+from formats.readers import read_case, window_of
 from formats.results import OBJECT_COLUMNS, files_to_do, object_rows, save_label_map
 from formats.writing import csv_text, save_image, save_json, save_text
 from page.objects import TOO_SMALL, Drawn, Objects, box_of_drag
@@ -41,17 +41,17 @@ HINT_3D = f"Wheel, ↑ ↓: slice, where shift+drag continues the object · {HIN
 
 
 def draw_case(
-    source: Path, folder: Path, window: tuple | None, load: Callable[[], Segmenter], arguments: dict
+    source: Path, folder: Path, read: list[str], load: Callable[[], Segmenter], arguments: dict
 ) -> list[dict]:
     """Show one case in a window until it is closed, and write its results whenever the window says save.
 
-    source, folder: of the input and of the results.   window: of intensities, None for the case's own.
+    source, folder: of the input and of the results.   read: see `readers.window_of`.
     load: makes the segmenter.   arguments: what arguments.json says of the run.
     Returns the case's name and number of objects, or nothing if nothing was saved.
     Raises InputError, one sentence, for no case, several, or where no window can be opened.
     """
     (path,) = files_to_do(source, folder, "--draw", with_boxes=False)
-    case = read_case(path, window=window, labels=False, boxes=False)
+    case = read_case(path, window=window_of(read), labels=False, boxes=False)
     segmenter, saved = load(), []
 
     def save(drawn: Drawn) -> str:
