@@ -33,19 +33,19 @@ def read_dicom(path: Path, window: Window | None = None) -> Case:
     InputError, one sentence, for no image, several series, missing slices, colour volumes, or pixels that can't be decoded.
     """
     if path.is_dir():
-        return read_series(path, sorted(dicom_files(path)), window)
+        return read_series(path, dicom_files(path), window)
     header = read_header(path)
     if header.get("Modality") not in LABEL_KINDS:
         return as_case(path, *pixels_of(path), window)
     images = [file for file in dicom_files(path.parent) if read_header(file).get("Modality") not in LABEL_KINDS]
     if not images:
         raise InputError(f"{path}: is a {header.Modality} of another series; put that series' files beside it")
-    return read_series(path, [*sorted(images), path], window)
+    return read_series(path, [*images, path], window)
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder."""
-    return [path for path in folder.iterdir() if is_dicom(path)]
+    """The DICOM files of a folder, sorted by name."""
+    return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
 
 
 def is_dicom(path: Path) -> bool:
@@ -201,8 +201,9 @@ def as_case(path: Path, values: np.ndarray, dataset: pydicom.Dataset, affine: np
     if affine is not None:
         values, spacing, affine = turned(values.transpose(2, 1, 0), affine)
     case = gray_case(path, values, None if colour else window, is_3d, spacing, affine)
-    inverse = dataset.get("PhotometricInterpretation") == "MONOCHROME1"
-    return replace(case, image=255 - case.image) if inverse else case
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        return replace(case, image=255 - case.image)
+    return case
 
 
 def directions(header: pydicom.Dataset) -> np.ndarray:
@@ -228,9 +229,7 @@ def first_of(groups, shared, key: str):
 # ---------------------------------------------------------------- labels of a series
 
 
-def read_label_objects(
-    files: list[Path], shape: tuple[int, int, int], affine: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_label_objects(files: list[Path], shape: tuple, affine: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """-> (labels (D, H, W) uint16, in the order of the series, the name of each label)
 
     shape: (D, H, W) of the series.   affine: RAS+, from voxels (column, row, slice).

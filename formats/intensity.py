@@ -50,7 +50,7 @@ def parse_window(text: str) -> Window:
 
 def to_grey_levels(
     values: np.ndarray, path: Path | str, window: Window | None = None, modality: str = "Other"
-) -> tuple[np.ndarray, Window | None, tuple[float, float] | None]:
+) -> tuple:
     """An image or volume of any number type -> (grey levels uint8, the window that was cut, lowest and highest value)
 
     window: as asked for by name, or as the file says. Without one, CT is cut to soft tissue and

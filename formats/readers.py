@@ -74,11 +74,7 @@ def name_of(path: Path) -> str:
 
 
 def read_case(
-    path: Path,
-    boxes_from_masks: bool = False,
-    window: tuple[float, float] | None = None,
-    labels: bool = True,
-    boxes: bool = True,
+    path: Path, boxes_from_masks: bool = False, window: tuple | None = None, labels: bool = True, boxes: bool = True
 ) -> Case:
     """Read one file of any known format, or the folder of a DICOM series. InputError if it can't be used.
 
@@ -102,10 +98,7 @@ def read_case(
 
 
 def read_boxed(
-    path: Path,
-    boxes: list[list[float]] | None = None,
-    looseness: float | None = None,
-    window: tuple[float, float] | None = None,
+    path: Path, boxes: list[list[float]] | None = None, looseness: float | None = None, window: tuple | None = None
 ) -> Case:
     """A case with the boxes that step 4 asks with. InputError if there are none.
 

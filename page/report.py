@@ -60,9 +60,7 @@ def predicted_and_true(rows: list[dict], objects: Path, system: str, score: str)
         lines = [line for line in read_rows(objects) if line["predicted_iou"]]
         predicted = {(line["case"], int(line["label"])): float(line["predicted_iou"]) for line in lines}
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{objects}: needs columns case, label and predicted_iou ({error!r}); run 04_infer.py again"
-        ) from error
+        raise InputError(f"{objects}: needs columns case, label and predicted_iou; run 04_infer.py again") from error
     return [  # a label that only the other protocol scores has no such score
         (row["modality"], predicted[row["case"], label], scores[score])
         for row in rows
@@ -177,8 +175,7 @@ def _against_iou(rows: list[dict], objects: Path, system: str, protocol: str) ->
     """A dot an object: predicted IoU against the first score that objects have, coloured by modality."""
     if not objects.is_file():
         return (
-            f"<p>{html.escape(str(objects))} is not there, so the predicted IoU is not known; step 4 writes it: "
-            "<code>python 04_infer.py</code>.</p>"
+            f"<p>The predicted IoU is not known, because {html.escape(str(objects))} is missing: step 4 writes it.</p>"
         )
     name = next((name for name, metric in METRICS.items() if not metric.of_case), "")
     points = predicted_and_true(rows, objects, system, f"{name}_{protocol}")
@@ -196,8 +193,8 @@ def _against_iou(rows: list[dict], objects: Path, system: str, protocol: str) ->
     ax.set(xlabel="predicted IoU", ylabel=f"{name.upper()} ({protocol})", xlim=(None, 1.02), ylim=(None, top))
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     correlation = np.corrcoef([a for _, a, _ in points], [b for _, _, b in points])[0, 1]
-    against = f"predicted IoU against {name.upper()}. Correlation {correlation:.2f}"
-    told = f"{len(points)} objects of {system}, a dot each: {against}."
+    told = f"{len(points)} objects of {system}, a dot each: predicted IoU against {name.upper()}."
+    told += f" Correlation {correlation:.2f}."
     return _figure(figure, told, told)
 
 
