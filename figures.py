@@ -18,7 +18,6 @@ from formats.readers import list_cases, name_of, read_case
 from formats.writing import save_figure
 from grid import label_bounds, resize_to_grid
 from presets import PRESETS
-from tables import read_labels
 
 YELLOW = (255, 221, 0)  # box prompts, as in the paper's Figure 3
 PALETTE = np.array(  # mask colours, RGB, told apart by colour-blind readers too (Okabe and Ito 2008)
@@ -189,6 +188,8 @@ def draw_figures(out: Path, scored: Sequence[str], named: Sequence[str], images:
     and of the truth. InputError for a case that has no image or was not scored.
     """
     from matplotlib.figure import Figure  # not pyplot: no window, this also runs on a server
+
+    from tables import read_labels  # only here: step 4 draws too, and needs no table
 
     files = {name_of(path): path for path in list_cases(images) if name_of(path) in scored}
     if not files:

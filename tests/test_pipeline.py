@@ -4,6 +4,7 @@ import csv
 import importlib
 
 import pytest
+from metric_rows import PAPER, use
 
 from demo_data import real_cases, tiny_case
 from formats.npz import write_training_case
@@ -16,7 +17,8 @@ preprocess, train, quantize, infer, evaluate = (
 RECORDED = {"2DBox_CT_vertebra": (0.892182, 0.856797), "3DBox_CT_tiny0": (0.916651, 1.0)}
 
 
-def test_golden_cases_go_from_01_to_05_and_score_what_they_scored(tmp_path):
+def test_golden_cases_go_from_01_to_05_and_score_what_they_scored(tmp_path, monkeypatch):
+    use(monkeypatch, PAPER)
     vertebra = next(case for case in real_cases() if case.name == "2DBox_CT_vertebra")
     for case in (vertebra, tiny_case(dims=3)):
         write_training_case(tmp_path / "val", case)
