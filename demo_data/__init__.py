@@ -12,6 +12,9 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files as packaged_files
 from pathlib import Path
@@ -24,7 +27,7 @@ from demo_data import drawn
 from formats.case import Case
 from formats.index import write_index
 from formats.intensity import percentile_to_uint8, window_to_uint8
-from formats.npz import write_training_case
+from formats.npz import write_case, write_training_case
 from formats.pictures import read_image
 
 ANNOTATIONS = Path(__file__).with_name("annotations.json")
@@ -144,3 +147,12 @@ def tiny_cache(folder: Path) -> Path:
         entries += [replace(entry, split="train" if seed else "val") for entry in found]
     write_index(folder, entries)
     return folder
+
+
+@contextmanager
+def tiny_inputs() -> Iterator[tuple[Path, Path]]:
+    """Step 4's --smoke: a folder of a tiny image and a tiny volume, and one for results; both are removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        for dims in (2, 3):
+            write_case(Path(folder), tiny_case(dims=dims))
+        yield Path(folder) / "imgs", Path(folder) / "segs"
