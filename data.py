@@ -2,7 +2,7 @@
 
     cache/imgs/NAME.png    (256, 256) or (256, 256, 3) uint8: the 256 grid, zero padded, before enhancement
     cache/masks/NAME.pkl   run-length code of the (256, 256) uint16 label map
-    cache/index.csv        one row an image: a `CacheEntry`, see formats/index.py
+    cache/index.csv        one row an image: a `CacheEntry`, see formats/cache.py
     cache/version.json     format of all this; another one is refused
 
 A volume becomes one image for each slice that holds an object, NAME-zzz. Read top to bottom: run-length masks -> the
@@ -21,7 +21,7 @@ import numpy as np
 
 from enhance import grid_input
 from formats import MAX_LABEL, VOLUME_MODALITIES, InputError
-from formats.index import SPLITS, CacheEntry, read_index
+from formats.cache import SPLITS, CacheEntry, read_index
 from formats.pictures import read_image
 from formats.writing import save_bytes
 from grid import GRID, boxes_from_labels, grid_size, move_box

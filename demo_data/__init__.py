@@ -13,7 +13,7 @@ import gzip
 import importlib
 import json
 from dataclasses import replace
-from importlib.resources import formats as packaged_files
+from importlib.resources import files as packaged_files
 from pathlib import Path
 
 import cv2
@@ -21,8 +21,8 @@ import numpy as np
 import pydicom
 
 from demo_data import drawn
+from formats.cache import write_index
 from formats.case import Case
-from formats.index import write_index
 from formats.intensity import percentile_to_uint8, window_to_uint8
 from formats.npz import write_training_case
 from formats.pictures import read_image
