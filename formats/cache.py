@@ -24,16 +24,12 @@ from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 
 from formats import InputError, patient_of, submodality_of
 from formats.case import Case
 from formats.writing import csv_text, progress, save_json, save_text, tell
-
-if TYPE_CHECKING:  # training reads an index without sources.py
-    from formats.sources import Source
 
 CACHE_VERSION = 3  # 3: masks are pickles that name nothing
 SPLITS = ("train", "val")
@@ -152,8 +148,8 @@ def fingerprint(folder: Path) -> str:
 def read_journal(folder: Path) -> dict[str, CachedCase]:
     """The finished cases by name. If a case has two lines, the later one counts. A line that was cut short does not."""
     done = {}
-    if (folder / JOURNAL).exists():
-        for line in (folder / JOURNAL).open(encoding="utf-8", errors="replace"):
+    with suppress(FileNotFoundError), (folder / JOURNAL).open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
             with suppress(ValueError, KeyError, TypeError):
                 record = json.loads(line)
                 record["entries"] = [CacheEntry(**entry) for entry in record["entries"]]
@@ -162,14 +158,9 @@ def read_journal(folder: Path) -> dict[str, CachedCase]:
 
 
 def cache_sources(
-    folder: Path,
-    sources: list[Source],
-    workers: int | str,
-    excluded: set[str],
-    cache_case: Callable,
-    load_entry: Callable,
-) -> tuple[list[CacheEntry], list[tuple[Source, CachedCase]]]:
-    """Cache every source that is not done and whole. -> (rows of the index, this run's cases)
+    folder: Path, sources: list, workers: int | str, excluded: set[str], cache_case: Callable, load_entry: Callable
+) -> tuple[list[CacheEntry], list[tuple]]:
+    """Cache every source that is not done and whole. -> (rows of the index, [(source, CachedCase)] of this run)
 
     excluded : names that the index must not have.   cache_case(folder, case, source, stamp) writes a
     case's files.   load_entry(folder, entry) reads an image's back.
