@@ -13,7 +13,7 @@ import gzip
 import importlib
 import json
 from dataclasses import replace
-from importlib.resources import formats as packaged_files
+from importlib.resources import files as packaged_files
 from pathlib import Path
 
 import cv2
