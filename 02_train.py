@@ -31,7 +31,7 @@ from formats.cache import fingerprint
 from formats.writing import progress_bar, save_json
 from presets import PRESETS, override
 from segment import MODELS
-from training import Run, decode_batch, dice_loss, join_processes, mask_iou, mean_gradients, starting_network, validate
+from training import Run, decode_batch, dice_loss, join_processes, mask_iou, process_mean, starting_network, validate
 
 FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau, the released code's (#26)
 
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> list[dict]:
 
         optimiser.zero_grad()
         loss.backward()
-        mean_gradients(network)  # over the processes of torchrun
+        process_mean(*(parameter.grad for parameter in network.parameters()))  # of torchrun
         optimiser.step()
         run.step += 1
 

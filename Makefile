@@ -23,8 +23,8 @@ demo: .venv/run
 	$(BIN)/python -m demo_data --out $(DEMO) --train 2 $(SMOKE)
 	$(BIN)/python 01_preprocess.py -i $(DEMO)/train --val $(DEMO)/val -o $(DEMO)/cache
 	$(BIN)/python 02_train.py --cache $(DEMO)/cache --out $(DEMO)/run --steps $(STEPS) --batch 2 --set learning_rate=1e-3 objects=2
-	$(BIN)/python 03_quantize.py --model baseline --repeats 2 --cases 1 -o $(DEMO)/baseline.dynamic.pt
-	$(BIN)/python 03_quantize.py --model $(PROPOSED) --repeats 2 --cases 1 -o $(DEMO)/proposed.dynamic.pt
+	$(BIN)/python 03_quantize.py --model baseline --repeats 2 -o $(DEMO)/baseline.dynamic.pt
+	$(BIN)/python 03_quantize.py --model $(PROPOSED) --repeats 2 -o $(DEMO)/proposed.dynamic.pt
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_baseline --model baseline
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs_baseline_int8 --model $(DEMO)/baseline.dynamic.pt --engine torch-int8
 	$(BIN)/python 04_infer.py -i $(CASES)/imgs -o $(DEMO)/segs --model $(PROPOSED)

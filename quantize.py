@@ -1,7 +1,7 @@
 """Dynamic int8 linear layers, from scratch. [P 2.3]
 
-A linear layer computes y = W x + b. Here W is stored as int8, and x becomes int8 when it arrives. The sums are then sums
-of products of small integers, exact in int32:
+A linear layer computes y = W x + b. Here W is stored as int8, and x becomes int8 when it arrives.
+The sums are then of products of small integers, exact in int32:
 
     weights, once:       W ~ s_w Q_w           Q_w in -128..127; 0 stays 0
     activations, a call: x ~ s_x (Q_x - z)     Q_x int8, from the least and the largest value of this x
@@ -12,14 +12,15 @@ ReLU no value is negative, and without z half of the levels would be unused. Its
 sum, over each row of the weights. That sum does not depend on x, so it is computed once.
 
 The field `weight_int8` of a preset chooses one of two forms:
-    "tensor"   one s_w per layer, activations of 7 bits, Q_x in 0..127: bit for bit PyTorch's `quantize_dynamic` on x86.
-    "channel"  one s_w per output, so that a channel of small weights gets small steps, and activations of 8 bits, Q_x in
-               -128..127: the error is smaller.
+    "tensor"   one s_w per layer, activations of 7 bits, Q_x in 0..127: bit for bit PyTorch's
+               `quantize_dynamic` on x86
+    "channel"  one s_w per output, so that a channel of small weights gets small steps, and
+               activations of 8 bits, Q_x in -128..127: the error is smaller
 
-"Dynamic" means that s_x and z are measured anew at every call, so nothing needs calibration. All boxes that are decoded
-together share one s_x, so a mask can change by a few pixels with the boxes that are decoded beside it.
-Only `nn.Linear` is replaced. That is most of the mask decoder, but nothing of the proposed image encoder, which is all
-convolutions (#39): `int8_reach` counts it.
+"Dynamic" means that s_x and z are measured anew at every call, so nothing needs calibration. All boxes
+that are decoded together share one s_x, so a mask can change by a few pixels with the boxes beside it.
+Only `nn.Linear` is replaced. That is most of the mask decoder, but nothing of the proposed image
+encoder, which is all convolutions (#39): `int8_reach` counts it.
 
 Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 """
@@ -27,12 +28,9 @@ Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 from __future__ import annotations
 
 import math
-import statistics
-import time
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -55,12 +53,10 @@ def quantize_weight(weight: Tensor, per: str = "channel") -> tuple[Tensor, Tenso
 
     The largest magnitude becomes 127.5 steps, as in PyTorch: the range has 255 steps, and +max, which rounds to 128,
     is cut to 127. An all-zero weight gets the smallest scale, so that nothing is divided by zero.
-    Raises InputError for an unknown `per`, and ValueError for NaN or infinity.
+    Raises ValueError for NaN or infinity.
     >>> quantize_weight(torch.tensor([[-1.0, 0.5], [0.02, 0.01]]), "tensor")[0].tolist()
     [[-127, 64], [3, 1]]
     """
-    if per not in BITS:
-        raise InputError(f"int8 weights per {per!r}: unknown; choose one of {', '.join(BITS)}")
     weight = weight.detach().float()
     if not weight.isfinite().all():
         raise ValueError("weights hold NaN or infinity, which no integer stands for")
@@ -98,22 +94,18 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
 
     `torch._int_mm` is a private name of PyTorch, which may vanish. On a GPU it refuses some shapes
     (it wants 17 rows or more, K and O multiples of 8). On a CPU without VNNI, an instruction that
-    adds up products of int8, it is eight times slower than float32. There float32 does the sums.
+    adds up products of int8, it is eight times slower than float32. There float32 does the sums, in
+    pieces of EXACT_K: it holds every integer up to 2^24, so they are exact too.
     """
     if a.device.type == "cpu":
         fits = getattr(torch.cpu, "_is_vnni_supported", lambda: True)()
     else:
         fits = len(a) > 16 and a.shape[1] % 8 == 0 and len(b) % 8 == 0
-    return torch._int_mm(a, b.mT) if hasattr(torch, "_int_mm") and fits else float_int_matmul(a, b)
-
-
-def float_int_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`int_matmul` in float32, exact too: float32 holds every integer up to 2^24, and no sum of EXACT_K
-    products is larger. Longer rows are cut, and the pieces added as int32."""
+    if fits and hasattr(torch, "_int_mm"):
+        return torch._int_mm(a, b.mT)
     total = torch.zeros(len(a), len(b), dtype=torch.int32, device=a.device)
-    for first in range(0, a.shape[1], EXACT_K):
-        piece = slice(first, first + EXACT_K)
-        total += (a[:, piece].float() @ b[:, piece].float().mT).to(torch.int32)
+    for rows, weights in zip(a.split(EXACT_K, dim=1), b.split(EXACT_K, dim=1), strict=True):
+        total += (rows.float() @ weights.float().mT).to(torch.int32)
     return total
 
 
@@ -159,45 +151,39 @@ class Int8Linear(nn.Module):
             y = torch.addcmul(bias, total.float(), self.scale * scale)
         return y.reshape(*x.shape[:-1], len(self.weight))  # (..., O)
 
-    def extra_repr(self) -> str:
-        """What `print(model)` shows."""
-        outputs, inputs = self.weight.shape
-        return f"in_features={inputs}, out_features={outputs}, scales={len(self.scale)}, bits={self.bits}"
-
 
 def quantize_linear_layers(model: nn.Module, per: str = "channel") -> list[str]:
     """Replace every `nn.Linear` inside a model, in place; no float copy is kept. Returns their names, in order.
 
-    per: "channel" or "tensor", see the module header.
     Raises InputError, with the layer's name, if weights are NaN or infinite; the model is then unchanged.
     """
-    found = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
     replacements = {}
-    for name, layer in found.items():
-        try:
-            replacements[name] = Int8Linear(layer, per)
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(f"{name}: {error}; use an earlier checkpoint") from error
+    for name, layer in model.named_modules():
+        if type(layer) is nn.Linear:
+            try:
+                replacements[name] = Int8Linear(layer, per)
+            except ValueError as error:
+                raise InputError(f"{name}: {error}; use an earlier checkpoint") from error
     for name, layer in replacements.items():
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, layer)
+        model.set_submodule(name, layer)
     return list(replacements)
 
 
-def save_int8(path: Path, model: nn.Module, per: str, extra: dict) -> int:
-    """Write NAME.dynamic.pt, whole or not at all: a checkpoint whose linear layers are int8. Returns its bytes.
+def save_int8(path: Path, model: nn.Module, per: str, **says: str | None) -> int:
+    """Write NAME.dynamic.pt, a checkpoint whose linear layers are int8. Returns its bytes.
 
-    extra: what else the checkpoint carries, such as the preset that the float model was trained with; plain values.
+    says: what else it holds, such as the preset that the float model was trained with; None is left out.
     """
-    save_checkpoint(path, {**extra, "model": model.state_dict(), INT8_KEY: per})
+    if not path.name.endswith(".dynamic.pt"):  # so that it never takes the float checkpoint's place
+        raise InputError(f"{path}: the int8 file must end in .dynamic.pt; change --out")
+    kept = {name: value for name, value in says.items() if value is not None}
+    save_checkpoint(path, kept | {"model": model.state_dict(), INT8_KEY: per})
     return path.stat().st_size
 
 
-# ---------------------------------------------------------------- its reach: weights, multiply-adds, seconds
+# ---------------------------------------------------------------- its reach: weights, multiply-adds
 
-BOX = (50.0, 60.0, 180.0, 200.0)  # the box that is counted and timed: x0 y0 x1 y1 on the grid
+BOX = (50.0, 60.0, 180.0, 200.0)  # the box that is counted, and timed by step 3: x0 y0 x1 y1 on the grid
 CPU_ATTENTION = {  # the decoder's, which PyTorch's counter does not know on a CPU: q k^T, and its product with v
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[-2]
 }
@@ -243,15 +229,12 @@ def count_macs(network: BoxSegmenter) -> dict[tuple[str, str], int]:
 def int8_reach(network: BoxSegmenter) -> dict[str, tuple[int, int]]:
     """What int8 linear layers reach in a float network: {what is counted: (how many in int8, how many in all)}. (#39)"""
     linear = sum(layer.weight.numel() for layer in network.modules() if type(layer) is nn.Linear)
-    macs, parts = count_macs(network), ("encoder", "decoder")
-    every = [sum(n for (one, _), n in macs.items() if one == part) for part in parts]
-    int8 = [macs.get((part, "linear"), 0) for part in parts]
-    return {
-        "weights": (linear, sum(p.numel() for p in network.parameters())),
-        "multiply-adds, encoder": (int8[0], every[0]),
-        "multiply-adds, decoder": (int8[1], every[1]),
-        "multiply-adds": (sum(int8), sum(every)),
-    }
+    reach, macs = {"weights": (linear, sum(p.numel() for p in network.parameters()))}, count_macs(network)
+    for part, where in (("encoder", ", encoder"), ("decoder", ", decoder"), ("", "")):
+        counted = {key: number for key, number in macs.items() if part in key[0]}
+        int8 = sum(number for (_, kind), number in counted.items() if kind == "linear")
+        reach[f"multiply-adds{where}"] = (int8, sum(counted.values()))
+    return reach
 
 
 def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[dict]:
@@ -276,26 +259,3 @@ def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[di
         }
         for title, module in modules.items()
     ]  # fmt: skip
-
-
-def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """Median seconds of encoder and decoder: {part: {engine: seconds}}.   engines: name -> engine, see model.TorchEngine.
-
-    boxes: numbers of boxes to decode. The engines take turns, so that whatever else the machine does slows all down.
-    """
-    image = np.random.default_rng(0).random((3, GRID, GRID), np.float32)
-    embedding, found = {name: engine.encode(image) for name, engine in engines.items()}, {}
-    for n in (None, *boxes):  # None: the encoder
-        asked, seconds = np.tile(np.float32(BOX), (n or 0, 1)), {name: [] for name in engines}
-        for _ in range(repeats + 1):
-            for name, engine in engines.items():
-                start = time.perf_counter()
-                if n is None:
-                    engine.encode(image)
-                else:
-                    engine.decode(embedding[name], asked)
-                seconds[name].append(time.perf_counter() - start)
-        title = "encoder, 1 image" if n is None else f"decoder, {n} box{'es' * (n > 1)}"
-        # the first run, which warms up, does not count
-        found[title] = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    return found

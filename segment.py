@@ -47,10 +47,9 @@ MODELS = {
     "proposed": Architecture("efficientvit", "ImageEncoder", checkpoints.our_checkpoint_path, enhanced=True),
 }
 
-
 OPENVINO = "engines:load_openvino", {"precision": "auto|f32|bf16", "cache": "DIR", "threads": "N"}
-# What runs a network: name -> the function that makes it, and the options it takes. The function's module is imported
-# when such an engine is asked for, so that nothing here imports a side room.
+# What runs a network: name -> the function that makes it, and the options it takes. Its module is imported when such an
+# engine is asked for, so that nothing here imports a side room.
 ENGINES = {
     "torch": ("segment:load_torch", {}),  # model.py as written
     "torch-int8": ("segment:load_torch", {}),  # its linear layers in dynamic int8
@@ -83,13 +82,10 @@ class Segmenter:
 
     def __init__(self, engine, preset: Preset, enhanced: bool) -> None:
         self.engine, self.preset, self.enhanced = engine, preset, enhanced
-        self.box_chunk = BOX_CHUNK
         self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed over all images so far
 
     def embed(self, image: np.ndarray):
-        """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original pixels. -> its embedding, for `masks`
-
-        Raises InputError for an array of another shape or range."""
+        """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original pixels, or InputError. -> its embedding"""
         image = check_image(np.asarray(image), False, "Segmenter.embed")
         with self.stage("enhance"):
             enhanced = network_input(image, self.preset, self.enhanced)
@@ -97,10 +93,7 @@ class Segmenter:
             return self.engine.encode(enhanced)
 
     def masks(self, embedding, boxes: np.ndarray, shape: tuple[int, int]) -> Masks:
-        """Masks for boxes (N, 4), x0 y0 x1 y1 in pixels of the original image (H, W) = shape.
-
-        Raises InputError, one sentence, for boxes of another shape, swapped ones, or ones outside the image.
-        """
+        """Masks for boxes (N, 4), x0 y0 x1 y1 in pixels of the original image (H, W) = shape. Or InputError."""
         canvas, patches, iou = self.new_canvas(np.zeros(shape, np.uint16), len(boxes)), [], []
         for label, (mask, sure) in enumerate(self.decode_boxes(embedding, boxes, shape), start=1):
             with self.stage("upsample"):
@@ -115,8 +108,8 @@ class Segmenter:
         # D18: a mask ends near its box
         limited, reach = self.preset.reach == "box", reach_of(boxes, height, width)
         # D8: boxes are decoded in groups
-        for first in range(0, len(boxes), self.box_chunk):
-            chunk = slice(first, first + self.box_chunk)
+        for first in range(0, len(boxes), BOX_CHUNK):
+            chunk = slice(first, first + BOX_CHUNK)
             within = grid_pixels_for(reach[chunk], height, width) if limited else None
             asked = boxes_to_grid(boxes[chunk], height, width, self.preset.box_rounding)
             logits, iou = self.decode(embedding, asked, within)
@@ -131,10 +124,7 @@ class Segmenter:
         return self.masks(self.embed(image), boxes, image.shape[:2]).labels
 
     def decode(self, embedding, boxes: np.ndarray, within: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32. Keep N small.
-
-        within: (N, 4) x0 y0 x1 y1 on the grid, outside of which the caller does not use the logits.
-        """
+        """At most BOX_CHUNK boxes by the engine: arguments and result are model.TorchEngine.decode's."""
         with self.stage("decode"):
             return self.engine.decode(embedding, boxes, within)
 
@@ -151,12 +141,11 @@ class Segmenter:
 
 
 class Canvas:
-    """A label map that objects are painted on, in any order. A pixel that two objects claim goes, with
-    overlap "last", to the one with the higher number; with "logit", to the one with the higher logit.
+    """A label map (H, W) uint16, zeros at first, that objects are painted on, in any order. A pixel that two objects
+    claim goes, with overlap "last", to the one with the higher number; with "logit", to the one with the higher logit.
     """
 
     def __init__(self, labels: np.ndarray, overlap: str) -> None:
-        """labels: (H, W) uint16, zeros, painted in place."""
         self.labels = labels
         self.best = np.zeros(labels.shape, dtype=np.float32) if overlap == "logit" else None
 
@@ -186,21 +175,26 @@ def load(
     """A model with its weights and preset, ready to segment.
 
     model: a name of MODELS, or a file: a checkpoint, or for openvino-int8 a folder NAME.static.
-    weights: the file, if `model` is a name (default: the model's own, see MODELS).
-    preset: a name of PRESETS; by default the one that the file carries, else "fixed".   settings: its fields to
-    replace, as "field=value".
-    engine: a name of ENGINES.   options: the engine's, see `engine_options`.
+    weights: the file, if `model` is a name (default: the model's own).   engine, options: see `engine_options`.
+    preset: a name of PRESETS (default: the file's, else "fixed").   settings: its fields to replace, "field=value".
     Raises InputError if weights are missing or of another architecture, if a package is missing, or if the weights were
     trained with another preset than the one asked for (unless `force`): their inputs would be prepared in another way.
     """
 
     def choose(path: Path, trained_with: str | None) -> Preset:
-        return chosen_preset(path, preset, trained_with, force, settings)
+        if trained_with not in (None, *PRESETS):
+            raise InputError(
+                f"{path}: names the preset {trained_with!r}, which does not exist; give another checkpoint"
+            )
+        if preset and trained_with not in (None, preset) and not force:
+            raise InputError(
+                f"{path}: trained with preset {trained_with}, not {preset}; leave out --preset, or add force=yes"
+            )
+        return override(PRESETS[preset or trained_with or "fixed"], list(settings))
 
-    name, path = (None, Path(model)) if Path(model).suffix else (model, weights)
     module, _, function = engine_row(engine)[0].partition(":")
     make = getattr(importlib.import_module(module), function)
-    name, made, chosen = make(engine, name, path, choose, **options)
+    name, made, chosen = make(engine, *name_and_file(model, weights), choose, **options)
     return Segmenter(made, chosen, architecture(name).enhanced)
 
 
@@ -217,44 +211,43 @@ def engine_options(texts: Sequence[str]) -> tuple[str, dict]:
     >>> engine_options(["openvino", "precision=f32", "threads=2"])
     ('openvino', {'precision': 'f32', 'threads': 2})
     """
-    engine, *rest = texts
-    _, known = engine_row(engine)
-    options = {}
+    (engine, *rest), options = texts, {}
+    known = engine_row(engine)[1]
     for text in rest:
         name, _, value = text.partition("=")
         kind = known.get(name, "")
-        fits = {"DIR": value, "N": value.isdigit() and int(value)}.get(kind, value in kind.split("|"))
-        if not value or not fits:
+        if not value or not {"DIR": True, "N": value.isdigit() and int(value)}.get(kind, value in kind.split("|")):
             takes = " ".join(f"{name}={kind}" for name, kind in known.items()) or "no options"
             raise InputError(f"engine {engine}: {text!r} is not understood; it takes {takes}")
         options[name] = {"DIR": Path, "N": int}.get(kind, str)(value)
     return engine, options
 
 
+def name_and_file(model: str | Path, weights: Path | None = None) -> tuple[str | None, Path | None]:
+    """What `load` is told of a model -> its name and its file, each None if it was not told."""
+    return (None, Path(model)) if Path(model).suffix else (str(model), weights)
+
+
 def load_torch(engine: str, name: str | None, path: Path | None, choose: Callable) -> tuple:
     """Makes the engines torch and torch-int8. The latter quantizes a float checkpoint as the preset's weight_int8 says.
 
-    Every maker of ENGINES takes these four, and its options:
-    name: of MODELS, or None if the file tells it.   path: the file, or None for the model's own.
+    Every maker of ENGINES takes these four, and its options. name, path: see `name_and_file`.
     choose: the file, and the preset that it was trained with -> the preset to use.
     Returns the name, what has the two calls of model.TorchEngine, and the preset.
     """
-    path = path or architecture(name).weights()
-    if path.suffix == ".static":
+    if path and path.suffix == ".static":
         raise InputError(f"{path}: is an OpenVINO network; add --engine openvino-int8, or give a checkpoint")
-    stored = checkpoints.read_checkpoint(path)
+    name, path, stored = read_model(name or path, path)
     file_int8 = checkpoints.int8_scales(stored, path)  # None for float weights
     if file_int8 and engine != "torch-int8":
         raise InputError(f"{path}: holds int8 weights; add --engine torch-int8, or give the float checkpoint")
     from model import TorchEngine  # here and below: so that this module loads without PyTorch
     from quantize import quantize_linear_layers
 
-    name = name or name_of_checkpoint(path, stored)
     network = build(name)
     if file_int8:
         quantize_linear_layers(network, file_int8)
-    rest = checkpoints.load_weights(path, network, stored)
-    preset = choose(path, rest.get("preset"))
+    preset = choose(path, checkpoints.load_weights(path, network, stored).get("preset"))
     if file_int8:
         preset = replace(preset, weight_int8=file_int8)
     elif engine == "torch-int8":
@@ -262,17 +255,22 @@ def load_torch(engine: str, name: str | None, path: Path | None, choose: Callabl
     return name, TorchEngine(network), preset
 
 
-def name_of_checkpoint(path: Path, stored: dict) -> str:
-    """The model that a checkpoint belongs to: the one that it names, else the one whose layers have its names."""
-    import torch
-
-    name, layers = stored.get("architecture"), checkpoints.state_dict_of(stored).keys()
+def read_model(model: str | Path, weights: Path | None = None) -> tuple[str, Path, dict]:
+    """What `load` is told of a model -> its name, its file and what that holds. A file belongs to the model that it
+    names, else to the one whose layers have its names."""
+    name, path = name_and_file(model, weights)
+    path = path or architecture(name).weights()
+    stored = checkpoints.read_checkpoint(path)
+    name = name or stored.get("architecture")
     if name is None:
+        import torch
+
+        layers = checkpoints.state_dict_of(stored).keys()
         with torch.device("meta"):  # layers without memory: only their names are needed
             name = next((one for one in MODELS if build(one).state_dict().keys() == layers), None)
     if name not in tuple(MODELS):
         raise InputError(f"{path}: belongs to none of the models {', '.join(MODELS)}; add a row to segment.MODELS")
-    return name
+    return name, path, stored
 
 
 def architecture(model: str) -> Architecture:
@@ -288,16 +286,3 @@ def build(model: str):
 
     row = architecture(model)
     return build_model(getattr(importlib.import_module(row.module), row.encoder))
-
-
-def chosen_preset(
-    path: Path, preset: str | None, trained_with: str | None, force: bool, settings: Sequence[str]
-) -> Preset:
-    """The preset that was asked for, else the one that the file was trained with, else "fixed"."""
-    if trained_with not in (None, *PRESETS):
-        raise InputError(f"{path}: names the preset {trained_with!r}, which does not exist; give another checkpoint")
-    if preset and trained_with and preset != trained_with and not force:
-        raise InputError(
-            f"{path}: trained with preset {trained_with}, not {preset}; leave out --preset, or add force=yes"
-        )
-    return override(PRESETS[preset or trained_with or "fixed"], list(settings))

@@ -12,15 +12,17 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from formats import MODALITIES, InputError, modality_of
-from formats.case import check_boxes, check_labels, spacing_zyx
+from formats.case import Case, check_boxes, check_labels, spacing_zyx
 from formats.npz import load_npz
-from formats.writing import csv_text, save_text
+from formats.readers import read_case
+from formats.writing import csv_text, save_json, save_text
 from grid import boxes_from_labels
 from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
 
@@ -126,6 +128,17 @@ def read_truth(path: Path) -> Truth:
     else:
         ids, boxes = boxes_from_labels(labels)
     return Truth(labels, spacing_mm, ids, boxes, modality_of(path.stem))
+
+
+def read_scored(path: Path) -> tuple[Case, Truth]:
+    """A case with boxes and its truth, which lies in ../gts unless the case holds it. Or InputError."""
+    case = read_case(path)
+    file = path if case.labels is not None else path.parent.parent / "gts" / path.name
+    truth = read_truth(file)
+    check_labels(truth.labels, case.grid_shape, file)
+    if case.boxes is not None:
+        truth = truth._replace(ids=np.arange(1, len(case.boxes) + 1), boxes=case.boxes)
+    return replace(case, boxes=truth.boxes), truth
 
 
 def read_predictions(name: str, systems: dict[str, Path], truth: Truth) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -400,3 +413,24 @@ def write_tables(
     note = f"Differences of the {AVERAGE.lower()}, the first system's minus the second's, in the same units, with their"
     note += f" {LEVEL:.0%} bootstrap intervals."
     save_text(out / "table.md", "\n".join([markdown_table(summary, protocols), table, "", note, ""]))
+
+
+def write_int8_report(beside: Path, report: dict) -> str:
+    """Write what step 3, or `engines static`, found as NAME.md and NAME.json. -> its tables, for the terminal
+
+    beside: their path without the ending."""
+    reach = [[what, f"{n:,}", f"{total:,}", f"{n / total:.1%}"] for what, (n, total) in report["reach"].items()]
+    timed = list(next(iter(report["seconds"].values())))
+    seconds = [["part", *(f"{name}, ms" for name in timed), *(f"{name}: times as fast" for name in timed[1:])]]
+    for part, found in report["seconds"].items():
+        times = [f"{1e3 * found[name]:.0f}" for name in timed]
+        seconds.append([part, *times, *(f"{found['float'] / found[name]:.2f}" for name in timed[1:])])
+    text = "\n\n".join([
+        "Multiply-adds, where counted, are those of one image and one box.", pipe_table([["", "int8", "of", "share"], *reach]),
+        f"Median of {report['repeats']} runs, in turns, on {report['threads']} threads.", pipe_table(seconds),
+        "Protocol strict, at the same boxes.", markdown_table(summarize(report["cases"]), ("strict",)).strip(),
+    ])  # fmt: skip
+    layers = "\n".join(f"- `{name}`" for name in report["layers"])
+    save_text(beside.with_name(f"{beside.name}.md"), f"# {report['title']}\n\n{text}\n\nLayers in int8:\n\n{layers}\n")
+    save_json(beside.with_name(f"{beside.name}.json"), report)
+    return text

@@ -1,5 +1,4 @@
-"""What 02_train.py calls: losses, starting weights, validation, checkpoints and exact resuming, one
-training in several processes. [P 3.2, Table 3]
+"""What 02_train.py calls: losses, start, validation, exact resuming, several processes. [P 3.2, Table 3]
 
 Letters: B images a batch, K objects an image, N = B K prompts, H, W the 256 grid.
 Logits and masks are (N, 1, H, W), predicted IoU is (N, 1).
@@ -31,8 +30,8 @@ from segment import build
 
 OBJECT_CHUNK = 16  # objects of a validation image that are decoded together
 SAVE_EVERY = 50  # steps
-# A run that has just begun is looked at often: until step 200 its curve is drawn every 10 steps
-CURVE_EVERY, CURVE_UNTIL = 10, 200
+CURVE_EVERY, CURVE_UNTIL = 10, 200  # steps: a run that has just begun is looked at often
+PROGRESS = ("step", "best", "log", "losses")  # fields of Run
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "learning_rate")
 
 
@@ -87,9 +86,9 @@ def starting_network(
     is. With decoder=random a checkpoint of ours with another decoder gives its encoder alone, too.
     """
     torch.manual_seed(seed)
-    network, encoder, whole = build(model), "random weights", False
+    network, told, whole = build(model), f"encoder from {init or 'random weights'}", False
     if init is not None:
-        stored, encoder, prefix = read_checkpoint(init), str(init), "image_encoder."
+        stored, prefix = read_checkpoint(init), "image_encoder."
         try:
             whole = "preset" in stored and load_weights(init, network, stored) is not None
         except InputError:
@@ -98,7 +97,6 @@ def starting_network(
         if not whole:
             part = {k.removeprefix(prefix): v for k, v in state_dict_of(stored).items() if k.startswith(prefix)}
             load_weights(init, network.image_encoder, part)
-    told = f"all weights from {encoder}" if whole else f"encoder from {encoder}, decoder from {preset.decoder} weights"
     if not whole:
         donor = build(model if preset.decoder == "random" else "baseline")
         if preset.decoder == "lite_medsam":
@@ -106,14 +104,13 @@ def starting_network(
         network.prompt_encoder, network.mask_decoder = donor.prompt_encoder, donor.mask_decoder
     if device is not None and device.type == "cuda":
         network.to(device, memory_format=torch.channels_last)  # in which its convolutions are fast
-    return network, told
+    return network, f"all weights from {init}" if whole else f"{told}, decoder from {preset.decoder} weights"
 
 
 def decode_batch(decode: Callable, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """embedding (B, 256, 64, 64), boxes (B, K, 4) -> logits (N, 1, H, W), IoU (N, 1), float32.
 
-    decode: the network's. On a CPU it is called for one image at a time, whose boxes then share the
-    decoder's first steps: a third less time.
+    On a CPU one image at a time is decoded: its boxes share the decoder's first steps, a third less time.
     """
     if embedding.device.type == "cpu":
         answers = [decode(one.unsqueeze(0), asked) for one, asked in zip(embedding, boxes, strict=True)]
@@ -135,20 +132,20 @@ def validate(network: BoxSegmenter, items: Iterable, channels: str = "image", ex
     item the network sees.   extra(embedding, item): a loss that recipe/ adds.
     Of several processes the first one validates, and the others wait for what it found.
     """
-    found = [None]
+    found, losses, dices = {}, defaultdict(list), defaultdict(list)
     if first_process():
         network.eval()
-        losses, dices = defaultdict(list), defaultdict(list)
         for modality, item in items:
             loss, dice = validate_item(network, {k: torch.from_numpy(v) for k, v in item.items()}, channels, extra)
             losses[modality].append(loss)
             dices[modality].append(dice)
-        loss, dice = (mean_of([mean_of(v) for v in group.values()]) for group in (losses, dices))
-        by_modality = {modality: mean_of(values) for modality, values in sorted(dices.items())}
-        found = [{"validation_loss": loss, "validation_dice": dice, "dice": by_modality}]
+        for name, group in (("validation_loss", losses), ("validation_dice", dices)):
+            found[name] = mean_of([mean_of(values) for values in group.values()])
+        found["dice"] = {modality: mean_of(values) for modality, values in sorted(dices.items())}
+    told = [found]
     if dist.is_initialized():
-        dist.broadcast_object_list(found)
-    return found[0]
+        dist.broadcast_object_list(told)
+    return told[0]
 
 
 def validate_item(
@@ -194,14 +191,12 @@ class Run:
 
     def note(self, loss: Tensor) -> None:
         """Keep the loss of the step that is being done. InputError if it is not finite."""
-        value = mean_over_processes(loss.detach().clone()).item()
-        if not math.isfinite(value):
-            raise InputError(
-                f"step {self.step + 1}: the loss is {value}; lower the rate (--set learning_rate=...) and start again, "
-                "or from last.pt with --init"
-            )
-        rate = self.optimiser.param_groups[0]["lr"]
-        self.losses.append({"step": self.step + 1, "loss": value, "learning_rate": rate})
+        process_mean(mean := loss.detach().clone())
+        row = {"step": self.step + 1, "loss": mean.item(), "learning_rate": self.optimiser.param_groups[0]["lr"]}
+        if not math.isfinite(row["loss"]):
+            raise InputError(f"step {row['step']}: the loss is {row['loss']}; lower the rate (--set learning_rate=...) "
+                             "and start again, or from last.pt with --init")  # fmt: skip
+        self.losses.append(row)
 
     def add_row(self, found: dict, folder: Path) -> dict:
         """Add what `validate` found to the log, and print its Dice. -> the row"""
@@ -214,10 +209,8 @@ class Run:
         return row
 
     def keep(self, folder: Path, now: bool = False) -> None:
-        """Write last.pt and the log if it is time to, or `now`.
-
-        This comes before the step's validation, which a longer run might not make here.
-        """
+        """Write last.pt and the log if it is time to, or `now`: before the step's validation, which a
+        longer run might not make here."""
         if saved := now or self.step % SAVE_EVERY == 0:
             self.save(folder / "last.pt")
         if saved or (self.step % CURVE_EVERY == 0 and self.step <= CURVE_UNTIL):
@@ -236,7 +229,7 @@ class Run:
             save_text(folder / "dice_by_modality.csv", csv_text(dice, tuple(dice[0])))
 
     def save(self, path: Path, **changed) -> None:
-        """Write a checkpoint, whole or not at all.   changed: what recipe/ adds or replaces."""
+        """Write a checkpoint.   changed: what recipe/ adds or replaces."""
         state = {
             "model": self.network.state_dict(),
             "architecture": self.model,
@@ -244,15 +237,11 @@ class Run:
             "preset_fields": vars(self.preset),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule and self.schedule.state_dict(),
-            "step": self.step,
-            "best": self.best,
-            "log": self.log,
-            "losses": self.losses,
             "rng": torch.get_rng_state(),
             "must_match": {key: str(value) for key, value in self.must_match.items()},
         }
         if first_process():
-            save_checkpoint(path, state | changed)
+            save_checkpoint(path, state | {key: getattr(self, key) for key in PROGRESS} | changed)
 
     def resume(self, path: Path) -> dict:
         """Everything back from a checkpoint. -> its content
@@ -273,7 +262,8 @@ class Run:
         self.optimiser.load_state_dict(stored["optimiser"])
         if self.schedule:
             self.schedule.load_state_dict(stored["schedule"])
-        self.step, self.best, self.log, self.losses = (stored[key] for key in ("step", "best", "log", "losses"))
+        for key in PROGRESS:
+            setattr(self, key, stored[key])
         torch.set_rng_state(stored["rng"])
         return stored
 
@@ -288,15 +278,15 @@ def join_processes(batch: int) -> tuple[int, int, torch.device]:
     files. InputError if a batch cannot be cut into equal parts.
     """
     processes, place = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", place) if cuda else torch.device("cpu")
+    device = torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
     if batch % processes:
         raise InputError(f"--batch {batch} cannot be cut into {processes} equal parts; give a multiple of {processes}")
     if processes == 1:
         return 0, 1, device
-    if cuda:
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(days=1))  # validation may take hours
+    # validation, for which the others wait, may take hours
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     if not first_process():
         sys.stdout = open(os.devnull, "w")
     return dist.get_rank(), processes, device
@@ -307,16 +297,9 @@ def first_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """The mean over the processes, in place: the batch's, as their parts of it have one size."""
-    if dist.is_initialized():
-        dist.all_reduce(value)
-        value /= dist.get_world_size()
-    return value
-
-
-def mean_gradients(network: BoxSegmenter) -> None:
-    """After `backward`: the gradient of the whole batch, in every process."""
-    for parameter in network.parameters():
-        if parameter.grad is not None:
-            mean_over_processes(parameter.grad)
+def process_mean(*values: Tensor | None) -> None:
+    """Replace each by its mean over the processes: the batch's, as their parts of it have one size."""
+    for value in values if dist.is_initialized() else ():
+        if value is not None:
+            dist.all_reduce(value)
+            value /= dist.get_world_size()

@@ -15,7 +15,7 @@ import numpy as np
 
 from formats.case import Case, check_boxes
 from grid import GRID, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, mask_box, resize_to_grid
-from segment import Segmenter
+from segment import BOX_CHUNK, Segmenter
 
 # Constants of `prompted`, chosen with our checkpoint on training volumes and synthetic ones; what each
 # is worth: results/propagation, made by benchmarks/accuracy.py.
@@ -213,8 +213,8 @@ def ask(segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z
 
     asked: (N, 4) the boxes of this slice.   boxes: (N, 6) the prompts.   height, width: of the slice.
     """
-    for first in range(0, len(asked), segmenter.box_chunk):
-        chunk = slice(first, first + segmenter.box_chunk)
+    for first in range(0, len(asked), BOX_CHUNK):
+        chunk = slice(first, first + BOX_CHUNK)
         on_grid = boxes_to_grid(asked[chunk], height, width, segmenter.preset.box_rounding)
         whole = boxes[chunk][:, [0, 1, 3, 4]]
         logits, iou = segmenter.decode(embedding, on_grid, grid_pixels_for(whole, height, width))

@@ -57,11 +57,6 @@ def scaled_by_head(projection: nn.Linear, tokens: Tensor, heads: int) -> Tensor:
     return by_head(projection(tokens), heads) * (projection.out_features // heads) ** -0.5
 
 
-def self_attention(attention: Attention, placed: Tensor, tokens: Tensor) -> Tensor:
-    """Tokens (T, 256) look at each other; queries and keys are made of `placed`, values of `tokens`."""
-    return attention(placed[None], placed[None], tokens[None])[0]
-
-
 def messages(tokens: Tensor, layer: Attention) -> Tensor:
     """What each token adds, by each head, to a cell that looks at it alone: (T, 256) -> (heads * T, 256).
 
@@ -182,15 +177,15 @@ class ReorderedDecoder:
         own = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
         token_pe = torch.cat([own, prompt[0]])  # (T, 256)
         # 1. The first layer's tokens look at the image
-        tokens = self.first.norm1(self_attention(self.first.self_attn, token_pe, token_pe))
+        tokens = self.first.norm1(self.first.self_attn(token_pe[None], token_pe[None], token_pe[None])[0])
         look = self.first.cross_attn_token_to_image
         seen = softmax_sum(scaled_by_head(look.q_proj, tokens + token_pe, self.heads) @ first_keys, first_values)
         tokens = self.first.norm2(tokens + look.out_proj(joined(seen) + look.v_proj.bias))
         tokens = self.first.norm3(tokens + self.first.mlp(tokens))
         # 2. The first layer changes the cells, and the second layer's tokens look at them
         cells, update = self.changed(image, tokens, token_pe, first_queries)
-        placed = tokens + token_pe
-        tokens = self.second.norm1(tokens + self_attention(self.second.self_attn, placed, tokens))
+        placed = (tokens + token_pe)[None]
+        tokens = self.second.norm1(tokens + self.second.self_attn(placed, placed, tokens[None])[0])
         look = self.second.cross_attn_token_to_image
         queries = scaled_by_head(look.q_proj, tokens + token_pe, self.heads)
         scores = self.second_keys.scores(queries, second_keys, update)

@@ -24,7 +24,7 @@ from engines.decoder import ReorderedDecoder
 from engines.openvino_engine import OpenVINOEngine, import_openvino, write_info
 from formats import InputError
 from grid import GRID
-from model import BoxSegmenter
+from model import BoxSegmenter, TorchEngine
 
 CONVOLUTION_AND_NORM = (("conv", "norm"), ("c", "bn"))  # their names in efficientvit.ConvNorm and baseline.ConvBN
 # How far graphs may be from model.py: |found - wanted| / |wanted|, of all values together. Rounding gives below 1e-5.
@@ -34,23 +34,13 @@ ROUNDING = 1e-3
 # ---------------------------------------------------------------- tracing
 
 
-class EncoderGraph(nn.Module):
-    """image (1, 3, 256, 256) -> embedding (4096, 256): cell by cell, as the last norm has it and the decoder wants it"""
+class Traceable(nn.Module):
+    """A function of tensors as a module, which is what can be traced."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, function: Callable, encoder: nn.Module | None = None) -> None:
+        """encoder: what the function calls, if its layers are to keep their names."""
         super().__init__()
-        self.encoder = encoder
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.encoder(image).flatten(2).transpose(1, 2).flatten(0, 1)
-
-
-class DecoderGraph(nn.Module):
-    """One of ReorderedDecoder's three functions as a module, which is what can be traced."""
-
-    def __init__(self, function: Callable) -> None:
-        super().__init__()
-        self.function = function
+        self.function, self.encoder = function, encoder
 
     def forward(self, *inputs: Tensor):
         return self.function(*inputs)
@@ -85,9 +75,12 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     return network.requires_grad_(False)
 
 
-def encoder_graph(encoder: nn.Module):
-    """An image encoder -> its float32 graph."""
-    return traced(EncoderGraph(fold_batch_norms(copy.deepcopy(encoder))), torch.zeros(1, 3, GRID, GRID))
+def encoder_graph(network: BoxSegmenter):
+    """The float32 graph of a network's image encoder: image (1, 3, 256, 256) -> embedding (4096, 256), cell by cell."""
+    encoder = fold_batch_norms(copy.deepcopy(network.image_encoder))
+    # as the last norm has it and the decoder wants it
+    by_cell = Traceable(lambda image: encoder(image).flatten(2).transpose(1, 2).flatten(0, 1), encoder)
+    return traced(by_cell, torch.zeros(1, 3, GRID, GRID))
 
 
 def decoder_graphs(network: BoxSegmenter) -> dict:
@@ -97,41 +90,42 @@ def decoder_graphs(network: BoxSegmenter) -> dict:
     only_decoder.mask_decoder = copy.deepcopy(network.mask_decoder)
     # a graph's constants cannot be trained
     decoder, embedding = ReorderedDecoder(only_decoder.requires_grad_(False)), torch.zeros(EMBED_GRID**2, EMBED_DIM)
-    prompt, corners, image_side = (
-        torch.zeros(1, 2, EMBED_DIM),
-        torch.tensor([7, 36, 5, 31]),
-        decoder.of_image(embedding),
-    )
+    prompt, corners = torch.zeros(1, 2, EMBED_DIM), torch.tensor([7, 36, 5, 31])
     return {
-        "image": traced(DecoderGraph(decoder.of_image), embedding),
-        "prompt": traced(DecoderGraph(decoder.of_boxes), torch.zeros(2, 4), shapes=[(-1, 4)]),
-        "box": traced(DecoderGraph(decoder.of_box), prompt, corners, *image_side),
+        "image": traced(Traceable(decoder.of_image), embedding),
+        "prompt": traced(Traceable(decoder.of_boxes), torch.zeros(2, 4), shapes=[(-1, 4)]),
+        "box": traced(Traceable(decoder.of_box), prompt, corners, *decoder.of_image(embedding)),
     }
 
 
-def write_graphs(folder: Path, network: BoxSegmenter, info: dict, engine: str, encoder=None) -> int:
+def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=None) -> int:
     """Make and write the graphs of a network, whole or not at all; a folder of before is replaced. -> bytes
 
-    info: for info.json.   engine: for the sentences.   encoder: its graph if it was made already, as the int8 one is.
-    InputError if they do not compute what the network as written does, of which an int8 encoder is not asked.
+    info: for info.json.   int8_encoder: the graph for openvino-int8, which is not compared with the network.
+    InputError if the graphs cannot be made, or do not compute what the network as written does.
     """
-    network.eval()
-    openvino, graphs, float_encoder = import_openvino(), {"encoder": encoder}, encoder is None
-    if float_encoder:
+
+    def refusal(part: str) -> InputError:
+        engine = "openvino" if int8_encoder is None else "openvino-int8"
+        return InputError(f"engine {engine}: it cannot compute what this {part} does; use --engine torch")
+
+    openvino, graphs = import_openvino(), {}
+    for part, make in (
+        ("image encoder", lambda: {"encoder": int8_encoder or encoder_graph(network)}),
+        ("mask decoder", lambda: decoder_graphs(network)),
+    ):
         try:
-            graphs["encoder"] = encoder_graph(network.image_encoder)
+            graphs |= make()
         except Exception as error:  # edited code may hold anything, and OpenVINO's errors have no common class
-            raise InputError(f"engine {engine}: it can't convert this image encoder; use --engine torch") from error
-    try:
-        graphs |= decoder_graphs(network)
-    except Exception as error:
-        raise refusal(engine, "mask decoder") from error
+            raise refusal(part) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch) / folder.name
         for name, graph in graphs.items():
             openvino.save_model(graph, made / f"{name}.xml", compress_to_fp16=False)
-        compare_graphs(OpenVINOEngine(made), network, engine, float_encoder)
+        for part in differing(answers(OpenVINOEngine(made)), answers(TorchEngine(network))):
+            if int8_encoder is None or part != "image encoder":
+                raise refusal(part)
         write_info(made, info)
         size = sum(path.stat().st_size for path in made.iterdir())
         if folder.is_dir():
@@ -143,64 +137,39 @@ def write_graphs(folder: Path, network: BoxSegmenter, info: dict, engine: str, e
 # ---------------------------------------------------------------- do they compute what the network's code computes?
 
 
-@torch.inference_mode()
-def answers(encode: Callable, decode: Callable) -> dict[str, Tensor]:
-    """What a network, or its graphs, make of fixed random inputs: an image, and an embedding with two boxes.
-
-    encode: image (1, 3, 256, 256) -> embedding (1, 256, 64, 64).   decode: such an embedding, boxes (2, 4) -> logits
-    (2, 1, 256, 256), IoU (2, 1). PyTorch's own random state stays as it is."""
-    generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 3, GRID, GRID, generator=generator)
+def answers(engine: OpenVINOEngine | TorchEngine) -> dict[str, np.ndarray]:
+    """What an engine makes of fixed random inputs: of an image, and of an embedding with two boxes."""
+    rng = np.random.default_rng(0)
+    found = engine.encode(rng.random((3, GRID, GRID), np.float32))
     # about as large as a normalized embedding
-    embedding = 4 * torch.rand(1, EMBED_DIM, EMBED_GRID, EMBED_GRID, generator=generator.manual_seed(0)) - 2
-    logits, iou = decode(embedding, torch.tensor([[20.0, 30, 120, 140], [100.5, 20.25, 180, 90.75]]))
-    return {"embedding": encode(image), "logits": logits, "iou": iou}
+    embedding = 4 * rng.random((EMBED_GRID**2, EMBED_DIM), np.float32) - 2
+    if isinstance(engine, TorchEngine):  # its embeddings are (1, 256, 64, 64)
+        found = found.flatten(2)[0].T.numpy()
+        embedding = torch.from_numpy(embedding.T.reshape(1, EMBED_DIM, EMBED_GRID, EMBED_GRID))
+    logits, iou = engine.decode(embedding, np.float32([[20, 30, 120, 140], [100.5, 20.25, 180, 90.75]]))
+    return {"image encoder": found, "mask decoder": logits, "prediction of IoU": iou}
 
 
-def differs(found: Tensor, wanted: Tensor) -> bool:
-    """Whether two tensors differ by more than rounding, or in shape."""
-    return found.shape != wanted.shape or not (found - wanted).norm() <= ROUNDING * wanted.norm()  # not: NaN differs
+def differing(found: dict, wanted: dict) -> list[str]:
+    """The parts in which two results of `answers`, or of `probe`, differ by more than rounding, or in shape."""
 
+    def same(a: np.ndarray, b: np.ndarray) -> bool:
+        return a.shape == b.shape and bool(np.linalg.norm(a - b) <= ROUNDING * np.linalg.norm(b))  # NaN is not
 
-def refusal(engine: str, part: str) -> InputError:
-    """The sentence of an engine that is not the network as written."""
-    return InputError(f"engine {engine}: its {part} does not compute what the network's code does; use --engine torch")
-
-
-def compare_graphs(engine: OpenVINOEngine, network: BoxSegmenter, name: str, float_encoder: bool) -> None:
-    """InputError if graphs, run in float32, do not give what the network as written gives."""
-
-    def encode(image: Tensor) -> Tensor:
-        return torch.from_numpy(engine.encode(image[0].numpy())).T.reshape(1, EMBED_DIM, EMBED_GRID, EMBED_GRID)
-
-    def decode(embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        found = engine.decode(np.ascontiguousarray(embedding.flatten(2)[0].T.numpy()), boxes.numpy())
-        return tuple(torch.from_numpy(values)[:, None] for values in found)
-
-    found, wanted = answers(encode, decode), answers(network.image_encoder, network.decode)
-    if float_encoder and differs(found["embedding"], wanted["embedding"]):
-        raise refusal(name, "image encoder")
-    if differs(found["logits"], wanted["logits"]) or differs(found["iou"], wanted["iou"]):
-        raise refusal(name, "mask decoder")
+    return [part for part, values in found.items() if not same(np.array(values), np.array(wanted.get(part, [])))]
 
 
 def probe(model: str) -> dict[str, list[float]]:
-    """Some values of what the network's code makes of fixed inputs with seeded random weights.
+    """About a thousand values of each of `answers`, of a network's code with seeded random weights.
 
     PyTorch's random state is left as it was. Weights that start all alike (norms: ones and zeros) are changed a little,
     so that their place in the code matters.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        network = segment.build(model).eval()
+        network = segment.build(model)
         for value in network.state_dict().values():
             if value.is_floating_point() and value.numel() > 1 and value.min() == value.max():
                 value.add_(0.1 * torch.randn(value.shape))
-    found = answers(network.image_encoder, network.decode)
-    some = {"embedding": found["embedding"][0, ::16, ::8, ::8], "logits": found["logits"][:, 0, ::8, ::8]}
-    return {part: values.flatten().tolist() for part, values in (some | {"iou": found["iou"]}).items()}
-
-
-def probes_differ(found: dict[str, list[float]], wanted: dict[str, list[float]]) -> bool:
-    """Whether two results of `probe` differ in any part by more than rounding."""
-    return any(differs(torch.tensor(values), torch.tensor(wanted.get(part, []))) for part, values in found.items())
+    found = answers(TorchEngine(network))
+    return {part: values.ravel()[:: max(1, values.size // 1000)].tolist() for part, values in found.items()}

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import locale
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -28,7 +27,7 @@ from grid import GRID
 INSTALL = "pip install -r requirements-fast.txt"
 MAKE_STATIC = "make it again with python -m engines static"
 GRAPHS = ("encoder", "box", "image", "prompt")
-FORM = 2  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
+FORM = 3  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
 CELL = 4  # pixels of the grid along a cell's side
 CELLS = GRID // CELL  # cells along the grid's side
 OUTSIDE = -100.0  # the logit of pixels that were not asked for
@@ -74,11 +73,6 @@ def cell_range(within: list[float] | None) -> tuple[slice, slice]:
     return slice(y0, y1 + 1), slice(x0, x1 + 1)
 
 
-def pixels(cells: slice) -> slice:
-    """Cells along one axis -> their pixels of the grid."""
-    return slice(CELL * cells.start, CELL * cells.stop)
-
-
 class OpenVINOEngine:
     """The graphs of a folder, compiled. It serves one call after another, whatever threads they come from: a call takes
     all cores already, and OpenVINO's memory for inputs and results is there once."""
@@ -89,9 +83,10 @@ class OpenVINOEngine:
         """compiled: where OpenVINO may keep what it compiled, for the next start; nothing is kept by default.
         precision: f32, bf16, or auto: bf16 where the processor has it, else f32. Of all graphs but `prompt`.
         threads: default all cores that this process may use.   InputError if a file is missing or damaged."""
-        check_files(folder)
-        openvino = import_openvino()
-        self.folder, self.core, self.lock = folder, openvino.Core(), Lock()
+        for name, size in read_info(folder).get("sizes", {}).items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                raise damaged(folder)
+        self.folder, self.core, self.lock = folder, import_openvino().Core(), Lock()
         self.threads = threads or usable_cores()
         if compiled is not None:
             self.core.set_property({"CACHE_DIR": str(compiled)})
@@ -107,7 +102,6 @@ class OpenVINOEngine:
             # and then text files are read as ASCII.
             locale.setlocale(locale.LC_ALL, before)
         self.many = None  # an AsyncInferQueue, when first needed
-        self.queue_of = openvino.AsyncInferQueue
         self.seen: np.ndarray | None = None  # the embedding that `image_side` was last computed of
         self.image_side: list[np.ndarray] = []
 
@@ -135,33 +129,30 @@ class OpenVINOEngine:
         ranges = [cell_range(None if within is None else within[i].tolist()) for i in range(len(boxes))]
 
         def keep(found, i: int) -> None:
-            rows, columns = ranges[i]
-            logits[i, pixels(rows), pixels(columns)], iou[i] = found[0], found[1][0, 0]
+            rows, columns = (slice(CELL * cells.start, CELL * cells.stop) for cells in ranges[i])
+            logits[i, rows, columns], iou[i] = found[0], found[1][0, 0]
 
+        if not len(boxes):
+            return logits, iou
         with self.lock:
-            if len(boxes):
-                self.run_boxes(embedding, boxes, ranges, keep)
+            # Results are used without a copy, in OpenVINO's own memory, which the next call overwrites
+            if embedding is not self.seen:  # chunks of boxes of one image come one after another
+                found = self.image([embedding], share_inputs=True, share_outputs=True)
+                self.image_side, self.seen = list(found.values()), embedding
+            prompts = self.prompt([np.float32(boxes)], share_inputs=True, share_outputs=True)[0]
+            asked = [
+                [prompt[None], np.array([r.start, r.stop, c.start, c.stop]), *self.image_side]
+                for prompt, (r, c) in zip(prompts, ranges, strict=True)
+            ]
+            if len(boxes) == 1 and self.many is None:
+                keep(self.one(asked[0], share_inputs=True, share_outputs=True), 0)
+            else:
+                queue = self.queue()
+                queue.set_callback(lambda request, i: keep([output.data for output in request.output_tensors], i))
+                for i, inputs in enumerate(asked):
+                    queue.start_async(inputs, i, share_inputs=True)
+                queue.wait_all()
         return logits, iou
-
-    def run_boxes(self, embedding: np.ndarray, boxes: np.ndarray, ranges: list, keep: Callable) -> None:
-        """Decode one box or more, each in its range of cells, and pass what comes out to keep(outputs, number)."""
-        if embedding is not self.seen:  # chunks of boxes of one image come one after another
-            # without a copy: OpenVINO's own memory, which the next image overwrites
-            found = self.image([embedding], share_inputs=True, share_outputs=True)
-            self.image_side, self.seen = list(found.values()), embedding
-        prompts = self.prompt([np.float32(boxes)], share_inputs=True, share_outputs=True)[0]
-        asked = [
-            [prompt[None], np.array([r.start, r.stop, c.start, c.stop]), *self.image_side]
-            for prompt, (r, c) in zip(prompts, ranges, strict=True)
-        ]
-        if len(boxes) == 1 and self.many is None:
-            keep(self.one(asked[0], share_inputs=True, share_outputs=True), 0)
-            return
-        queue = self.queue()
-        queue.set_callback(lambda request, i: keep([output.data for output in request.output_tensors], i))
-        for i, inputs in enumerate(asked):
-            queue.start_async(inputs, i, share_inputs=True)
-        queue.wait_all()
 
     def queue(self):
         """Requests for several boxes at once, each on a thread of its own."""
@@ -170,7 +161,7 @@ class OpenVINOEngine:
             settings = self.hint | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
             self.one = None  # 100 MB: where several boxes were asked for once, `many` serves single ones too
             # twice as many requests as streams: while the result of one is copied, its stream goes on with another
-            self.many = self.queue_of(self.compile("box", settings), 2 * streams)
+            self.many = import_openvino().AsyncInferQueue(self.compile("box", settings), 2 * streams)
         return self.many
 
 
@@ -179,7 +170,7 @@ class OpenVINOEngine:
 
 def write_info(folder: Path, info: dict) -> None:
     """info.json, with the sizes of the graphs' files added; their folder is complete then."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.suffix in (".xml", ".bin")}
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     (folder / "info.json").write_text(json.dumps({"form": FORM, "sizes": sizes} | info, indent=1), encoding="utf-8")
 
 
@@ -190,14 +181,6 @@ def read_info(folder: Path) -> dict:
     except (OSError, ValueError):
         return {}
     return info if isinstance(info, dict) and info.get("form") == FORM else {}
-
-
-def check_files(folder: Path) -> None:
-    """InputError if a file of a folder of graphs is missing, or not as long as when it was written."""
-    for name, size in read_info(folder).get("sizes", {}).items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise damaged(folder)
 
 
 def damaged(folder: Path) -> InputError:

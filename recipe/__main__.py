@@ -64,16 +64,15 @@ STAGES = {
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        prog="python -m recipe", description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )  # fmt: skip
+    form = argparse.ArgumentDefaultsHelpFormatter
+    p = argparse.ArgumentParser(prog="python -m recipe", description=__doc__.splitlines()[0], formatter_class=form)
     p.add_argument("--cache", type=Path, default=Path("cache"), help="folder of step 1")
     p.add_argument("--out", type=Path, default=Path("runs"), help="folder for the runs and the exported checkpoint")
     p.add_argument("--stage", choices=(*STAGES, "all", "average"), default="all", help="which run")
     p.add_argument("--init", nargs="+", metavar="CHECKPOINT", help="start from this checkpoint (default: best.pt of the "
                    "run before); of --stage average CHECKPOINT=SHARE ...")  # fmt: skip
     p.add_argument(
-        "--only", nargs="+", metavar="MODULE", help="train nothing else, as mask_decoder (default: the run's)"
+        "--only", nargs="+", metavar="MODULE", help="train these alone, as mask_decoder (default: the run's)"
     )
     p.add_argument("--resume", action="store_true", help="go on from last.pt where there is one")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
@@ -88,11 +87,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def validation_items(folder: Path, entries: list[CacheEntry], preset: Preset):
-    """(modality, item) pairs of data.validation_item.
-
-    With a looseness there are two prompts for each object: its exact box, and one that is half as
-    loose as training's loosest.
-    """
+    """(modality, item) pairs of data.validation_item. With a looseness each object is asked for twice: by
+    its exact box, and by one that is half as loose as training's loosest."""
     for entry in entries:
         item = validation_item(folder, entry, preset)
         if preset.looseness:
@@ -103,36 +99,31 @@ def validation_items(folder: Path, entries: list[CacheEntry], preset: Preset):
         yield entry.modality, item
 
 
-def open_run(stage: RecipeStage, args: argparse.Namespace, preset: Preset) -> StageRun:
-    """The run at its first step, from --init or the run before it, or where it stopped."""
-    names, last = list(STAGES), args.out / stage.name / "last.pt"
+def run_stage(stage: RecipeStage, args: argparse.Namespace) -> bool:
+    """One run, from --init or the run before it, or from where it stopped. -> whether it is finished"""
+    out, (training, validation) = args.out / stage.name, read_split(args.cache)
+    validation = [entry for i, entry in enumerate(validation) if i % EVERY == 0 or not entry.name.startswith("3D_")]
+    settings = ["jitter=scaled", "objects=4", f"learning_rate={stage.learning_rate}", f"looseness={stage.looseness}"]
+    preset = override(PRESETS["fixed"], [*settings, *args.set])
+
+    names, last = list(STAGES), out / "last.pt"
     resumed = args.resume and last.is_file()
     before = None if stage.name == names[0] else args.out / names[names.index(stage.name) - 1] / "best.pt"
     init = last if resumed else Path(args.init[0]) if args.init else before
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, told = starting_network(MODEL, preset, init, args.seed, device)
-    print(f"recipe: {stage.name}, {told}")
     must_match = {"stage": stage.name, "steps": stage.steps, "batch": stage.batch, "seed": args.seed}
     must_match |= {"only": stage.only, "data": fingerprint(args.cache)}
     run = StageRun(stage, preset, network, device, must_match, args.compile)
     if resumed:
         run.resume(last)
-    return run
-
-
-def run_stage(stage: RecipeStage, args: argparse.Namespace) -> bool:
-    """One run. -> whether it is finished, or was stopped by --minutes."""
-    out, (training, validation) = args.out / stage.name, read_split(args.cache)
-    validation = [entry for i, entry in enumerate(validation) if i % EVERY == 0 or not entry.name.startswith("3D_")]
-    settings = ["jitter=scaled", "objects=4", f"learning_rate={stage.learning_rate}", f"looseness={stage.looseness}"]
-    preset = override(PRESETS["fixed"], [*settings, *args.set])
-    run = open_run(stage, args, preset)
-    print(f"recipe: {len(training)} images, {len(validation)} for validation, steps {run.step} to {stage.steps}")
+    print(f"recipe: {stage.name}, {told}; {len(training)} images, {len(validation)} for validation, "
+          f"steps {run.step} to {stage.steps}")  # fmt: skip
     save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "stage_fields": vars(stage)})
     torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
 
     # A batch depends on (seed, step) alone
-    slices, start = ResidentSlices(args.cache, training, preset, stage.batch, args.seed, run.device), time.monotonic()
+    slices, start = ResidentSlices(args.cache, training, preset, stage.batch, args.seed, device), time.monotonic()
     for step in progress(range(run.step, stage.steps), stage.name, stage.steps, unit="step", initial=run.step):
         run.train_step(slices.batch(step))
         late = args.minutes is not None and time.monotonic() - start > 60 * args.minutes
@@ -150,10 +141,8 @@ def finish(out: Path) -> None:
     """The exported checkpoint, and the Dice of all runs in one figure."""
     done = [name for name in STAGES if (out / name / "best.pt").is_file()]
     export_checkpoint(out / done[-1] / "best.pt", out / EXPORTED)
-    rows = []
-    for stage in STAGES:
-        path = out / stage / "dice_by_modality.csv"
-        rows += list(csv.DictReader(path.read_text("utf-8").splitlines())) if path.is_file() else []
+    found = [path for name in STAGES if (path := out / name / "dice_by_modality.csv").is_file()]
+    rows = [row for path in found for row in csv.DictReader(path.read_text("utf-8").splitlines())]
     if len({row["stage"] for row in rows}) > 1:
         figure = Figure(figsize=(7, 4))
         plot_dice(rows, figure.subplots())
@@ -165,8 +154,7 @@ def run_all(args: argparse.Namespace) -> bool:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("the recipe trains in one process; start it without torchrun")
     if args.stage == "average":
-        first, weights = average_weights(args.init or [])
-        save_checkpoint(args.out / EXPORTED, first | {"model": weights})
+        save_checkpoint(args.out / EXPORTED, average_weights(args.init or []))
         export_checkpoint(args.out / EXPORTED, args.out / EXPORTED)
         print(f"recipe: wrote {args.out / EXPORTED}")
         return True
@@ -187,13 +175,12 @@ def main(argv: list[str] | None = None) -> bool:
     """Returns whether all that was asked for is finished."""
     args = parse(argv)
     try:
-        if not args.smoke:
-            return run_all(args)
-        from demo_data import tiny_cache
-
         with tempfile.TemporaryDirectory() as scratch:
-            args.cache, args.out = tiny_cache(Path(scratch) / "cache"), Path(scratch) / "runs"
-            args.steps, args.batch, args.set = 2, 2, [*args.set, "objects=2"]
+            if args.smoke:
+                from demo_data import tiny_cache
+
+                args.cache, args.out = tiny_cache(Path(scratch) / "cache"), Path(scratch) / "runs"
+                args.steps, args.batch, args.set = 2, 2, [*args.set, "objects=2"]
             return run_all(args)
     except (InputError, OSError) as error:
         sys.exit(f"recipe: {error}")

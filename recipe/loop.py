@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,10 +82,7 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def teacher_encoder() -> nn.Module:
-    """LiteMedSAM's image encoder with its published weights.
-
-    The paper starts from EfficientViT-SAM, whose encoder was distilled from SAM's largest.
-    """
+    """LiteMedSAM's image encoder. The paper starts from EfficientViT-SAM's, distilled from SAM's largest."""
     network = build("baseline")
     load_weights(lite_medsam_path(), network)
     return network.image_encoder
@@ -112,10 +110,9 @@ class StageRun(Run):
             self.teach = self.teacher and torch.compile(self.teacher)
         self.bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=stage.small or device.type == "cuda")
         self.trainable = [p for p in network.parameters() if p.requires_grad]
-        of_encoder = {id(p) for p in network.image_encoder.parameters()}
-        groups = [([p for p in self.trainable if id(p) not in of_encoder], 1.0)]
-        groups += [([p for p in self.trainable if id(p) in of_encoder], stage.encoder_share)]
-        groups = [{"params": parameters, "share": share} for parameters, share in groups if parameters]
+        encoder = set(network.image_encoder.parameters())
+        parts = ([p for p in self.trainable if p not in encoder], [p for p in self.trainable if p in encoder])
+        groups = [{"params": p, "share": s} for p, s in zip(parts, (1.0, stage.encoder_share), strict=True) if p]
         optimiser = torch.optim.AdamW(groups, weight_decay=0.05, fused=device.type == "cuda")
         super().__init__(MODEL, preset, network, optimiser, None, must_match, stage.name)
 
@@ -167,7 +164,7 @@ class StageRun(Run):
 
     def save(self, path: Path, **changed) -> None:
         """A checkpoint with the average beside the network, or, in best.pt, in place of it."""
-        super().save(path, **{"average": None if changed else self.average.state_dict()}, **changed)
+        super().save(path, average=None if changed else self.average.state_dict(), **changed)
 
     def resume(self, path: Path) -> dict:
         """training.Run's, and the average."""
@@ -179,8 +176,8 @@ class StageRun(Run):
 # ---------------------------------------------------------------- the average of trained networks
 
 
-def average_weights(texts: list[str]) -> tuple[dict, dict[str, Tensor]]:
-    """["a.pt=0.6", "lite_medsam=0.4"] -> the first file's content, the mean of the weights. (D21)
+def average_weights(texts: list[str]) -> dict:
+    """["a.pt=0.6", "lite_medsam=0.4"] -> the first file's content with the mean of the weights. (D21)
 
     Fine-tuning gains where the data are and loses elsewhere. On the straight line back to where it
     started, much of the loss is undone before much of the gain is. Source: Wortsman et al., "Robust
@@ -188,26 +185,23 @@ def average_weights(texts: list[str]) -> tuple[dict, dict[str, Tensor]]:
     `lite_medsam` stands for LiteMedSAM's prompt encoder and mask decoder, where ours started. Our
     image encoder has no part of it: there the other shares count alone. Shares are divided by their sum.
     """
-    shares = {}
+    shares, states, ours = {}, {}, []
     for text in texts:
         name, _, share = text.rpartition("=")
-        try:
-            shares[name] = float(share)
-        except ValueError:
-            shares[name] = -1.0
-        if not name or shares[name] <= 0:
+        shares[name] = float(share) if re.fullmatch(r"\d*\.?\d+", share) else 0.0
+        if not name or not shares[name]:
             raise InputError(f"{text}: give CHECKPOINT=SHARE with a share above 0, such as runs/loosen/best.pt=0.6")
-    ours = [name for name in shares if name != "lite_medsam"]
+    for name in shares:
+        donor = name == "lite_medsam"
+        network = build("baseline" if donor else MODEL)
+        load_weights(lite_medsam_path() if donor else Path(name), network)
+        states[name] = network.state_dict()
+        ours += [] if donor else [name]
     if not ours:
         raise InputError("lite_medsam has no image encoder of ours; name a checkpoint of the proposed model too")
-    states = {}
-    for name in shares:
-        network = build("baseline" if name == "lite_medsam" else MODEL)
-        load_weights(lite_medsam_path() if name == "lite_medsam" else Path(name), network)
-        states[name] = network.state_dict()
     mean = {}
     for key, value in states[ours[0]].items():
         found = [(shares[name], states[name][key]) for name in shares if name in ours or key.startswith(SHARED)]
         total = sum(share for share, _ in found)
         mean[key] = sum(share / total * part.float() for share, part in found).to(value.dtype)
-    return read_checkpoint(Path(ours[0])), mean
+    return read_checkpoint(Path(ours[0])) | {"model": mean}

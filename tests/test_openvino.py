@@ -31,13 +31,12 @@ from engines import graphs, openvino_engine, static_info
 from engines.__main__ import main as fast_main
 from engines.graphs import write_graphs
 from engines.openvino_engine import OpenVINOEngine, read_info
-from engines.static_int8 import COUNTED, calibration_entries, graph_macs
+from engines.static_int8 import calibration_entries
 from formats import InputError
 from formats.checkpoints import OUR_CHECKPOINT, lite_medsam_path, save_checkpoint
 from formats.npz import write_case, write_training_case
 from grid import boxes_from_labels
 from presets import PRESETS
-from quantize import count_macs
 from segment import load
 from volumes import segment_case
 
@@ -92,7 +91,7 @@ def static(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("static") / "ours.static"
     network = load("tiny").engine.network
     info = {"architecture": "tiny", "preset": "paper"} | engines.code_info("tiny")
-    write_graphs(folder, network, info, "openvino-int8", graphs.encoder_graph(network.image_encoder))
+    write_graphs(folder, network, info, graphs.encoder_graph(network))
     return folder
 
 
@@ -128,7 +127,8 @@ HEAVY = {"torch", "matplotlib", "pydicom", "skimage", "scipy", "nibabel", "PIL",
 
 def loaded_by_step_4(folder, engine, cache, cases, *more):
     """Modules that 04_infer.py has loaded at its end."""
-    arguments = ["-i", str(cases), "-o", str(folder), "--engine", engine, "--engine-cache", str(cache), *map(str, more)]
+    arguments = ["-i", str(cases), "-o", str(folder), *map(str, more)]
+    arguments += ["--engine", engine, f"cache={cache}", "precision=f32"]
     code = f"import importlib, sys\nimportlib.import_module('04_infer').main({arguments})\nprint(*sys.modules)"
     env = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env=env)
@@ -144,13 +144,10 @@ def test_step_4_runs_pictures_and_volumes_without_pytorch(tmp_path, cache):
     network = load("proposed").engine.network
     int8 = tmp_path / "ours.static"  # which layers are int8 does not matter here
     info = {"architecture": "proposed", "preset": "fixed"} | engines.code_info("proposed")
-    write_graphs(int8, network, info, "openvino-int8", graphs.encoder_graph(network.image_encoder))
+    write_graphs(int8, network, info, graphs.encoder_graph(network))
     load("proposed", engine="openvino", cache=cache)  # where there is no graph yet, PyTorch makes it
     segs = tmp_path / "segs"
-    for engine, more in (
-        ("openvino", ("--precision", "f32")),
-        ("openvino-int8", ("--precision", "f32", "--weights", int8)),
-    ):
+    for engine, more in (("openvino", ()), ("openvino-int8", ("--model", int8))):
         found = loaded_by_step_4(segs, engine, cache, tmp_path / "imgs", *more)
         assert {"openvino", "numpy", "cv2"} <= found and not HEAVY & found, HEAVY & found
     wanted = load("proposed")
@@ -178,7 +175,7 @@ def test_masks_are_pytorchs_and_the_graph_is_made_once(cache, monkeypatch):
     assert want.any() and (found.segment_image(image, boxes) != want).mean() < 1e-4
     one = found.segment_image(image, boxes[:1])  # another way to run the same graph
     assert np.array_equal(one > 0, found.masks(found.embed(image), boxes[:2], image.shape[:2]).own(0))
-    monkeypatch.setattr(graphs, "encoder_graph", lambda encoder: pytest.fail("converted again"))
+    monkeypatch.setattr(graphs, "encoder_graph", lambda network: pytest.fail("converted again"))
     encoding = locale.getpreferredencoding(False)
     again = load("proposed", engine="openvino", cache=cache, precision="f32")
     assert np.array_equal(again.segment_image(image, boxes), found.segment_image(image, boxes))
@@ -189,15 +186,10 @@ def test_masks_are_pytorchs_and_the_graph_is_made_once(cache, monkeypatch):
 
 
 @needs_openvino
-def test_graphs_of_the_proposed_network_answer_as_pytorch_and_have_the_multiply_adds_that_hooks_count(tmp_path):
+def test_graphs_of_the_proposed_network_answer_as_pytorch(tmp_path):
     torch.manual_seed(0)
     network = segment.build("proposed").eval()
-    graph = graphs.encoder_graph(network.image_encoder)
-    found = sum(graph_macs(node) for node in graph.get_ops() if node.get_type_name() in COUNTED)
-    wanted = sum(n for (part, _), n in count_macs(network).items() if part == "encoder")
-    assert found == pytest.approx(wanted, rel=1e-3)
-
-    write_graphs(tmp_path / "made", network, {}, "openvino")
+    write_graphs(tmp_path / "made", network, {})
     engine, plain = OpenVINOEngine(tmp_path / "made"), model.TorchEngine(network)
     rng = np.random.default_rng(0)
     images = rng.random((2, 3, 256, 256), np.float32)
@@ -234,7 +226,7 @@ def test_precisions_are_refused_elsewhere_and_on_a_processor_without_bfloat16_me
         assert np.array_equal(exact, auto)
     infer = importlib.import_module("04_infer")
     with pytest.raises(SystemExit):
-        infer.main(["-i", "scan.png", "--box", "1", "2", "30", "40", "--engine", "torch", "--precision", "bf16"])
+        infer.main(["-i", "scan.png", "--box", "1", "2", "30", "40", "--engine", "torch", "precision=bf16"])
 
 
 @needs_openvino
@@ -244,24 +236,27 @@ def test_graphs_are_made_anew_for_edited_code_and_replace_the_old_ones(tiny, tmp
         (folder,) = tmp_path.iterdir()
         return read_info(folder)["code"], (folder / "encoder.xml").stat().st_mtime_ns
 
-    sources, first = engines.network_sources("tiny"), made()
-    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
+    texts, first = engines.sources("tiny", *engines.GRAPH_CODE), made()
+    monkeypatch.setattr(engines, "sources", lambda *names: [*texts[:-1], texts[-1] + "\n# a comment"])
     assert made() == first
-    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
+    monkeypatch.setattr(engines, "sources", lambda *names: [*texts[:-1], texts[-1] + "\nNEW = 1"])
     second = made()
     assert second[0] != first[0] and second[1] > first[1] and made() == second
 
 
 @needs_openvino
-def test_graphs_are_made_anew_for_other_weights_and_not_for_a_touched_file(tiny, tmp_path, monkeypatch):
+def test_graphs_are_made_anew_for_other_weights_and_another_openvino_and_else_not(tiny, tmp_path, monkeypatch):
     image, boxes = eight_boxes()
     path, cache = tmp_path / "best.pt", tmp_path / "cache"
     shutil.copy(tiny, path)
     first = load("tiny", path, engine="openvino", cache=cache).segment_image(image, boxes)
     with monkeypatch.context() as patch:
         patch.setattr(graphs, "write_graphs", lambda *a: pytest.fail("made again"))
-        os.utime(path, (1, 1))
         load("tiny", path, engine="openvino", cache=cache)
+        load(path, engine="openvino", cache=cache)
+        patch.setattr(sys.modules["openvino"], "__version__", "another")
+        with pytest.raises(pytest.fail.Exception, match="made again"):
+            load("tiny", path, engine="openvino", cache=cache)
     torch.manual_seed(1)
     save_checkpoint(path, {"model": segment.build("tiny").state_dict(), "preset": "fixed"})
     found = load("tiny", path, engine="openvino", cache=cache, precision="f32")
@@ -305,13 +300,16 @@ def test_openvino_follows_an_edit_of_the_encoder_or_refuses_and_keeps_nothing(ti
     assert np.linalg.norm(wanted - before) > 0.01 * np.linalg.norm(before)
 
     swapped = lambda self, x: self.norm(self.act(self.conv(x)))  # noqa: E731
-    for part, edited, message in (
-        (efficientvit.ConvNorm, swapped, "its image encoder does not compute what"),  # folding is not for this order
-        (TinyEncoder, lambda self, image: self.norm(torch.linalg.qr(self.patch(image))[0]), "can't convert"),
+    for part, edited in (
+        (efficientvit.ConvNorm, swapped),  # folding is not for this order
+        (
+            TinyEncoder,
+            lambda self, image: self.norm(torch.linalg.qr(self.patch(image))[0]),
+        ),  # OpenVINO has no such thing
     ):
         with monkeypatch.context() as patch:
             patch.setattr(part, "forward", edited)
-            with pytest.raises(InputError, match=f"^engine openvino: .*{message}.* use --engine torch$") as error:
+            with pytest.raises(InputError, match="^engine openvino: .* image encoder .* use --engine torch$") as error:
                 load("tiny", engine="openvino", cache=tmp_path / "b")
             assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("b/*"))
@@ -343,8 +341,8 @@ def test_openvino_refuses_an_edited_decoder_and_keeps_nothing(edit, tmp_path, mo
         monkeypatch.setattr(model.MaskDecoder, "forward", louder)
     else:
         edit(network)
-    with pytest.raises(InputError, match="^engine openvino: its mask decoder .* use --engine torch$"):
-        write_graphs(tmp_path / "made", network, {}, "openvino")
+    with pytest.raises(InputError, match="^engine openvino: .* mask decoder .* use --engine torch$"):
+        write_graphs(tmp_path / "made", network, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -385,13 +383,13 @@ def test_a_static_network_is_refused_after_an_edit_that_changes_what_the_code_co
     def again():
         return load("tiny", static, engine="openvino-int8", cache=cache)
 
-    sources = engines.network_sources("tiny")
+    texts = engines.sources("tiny")
     with monkeypatch.context() as patch:
         patch.setattr("engines.graphs.probe", lambda name: pytest.fail("the code is the same: nothing to compare"))
         again()
-        patch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\n# a comment"])
+        patch.setattr(engines, "sources", lambda name: [*texts[:-1], texts[-1] + "\n# a comment"])
         again()
-    monkeypatch.setattr(engines, "network_sources", lambda name: [*sources[:-1], sources[-1] + "\nNEW = 1"])
+    monkeypatch.setattr(engines, "sources", lambda name: [*texts[:-1], texts[-1] + "\nNEW = 1"])
     again()  # edited, and yet it computes the same
     swapped = lambda self, x: self.norm(self.act(self.conv(x)))  # noqa: E731
     for part, edited in ((efficientvit.ConvNorm, swapped), (model.MaskDecoder, louder)):
@@ -431,8 +429,8 @@ def test_bad_folders_are_told_in_one_sentence(static, tmp_path):
     (tmp_path / "empty.static").mkdir()
     for path, architecture, message in (
         (static, "baseline", "is the tiny model, not baseline; name it with --model"),
-        (Path("best.pt"), "tiny", "is no static int8 network"),
-        (tmp_path / "none.static", "tiny", "no such folder; make it again with"),
+        (Path("best.pt"), "tiny", "no such folder of a static int8 network, NAME.static; make it again with"),
+        (tmp_path / "none.static", "tiny", "no such folder of a static int8 network, NAME.static; make it again with"),
         *((tmp_path / f"{name}.static", "tiny", "make it again") for name in ("whose", "old", "code", "empty")),
     ):
         with pytest.raises(InputError, match=message) as error:
@@ -448,7 +446,7 @@ def test_other_engines_refuse_a_graph():
     for engine in ("torch", "torch-int8"):
         with pytest.raises(InputError, match="add --engine openvino-int8"):
             load("proposed", Path("ours.static"), engine=engine)
-    with pytest.raises(InputError, match="is no static int8|not installed"):
+    with pytest.raises(InputError, match="no such folder of a static int8 network|not installed"):
         load("baseline", lite_medsam_path(), engine="openvino-int8")
 
 
@@ -498,8 +496,7 @@ def test_the_command_writes_files_that_step_4_reads(inputs, cache, tmp_path, mon
     case, out = tiny_case(), tmp_path / "lite.static"
     report = fast_main([*inputs, "--model", "baseline", "-o", str(out)])
     share = {what: part / whole for what, (part, whole) in report["reach"].items()}
-    assert 0.4 < share["weights"] < 0.7 and share["multiply-adds, encoder"] > 0.9
-    assert share["multiply-adds, decoder"] == 0 and len(report["cases"]) == 2
+    assert 0.4 < share["weights"] < 0.7 and len(report["layers"]) > 50 and len(report["cases"]) == 2
     assert report["reach"]["bytes"][0] == sum(path.stat().st_size for path in out.iterdir())
     encoder = segment.build("baseline").image_encoder  # the decoder's graphs carry tables of all positions, 20 MB
     float_bytes = 4 * sum(weight.numel() for weight in encoder.parameters())
