@@ -3,14 +3,13 @@
     python 01_preprocess.py -i data/train --val data/val      folders of challenge cases
     python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital
     python 01_preprocess.py -i FOLDER --read dataset=btcv     a public data set (formats/sources.py)
-    python 01_preprocess.py -i data/train --jobs tcp://HOST:8786    many machines (docs/cache.md)
     python 01_preprocess.py --smoke                           tiny synthetic cases, 5 s
 
 Each image, and each slice of a volume, becomes 256 x 256 pixels: the image a PNG, its masks run
 lengths in a PKL. 1 % of the images are kept for validation. Writes cache/imgs, cache/masks,
 cache/index.csv, and the validation cases at their original size, cache/cases: the input of steps 4
 and 5. Run it again after an interruption, or with another folder for the same cache: what is done
-stays, and so does the split.
+stays, and so does the split. Many machines: docs/cache.md.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import sys
 import tempfile
 import zlib
 from collections import defaultdict
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +26,11 @@ import numpy as np
 
 from data import encode_runs, image_path, load_entry, mask_path, save_mask
 from enhance import is_gray
-from formats import InputError, journal, person_of, usable_cores
+from formats import InputError, cache, person_of, usable_cores
+from formats.cache import CachedCase, CacheEntry
 from formats.case import Case
-from formats.index import CachedCase, CacheEntry, entry_of, start_cache, write_index
 from formats.readers import read_options
-from formats.sources import list_sources
+from formats.sources import list_sources, write_validation_cases
 from formats.writing import save_image, save_json
 from grid import GRID, label_ids, pad_to_square, resize_labels_to_grid, resize_to_grid
 
@@ -49,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--val", type=Path, help="folder of challenge cases to validate on, in place of drawing some")
     p.add_argument("--val-share", type=float, default=0.01, help="share of each modality to draw for validation")
     p.add_argument("--seed", type=int, default=0, help="seed of the draw, 0 or more")
-    p.add_argument("--jobs", type=journal.workers, default=usable_cores(), help="processes, or the address of a Dask scheduler such as tcp://HOST:8786")  # fmt: skip
+    p.add_argument("--jobs", type=cache.workers, default=usable_cores(), help="processes, or the address of a Dask scheduler such as tcp://HOST:8786")  # fmt: skip
     p.add_argument("--exclude", type=Path, help="text file of case or slice names to leave out, one a line")
     p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="what only some files need: window, modality, dataset, instances, smallest (docs/cache.md)")  # fmt: skip
     args = p.parse_args(argv)
@@ -65,8 +63,8 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
     Runs on any core or machine: a case needs nothing of another one.
     """
     assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16
-    entries, objects, empty, lost, size = [], set(), 0, 0, 0
-    for name, z in journal.slice_names(case):
+    entries, objects, empty, lost = [], set(), 0, 0
+    for name, z in cache.slice_names(case):
         image, labels = case.image[z], case.labels[z]  # (H, W) or (H, W, 3), and (H, W)
         shown = label_ids(labels).tolist()
         objects.update(shown)
@@ -92,13 +90,13 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
         # The image is stored as PNG, which loses nothing. Of the labels, row by row, only the runs of
         # an object's pixels are stored, each as (start, length, label): 0 0 5 5 5 0 7 becomes
         # (2, 3, 5), (6, 1, 7). They go into a pickle, PKL: some thousand bytes in place of 131,072.
-        size += save_image(image_path(folder, name), image)
-        size += save_mask(mask_path(folder, name), encode_runs(labels), labels.shape)
+        save_image(image_path(folder, name), image)
+        save_mask(mask_path(folder, name), encode_runs(labels), labels.shape)
 
         # Its row of the index has the modality and sub-modality that step 2 draws by, and the
         # patient that the split goes by.
-        entries.append(entry_of(case, name, source, case.labels[z].shape, kept))
-    return CachedCase(case.name, stamp, entries, len(objects), empty, lost, bytes=size)
+        entries.append(cache.entry_of(case, name, source, case.labels[z].shape, kept))
+    return CachedCase(case.name, stamp, entries, len(objects), empty, lost)
 
 
 def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[CacheEntry]:
@@ -145,36 +143,35 @@ def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
     sources = [source for source in listed if source.name not in excluded]
 
     # Each case that is not done yet to PNG and PKL: `cache_case`, on all cores or many machines
-    start_cache(args.out, args.input, args.masks, args.val)
-    done, known = journal.cache_sources(args.out, sources, args.jobs, cache_case, load_entry)
+    cache.start_cache(args.out)
+    entries, done = cache.cache_sources(args.out, sources, args.jobs, excluded, cache_case, load_entry)
 
     # The index, a row an image, and the split: 99 % for training [P 3.2]
-    entries = journal.merged_entries(args.out, done, known, excluded)
     entries = split_entries(entries, args.val_share, args.seed)
-    write_index(args.out, entries)
+    cache.write_index(args.out, entries)
 
     # The validation cases at their original size, where steps 4 and 5 segment and score them
-    thin = journal.write_validation_cases(args.out / "cases", done, known, entries, args.jobs)
+    thin = write_validation_cases(args.out / "cases", done, entries, args.jobs)
 
     save_json(args.out / "arguments.json", vars(args))
-    journal.tell_summary(args.out, done, known, entries, thin, len(listed) - len(sources))
+    cache.tell_summary(args.out, [case for _, case in done], entries, thin, len(listed) - len(sources))
     return entries, len(done), len(sources) - len(done) + bad
 
 
 def main(argv: list[str] | None = None) -> list[CacheEntry]:
     """Returns the rows of index.csv."""
     args = parse(argv)
-    try:
-        with tempfile.TemporaryDirectory() if args.smoke else nullcontext() as scratch:
-            if args.smoke:
-                from demo_data import write_tiny_cases  # only here: it draws, and no other run does
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.smoke:
+            from demo_data import write_tiny_cases  # only here: it draws, and no other run does
 
-                args.input = write_tiny_cases(Path(scratch) / "train")
-            args.out = args.out or Path(scratch or "") / "cache"
+            args.input = write_tiny_cases(Path(scratch) / "train")
+        args.out = args.out or (Path(scratch) if args.smoke else Path()) / "cache"
+        try:
             entries, good, bad = run(args)
-    except (InputError, OSError) as error:
-        again = "; mend that and run the same command again, what is done is kept" * isinstance(error, OSError)
-        sys.exit(f"01_preprocess.py: {error}{again}")
+        except (InputError, OSError) as error:
+            again = "; mend that and run the same command again, what is done is kept" * isinstance(error, OSError)
+            sys.exit(f"01_preprocess.py: {error}{again}")
     if bad:
         sys.exit(f"01_preprocess.py: {good} of {good + bad} files done, {bad} left out as told above.")
     print(f"01_preprocess.py: finished. Next: python 02_train.py {'--smoke' if args.smoke else f'--cache {args.out}'}")

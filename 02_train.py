@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from data import SliceDataset, read_split, steps_of_epoch, validation_item
 from formats import InputError, usable_cores
-from formats.index import fingerprint
+from formats.cache import fingerprint
 from formats.writing import progress_bar, save_json
 from presets import PRESETS, override
 from segment import MODELS

@@ -8,19 +8,24 @@ once, and each of its boxes then costs one pass of the light mask decoder [P 2.2
              -> logits (256, 256) and a predicted IoU -> upsampled to (H, W), a mask where above 0
              -> painted onto the label map: box i becomes label i + 1
 
+With e seconds for the encoder and d for the decoder, about 0.26 and 0.06 on two cores, an image with
+N boxes takes e + N d, and not N (e + d). A volume is done slice by slice:
+
+    volume (D, H, W), box (6,) -> middle slice, asked with the box itself -> its mask
+             -> the slices outwards both ways, each asked with a box made of the mask on the slice before
+             -> each slice encoded once for all objects in it
+
+Boxes are typed, drawn, or read beside the image; or they are those of the image's labels, exact or
+loosened as people draw them, so that step 5 can score what the masks add to the boxes.
+
 The paper measures running time on a CPU, file by file, and speeds the network up by dynamic int8
 [P 2.3, 4.3]: `--engine torch-int8`. Where the seconds of each case went stands in efficiency.csv.
 
-    python 04_infer.py -i examples -o out                   a folder of images with boxes.csv
-    python 04_infer.py -i demo/cache/cases/imgs -o segs     a folder of challenge cases (.npz)
-    python 04_infer.py -i examples/retina.jpg -o out --box 44 200 112 274
-    python 04_infer.py -i examples/retina.jpg -o out --draw            a window to draw the boxes in
-    python 04_infer.py --smoke                              two tiny synthetic cases, 10 s
+    python 04_infer.py -i examples -o out          a folder of images with boxes.csv, or of .npz cases
+    python 04_infer.py -i examples/retina.jpg -o out --box 44 200 112 274     (or --draw: in a window)
 
-What it reads, and every file that it writes: docs/formats.md.
+All flags: --help. What it reads, and every file that it writes: docs/formats.md.
 """
-
-from __future__ import annotations
 
 import argparse
 import os
@@ -33,11 +38,10 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 
 import segment
+from enhance import network_input
 from figures import PALETTE, flat_view, overlay
-from formats import InputError, results
+from formats import InputError, readers, results, writing
 from formats.case import Case
-from formats.readers import window_of
-from formats.writing import progress, save_image, tell
 from presets import preset_options
 from volumes import Found, segment_volume
 
@@ -45,17 +49,22 @@ from volumes import Found, segment_volume
 def find_masks(segmenter: segment.Segmenter, case: Case) -> Found:
     """The masks of a case's boxes: one embedding, and from it a mask for each box. [P 2.2]"""
     if case.is_3d:
-        # A volume goes slice by slice, from the middle slice of each 3D box outwards both ways. The middle
-        # is asked with the box itself, every other slice with a box made of the object's mask on the slice
-        # before. A slice is encoded once for all objects in it.
-        return segment_volume(segmenter, case, lambda slices: progress(slices, case.name, unit="slice", leave=False))
+        # From the middle slice of each box outwards both ways
+        return segment_volume(segmenter, case, lambda z: writing.progress(z, case.name, unit="slice", leave=False))
 
-    # The heavy part, once, without any box: to the 256 grid, three channels, image encoder
-    embedding = segmenter.embed(case.image)  # (1, 256, 64, 64)
+    # [P 2.1] The image on the 256 grid, as the network saw images in training: of one gray channel three
+    with segmenter.stage("enhance"):
+        channels = network_input(case.image, segmenter.preset, segmenter.enhanced)  # (3, 256, 256) in [0, 1]
+    # The heavy part, once, without any box: the image encoder
+    with segmenter.stage("encode"):
+        embedding = segmenter.engine.encode(channels)  # (1, 256, 64, 64)
 
-    # The light part, once a box: prompt encoder and mask decoder give logits, here upsampled to pixels of
-    # the image, and the IoU that the network expects of its mask. Where two masks overlap, the canvas
-    # gives the pixel to the higher logit (D5), or, as the released code does, to the later box
+    # The light part, once a box:
+    #   its two corners on the 256 grid -> prompt encoder -> tokens (2, 256)
+    #   tokens and embedding -> mask decoder -> logits, and the IoU that the network expects of its mask
+    #   logits -> upsampled to pixels of the image, bilinear; the mask is where they are above 0
+    # Where two masks overlap, the canvas gives the pixel to the higher logit (D5), or, as the released
+    # code does, to the later box
     canvas = segmenter.new_canvas(np.zeros(case.grid_shape, np.uint16), len(case.boxes))
     predicted_iou, own_pixels = [], []
     for label, (mask, iou) in enumerate(segmenter.decode_boxes(embedding, case.boxes, case.grid_shape), start=1):
@@ -69,21 +78,19 @@ def find_masks(segmenter: segment.Segmenter, case: Case) -> Found:
 
 def run(args: argparse.Namespace) -> list[dict]:
     """Segment every case, write its label map, and note what took how long. -> rows of efficiency.csv"""
-    segmenter, rows, objects, names = None, [], [], []
-    files, cases = results.cases_to_do(args.input, args.output, args.box, args.boxes_from_masks, window_of(args.read))
-    for path, case, read_s in cases:
-        # The model is loaded for the first good case, and outside of every case's time
-        segmenter = segmenter or load_model(args)
+    job = results.Job(args.input, args.output, args.box, args.boxes_from_masks, readers.window_of(args.read))
+    segmenter = load_model(args)
+    for path, case, read_s in job.cases():
         before, start = dict(segmenter.seconds), time.perf_counter()
 
-        # Boxes to masks. Boxes that were taken from masks keep the numbers of those masks
-        labels, iou, own = find_masks(segmenter, case)
-        labels, numbers = results.numbered(labels, case, args.boxes_from_masks is not None)
+        # Boxes to masks. Boxes that were taken from masks get the numbers of those masks when saved
+        found = find_masks(segmenter, case)
         segmented = time.perf_counter()
-        names = results.save_label_map(args.output, case, labels, path, PALETTE)
+        found = job.save(path, case, found, PALETTE)
         written = time.perf_counter()
 
-        # Running time of this case alone, from file to file, as the challenge's clock runs [P 4.3, Table 5]
+        # Running time of this case alone, from file to file, as the challenge's clock runs [P 4.3, Table 5].
+        # Loading the network does not count: one process does all cases
         spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in segmenter.seconds.items()}
         seconds = {
             "read_s": read_s,
@@ -94,25 +101,23 @@ def run(args: argparse.Namespace) -> list[dict]:
             "write_s": written - segmented,
             "total_s": read_s + written - start,
         }
-        rows.append(results.efficiency_row(case, seconds))
-        objects += results.object_rows(case, labels, numbers, iou, own, segmented - start)
+        job.note(case, found, seconds)
 
         # Image, boxes and masks in one picture [P Fig. 3]. The challenge asks for none; no clock runs here
-        if path == args.input or path.suffix != ".npz":
-            names.append(f"{case.name}_overlay.png" if path == args.input else f"overlays/{case.name}.png")
-            save_image(args.output / names[-1], overlay(*flat_view(case.image, labels, case.boxes), numbers=True))
-    if rows:
-        results.save_tables(args.output, rows, objects, vars(args) | {"preset_fields": vars(segmenter.preset)})
-    print(results.last_line(args.input, args.output, files, rows, objects, names, args.smoke))
-    return rows
+        if picture := job.picture(path, case):
+            writing.save_image(picture, overlay(*flat_view(case.image, found.labels, case.boxes), numbers=True))
+    print(f"04_infer.py: {job.finish(vars(args))}")
+    return job.rows
 
 
 def load_model(args: argparse.Namespace) -> segment.Segmenter:
-    # A preset is a reading of the paper (presets.py); torch-int8 is the paper's quantized model [P 2.3]
+    # proposed is the paper's network, baseline is LiteMedSAM [P 4]; engine torch-int8 has its linear layers
+    # in int8 [P 2.3]; a preset is a reading of the paper, where its text and its code differ (presets.py)
     preset, force, settings = preset_options(args.preset)
     engine, options = segment.engine_options(args.engine)
     segmenter = segment.load(args.model, None, preset, engine, force, settings, **options)
-    tell(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {engine}")
+    args.preset_fields = vars(segmenter.preset)
+    writing.tell(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {engine}")
     return segmenter
 
 
@@ -121,47 +126,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("-i", "--input", type=Path, help="a folder of cases, a file, or a DICOM folder")
     p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="made if missing (default: segs)")
     boxes = p.add_mutually_exclusive_group()
-    boxes.add_argument("--box", type=float, nargs="+", action="append", metavar="N", help="of one image: X0 Y0 X1 Y1, pixels, "
-                       "x to the right, y down; in a volume X0 Y0 Z0 X1 Y1 Z1; repeat it for more objects")  # fmt: skip
-    boxes.add_argument("--boxes-from-masks", type=float, nargs="?", const=0.0, metavar="LOOSENESS", help="exact boxes of the "
-                       "labels; or with each side moved outward by 0.5 to 1.5 times this share of the object")  # fmt: skip
+    boxes.add_argument("--box", type=float, nargs="+", action="append", help="X0 Y0 X1 Y1, in 3D X0 Y0 Z0 X1 Y1 Z1")
+    boxes.add_argument("--boxes-from-masks", type=float, nargs="?", const=0.0, help="exact boxes of labels, or looser")
     boxes.add_argument("--draw", action="store_true", help="a window to draw the boxes of one image or volume in")
-    p.add_argument("--model", default="proposed", metavar="NAME|FILE", help="proposed is the paper's (default), baseline "
-                   "LiteMedSAM; or a checkpoint, or a folder NAME.static")  # fmt: skip
-    p.add_argument("--preset", nargs="+", default=[], metavar=("NAME", "FIELD=VALUE"), help="a reading of the paper, fields of "
-                   "one, or both: released kappa=3 (default: the checkpoint's; add force=yes to take another)")  # fmt: skip
-    p.add_argument("--engine", nargs="+", default=["torch"], metavar=("NAME", "KEY=VALUE"), help="torch is model.py as written "
-                   "(default), torch-int8, openvino, openvino-int8; options: openvino precision=f32 cache=DIR")  # fmt: skip
-    p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="window=soft|lung|brain|bone|percentile|WIDTH/"
-                   "LEVEL: grey levels to show of more than 8 bits (default: the file's, else by modality)")  # fmt: skip
+    p.add_argument("--model", default="proposed", metavar="NAME|FILE", help="proposed (default), baseline, or a file")
+    p.add_argument("--preset", nargs="+", default=[], metavar=("NAME", "FIELD=VALUE"), help="presets.py; or force=yes")
+    p.add_argument("--engine", nargs="+", default=["torch"], help=f"{', '.join(segment.ENGINES)}; then KEY=VALUE")
+    p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="window=lung, or window=WIDTH/LEVEL")
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
     return p.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
-    """Returns one dict a case, the rows of efficiency.csv."""
     args = parse(argv)
     try:
         if args.draw:
             from page.window import draw_case  # only here: it brings matplotlib
 
-            return draw_case(args.input, args.output, window_of(args.read), lambda: load_model(args), vars(args))
-        if not args.smoke:
-            return run(args)
-        import tempfile  # these only here: demo_data brings pydicom, a third of a second
+            return draw_case(args.input, args.output, args.read, lambda: load_model(args), vars(args))
+        if args.smoke:
+            from demo_data import tiny_inputs  # only here: it brings pydicom, a third of a second
 
-        from demo_data import tiny_case
-        from formats.npz import write_case
-
-        with tempfile.TemporaryDirectory() as folder:
-            for dims in (2, 3):
-                write_case(Path(folder), tiny_case(dims=dims))
-            args.input, args.output = Path(folder) / "imgs", Path(folder) / "segs"
-            return run(args)
+            with tiny_inputs() as (args.input, args.output):
+                return run(args)
+        return run(args)
     except (InputError, OSError) as error:
         sys.exit(f"04_infer.py: {error}")
-    except ModuleNotFoundError as error:  # PyTorch: only an engine with graphs of its own does without
-        sys.exit(f"04_infer.py: {error.name} is not installed; run: pip install -r requirements.txt")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
     cache/imgs/NAME.png    (256, 256) or (256, 256, 3) uint8: the 256 grid, zero padded, before enhancement
     cache/masks/NAME.pkl   run-length code of the (256, 256) uint16 label map
-    cache/index.csv        one row an image: a `CacheEntry`, see formats/index.py
-    cache/version.json     format of all this; another one is refused
+    cache/index.csv        one row an image: a `CacheEntry`, see formats/cache.py
 
-A volume becomes one image for each slice that holds an object, NAME-zzz. Read top to bottom: run-length masks -> the
-PKL file -> the cache's entries -> what an epoch draws -> what one item of a batch is.
-No PyTorch. Frame: the 256 grid; boxes x0 y0 x1 y1, pixels, inclusive.
+A volume becomes one image for each slice that holds an object, NAME-zzz. Read top to bottom:
+run-length masks -> the PKL file -> what an epoch draws -> what one item of a batch is.
+Frame: the 256 grid; boxes x0 y0 x1 y1, pixels, inclusive.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import numpy as np
 
 from enhance import grid_input
 from formats import MAX_LABEL, VOLUME_MODALITIES, InputError
-from formats.index import SPLITS, CacheEntry, read_index
+from formats.cache import SPLITS, CacheEntry, read_index
 from formats.pictures import read_image
 from formats.writing import save_bytes
 from grid import GRID, boxes_from_labels, grid_size, move_box
@@ -68,9 +67,8 @@ def decode_runs(runs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     gaps = start - np.concatenate(([0], (start + length)[:-1]))
     good = (gaps >= 0).all() and (length > 0).all() and (start + length <= size).all()
     if not good or (value < 1).any() or (value > MAX_LABEL).any():
-        raise InputError(
-            f"its runs overlap, leave the {height} x {width} mask, or hold labels outside 1 to {MAX_LABEL}"
-        )
+        what = f"leave the {height} x {width} mask, or hold labels outside 1 to {MAX_LABEL}"
+        raise InputError(f"its runs overlap, {what}")
     pieces = np.stack([gaps, length], axis=1).ravel()  # background, object, background, object, ...
     colors = np.stack([np.zeros_like(value), value], axis=1).ravel().astype(np.uint16)
     flat = np.zeros(size, np.uint16)
@@ -183,12 +181,11 @@ def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: in
     without or with repeats.
     """
     rng = np.random.default_rng((seed, epoch))
-    groups: dict[str, list[CacheEntry]] = defaultdict(list)
+    groups, drawn = defaultdict(list), []
     for entry in entries:
         by_modality = sampling == "equal" or entry.modality not in VOLUME_MODALITIES
         groups[entry.modality if by_modality else entry.submodality].append(entry)
     quota = min(GROUP_SIZE, max(len(group) for group in groups.values())) if sampling == "equal" else GROUP_SIZE
-    drawn: list[CacheEntry] = []
     for _, group in sorted(groups.items()):
         if sampling == "with":
             chosen = rng.integers(len(group), size=min(quota, len(group)))
@@ -216,15 +213,15 @@ class SliceDataset:
 
     def __init__(self, folder: Path, entries: list[CacheEntry], preset: Preset, batch: int, seed: int) -> None:
         self.folder, self.entries, self.preset, self.batch, self.seed = folder, entries, preset, batch, seed
-        self.epoch_cached: tuple[int, list[CacheEntry]] = (-1, [])
+        self.drawn = -1, []  # an epoch, and its entries
         self.steps_per_epoch = steps_of_epoch(entries, preset.sampling, batch)
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, np.ndarray]:
         step, place = at
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        if self.epoch_cached[0] != epoch:
-            self.epoch_cached = epoch, epoch_entries(self.entries, self.preset.sampling, self.seed, epoch)
-        drawn = self.epoch_cached[1]
+        if self.drawn[0] != epoch:
+            self.drawn = epoch, epoch_entries(self.entries, self.preset.sampling, self.seed, epoch)
+        drawn = self.drawn[1]
         entry = drawn[(step_of_epoch * self.batch + place) % len(drawn)]
         return training_item(self.folder, entry, self.preset, np.random.default_rng((self.seed, step, place)))
 

@@ -4,7 +4,6 @@
 it: as the paper's release does it, faults included, or with the faults mended, as in LiteMedSAM.
 `prompted` is ours, and the preset `fixed` uses it.
 Volumes are (D, H, W); boxes (x_min, y_min, z_min, x_max, y_max, z_max), original voxels, inclusive.
-`segment_volume` is the entry for a volume; `segment_case` gives the label map of an image or a volume.
 """
 
 from __future__ import annotations
@@ -15,16 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.case import Case, check_boxes
-from grid import (
-    GRID,
-    boxes_to_grid,
-    crop_to_box,
-    grid_pixels_for,
-    logits_to_original,
-    mask_box,
-    pad_to_square,
-    resize_to_grid,
-)
+from grid import GRID, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, mask_box, resize_to_grid
 from segment import Segmenter
 
 # Constants of `prompted`, chosen with our checkpoint on training volumes and synthetic ones; what each
@@ -44,7 +34,7 @@ Progress = Callable[[Iterable], Iterable]
 
 
 class Found(NamedTuple):
-    """What was found for the N boxes of a case. 04_infer.py makes it for an image, `segment_volume` for a volume."""
+    """What was found for the N boxes of a case."""
 
     labels: np.ndarray  # (H, W) or (D, H, W) uint16, original frame, object i + 1 for box i, 0 background
     iou: np.ndarray  # (N,) float64, predicted intersection over union; in a volume the mean of the object's slices
@@ -53,24 +43,22 @@ class Found(NamedTuple):
 
 def segment_case(segmenter: Segmenter, case: Case) -> np.ndarray:
     """Label map of a case with boxes, 2D or 3D: (H, W) or (D, H, W) uint16."""
-    if case.is_3d:
-        return segment_volume(segmenter, case).labels
-    return segmenter.segment_image(case.image, case.boxes)
+    if not case.is_3d:
+        return segmenter.segment_image(case.image, case.boxes)
+    return segment_volume(segmenter, case).labels
 
 
 def segment_volume(segmenter: Segmenter, case: Case, progress: Progress = list) -> Found:
-    """The objects of a volume with boxes (N, 6), by the loop that the preset names.
+    """The objects of a volume with boxes (N, 6), by the loop that the preset names. InputError for bad boxes.
 
     progress: takes what is worked through, slices or objects, and gives it back one by one, as tqdm does.
-    Raises InputError, one sentence, for boxes that cannot be used.
     """
-    boxes = check_boxes(case.boxes, case.image.shape, case.name, flat=True)
+    boxes, loop = check_boxes(case.boxes, case.image.shape, case.name, flat=True), segmenter.preset.propagation
     tally = Tally(len(boxes))
-    if segmenter.preset.propagation == "prompted":
+    if loop == "prompted":
         labels = prompted(segmenter, case.image, boxes, tally, progress)
     else:
-        mended = segmenter.preset.propagation == "mended"
-        labels = published_loop(segmenter, case.image, boxes, mended, tally, progress)
+        labels = published_loop(segmenter, case.image, boxes, loop == "mended", tally, progress)
     return Found(labels, tally.iou / np.maximum(tally.slices, 1), tally.own)
 
 
@@ -107,16 +95,10 @@ class Embeddings:
 
 
 def published_loop(
-    segmenter: Segmenter,
-    volume: np.ndarray,
-    boxes: np.ndarray,
-    mended: bool,
-    tally: Tally | None = None,
-    progress: Progress = list,
+    segmenter: Segmenter, volume: np.ndarray, boxes, mended: bool, tally: Tally | None = None, progress: Progress = list
 ) -> np.ndarray:
-    """The released 3D loop, or that loop with its faults mended. -> (D, H, W) uint16
+    """The released 3D loop, or that loop with its faults mended. The arguments and the result are those of `prompted`.
 
-    tally, progress: see `prompted`.
     Released (#40): each slice's box comes from the *finished* label map, which does not hold the object that
     is being segmented: the first object never propagates, later ones follow earlier ones.
     Released (#41): the last slice upwards and the first slice downwards are never visited.
@@ -153,9 +135,9 @@ def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
     Like the original it resizes label values as if they were grey levels, so a thin mask can vanish
     (#42). The original then crashes; we answer None.
     """
-    if mask is None or not mask.any():
+    if mask is None:
         return None
-    y, x = np.nonzero(pad_to_square(resize_to_grid(mask), GRID))
+    y, x = np.nonzero(resize_to_grid(mask))
     if len(x) == 0:
         return None
     low = np.maximum([x.min() - BOX_SHIFT, y.min() - BOX_SHIFT], 0)

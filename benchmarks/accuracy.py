@@ -37,7 +37,6 @@ from formats.npz import spacing_of, write_training_case
 from formats.readers import list_cases, read_case
 from formats.writing import csv_text, progress, save_figure, save_json, save_npz, save_text, tell
 from grid import BOX_JITTER, GRID, boxes_from_labels, case_rng, drawn_boxes, promptable_labels
-from presets import PRESETS
 from segment import MODELS
 
 SHOWN = {"DSC": "dsc_strict", "NSD": "nsd_strict", "NSD challenge": "nsd_challenge"}
@@ -74,13 +73,6 @@ INT8 = (
     System("baseline-int8", ("baseline",), "baseline", ("torch-int8",)),
     System("proposed-int8", ("proposed",), "proposed", ("torch-int8",)),
 )
-# All fields in which the released code departs from ours. Our checkpoint was trained under `fixed`, so the preset's
-# name stays, and its fields are replaced.
-RELEASED = tuple(
-    f"{field}={value}"
-    for field, value in vars(PRESETS["released"]).items()
-    if field != "name" and value != getattr(PRESETS["fixed"], field)
-)
 
 
 def change(name: str, note: str, *fields: str, only: str = "", engine: str = "torch") -> System:
@@ -104,12 +96,9 @@ SWEPT = tuple(
 RELEASED_CHANNELS = ("iterations=1", "diffusion_range=1.0", "border=wrap", "rounding=truncate", "equalize=raw")
 TABLES = {
     "table4": Table("Table 4 measured", (BASELINE, INT8[0], PROPOSED, INT8[1]), ("exact", MOVED), ("boxes",)),
-    "table4_unseen": Table(
-        "Table 4 measured", (BASELINE, PROPOSED, INT8[1]), ("exact", MOVED, *LOOSE), ("boxes",)
-    ),
-    "looseness": Table(
-        "Scores as boxes get looser (D20)", (BASELINE, PROPOSED), ("exact", MOVED, *LOOSE), ("folder", "boxes"), "pictures"
-    ),
+    "table4_unseen": Table("Table 4 measured", (BASELINE, PROPOSED, INT8[1]), ("exact", MOVED, *LOOSE), ("boxes",)),
+    "looseness": Table("Scores as boxes get looser (D20)", (BASELINE, PROPOSED), ("exact", MOVED, *LOOSE),
+                       ("folder", "boxes"), "pictures"),
     "precision": Table("What does a shorter number cost? (D17, D23)", (
         System("float32", engine=("openvino", "precision=f32")),
         System("bfloat16", ("float32",), engine=("openvino", "precision=bf16")),
@@ -133,7 +122,7 @@ TABLES = {
         change("released loop", "#40, #41", "propagation=released", only="volumes"),
         change("int8, a scale a channel", "#39", "weight_int8=channel", only="pictures", engine="torch-int8"),
         change("int8, a scale a tensor", "#39", "weight_int8=tensor", only="pictures", engine="torch-int8"),
-        change("all of `released`", "all", *RELEASED),
+        System("all of `released`", ("fixed",), preset=("released", "force=yes"), note="all"),
     ), parts=("kind",)),
     # The trained network gets another input than it was trained on.
     "inputs": Table("Does our network lean on the enhancement? [P 4.5]", (
@@ -271,8 +260,10 @@ def rows_of(systems: Iterable[System], models: dict[str, str], places: Iterable[
             named = {key: row[key] for key in ("system", "case", "modality")} | {"objects": int(row["objects"])}
             scores = {score: float(row[score] or "nan") for score in tables.score_names()}
             rows.append(named | scores | {"folder": folder, "boxes": boxes, "kind": kind})
+    boxed = list(dict.fromkeys((row["folder"], row["boxes"]) for row in rows)).index
     order = [*(system.name for system in systems), *tables.REFERENCES].index
-    return sorted(rows, key=lambda row: order(row["system"]))  # stable: cases stay in their order
+    # stable: cases stay in their order
+    return sorted(rows, key=lambda row: (boxed((row["folder"], row["boxes"])), order(row["system"])))
 
 
 def parts_of(table: Table, rows: list[dict]) -> list[tuple[dict, list[dict]]]:
@@ -287,14 +278,11 @@ def parts_of(table: Table, rows: list[dict]) -> list[tuple[dict, list[dict]]]:
 # ---------------------------------------------------------------- tables
 
 
-def differences_of(table: Table, rows: list[dict]) -> list[dict]:
-    """Rows of differences.csv: each system minus those that it is compared with, by part, modality and score."""
-    pairs = [(system.name, minus) for system in table.systems for minus in system.minus]
-    return [part | line for part, here in parts_of(table, rows) for line in tables.paired_differences(here, pairs)]
-
-
 def average_table(table: Table, lines: list[dict]) -> str:
-    """A row for each part and pair of systems: the mean difference over the modalities, with its interval."""
+    """A row for each part and pair of systems: the mean difference over the modalities, with its interval.
+
+    lines: rows of differences.csv. Notebook 03 reads a row's third, fifth and sixth cell.
+    """
     notes = {system.name: f" ({system.note})" for system in table.systems if system.note}
     found: dict[tuple[str, ...], list[str]] = {}
     for line in lines:
@@ -304,13 +292,12 @@ def average_table(table: Table, lines: list[dict]) -> str:
             difference, low, high = (f"{100 * line[key]:+.2f}" for key in ("difference", "low", "high"))
             cells = found.setdefault((where, str(line["cases"]), line["system"], against), [])
             cells.append(f"{difference} [{low}, {high}]" if line["cases"] > 1 else difference)
-    return tables.pipe_table(
-        [["cases", "number", "system", "minus", "DSC", "NSD"], *([*k, *v] for k, v in found.items())]
-    )
+    header = ["cases", "number", "system", "minus", "DSC", "NSD"]
+    return tables.pipe_table([header, *([*key, *cells] for key, cells in found.items())])
 
 
 def table_text(table: Table, rows: list[dict], lines: list[dict]) -> str:
-    """table.md: differences of the means, then the means by modality. lines: `differences_of`'s."""
+    """table.md: differences of the means, then the means by modality. lines: rows of differences.csv."""
     text = [f"# {table.title}", "", average_table(table, lines), "",
         "Points of per cent, strict protocol, mean over the modalities; in brackets the 95 % bootstrap interval over cases.", ""]  # fmt: skip
     for part, here in parts_of(table, rows):
@@ -371,7 +358,8 @@ def run(args: Namespace) -> list[dict]:
 
     # 2. Steps 4 and 5
     rows = rows_of(table.systems, models, places)
-    lines = differences_of(table, rows)
+    pairs = [(system.name, minus) for system in table.systems for minus in system.minus]
+    lines = [part | one for part, here in parts_of(table, rows) for one in tables.paired_differences(here, pairs)]
 
     # 3. Tables
     parts = tuple(column for column in table.parts if column != "kind")  # a case's name says its kind

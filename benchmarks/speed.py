@@ -10,7 +10,7 @@ objects, the colour, and in 3D on how many slices an object spans, hardly on wha
 A system is "PRESET MODEL ENGINE". With preset `released`, `released_algorithm` does all the work of the published code.
 Our code gives the masks of that preset with less.
 
-Writes times.csv, a line a run, and goes on there when it was stopped; stages.csv, table.md and settings.json.
+Writes times.csv, a line a run, and goes on there when it was stopped; table.md, settings.json.
 After an edit of what is timed, name another folder.
 """
 
@@ -26,7 +26,7 @@ import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
@@ -99,11 +99,6 @@ class TimedCase(NamedTuple):
     def is_3d(self) -> bool:
         return self.name.startswith("3D")
 
-    @property
-    def color(self) -> bool:
-        """Of a picture. The challenge stores gray ones as three equal channels."""
-        return not self.is_3d and self.name.split("_")[1] not in ("US", "X-Ray")
-
 
 TABLE5 = tuple(
     TimedCase(
@@ -157,8 +152,9 @@ def draw(case: TimedCase, seed: int = 0) -> Case:
         mask = sum(np.ix_(*axes)) <= 1  # touches each of the box's faces
         image[where][mask] += np.uint8(80 + 20 * (i % 5))
         labels[where][mask] = i + 1
-    if not case.is_3d:
-        shades = np.float32((1.0, 0.8, 0.7) if case.color else (1.0, 1.0, 1.0))
+    if not case.is_3d:  # the challenge stores gray pictures as three equal channels
+        gray = case.name.split("_")[1] in ("US", "X-Ray")
+        shades = np.float32((1.0, 1.0, 1.0) if gray else (1.0, 0.8, 0.7))
         image = np.stack([(image * shade).astype(np.uint8) for shade in shades], axis=-1)
     return Case(case.name, image, None, labels, SPACING_MM if case.is_3d else None, case.is_3d)
 
@@ -244,11 +240,8 @@ def work(boxes: np.ndarray, released: bool) -> tuple[int, int]:
 
 
 @contextmanager
-def competitor(wanted: bool) -> Iterator[None]:
-    """Another program at work, or none: PyTorch that multiplies matrices with two threads without a pause."""
-    if not wanted:
-        yield
-        return
+def competitor() -> Iterator[None]:
+    """Another program at work: PyTorch that multiplies matrices with two threads without a pause."""
     other = subprocess.Popen([sys.executable, "-c", COMPETITOR], stdout=subprocess.PIPE, text=True)
     try:
         other.stdout.readline()  # it is at work
@@ -275,8 +268,8 @@ def measure(case: str, system: str, args: Namespace) -> dict:
     if not path.is_file():
         write_case(WORK / case, draw(BY_NAME[case]))
     command = [sys.executable, "-c", CHILD, marks, *command_of(system, path, out, args)]
-    place = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
-    with competitor(system.endswith(BESIDE)):
+    place = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
+    with competitor() if system.endswith(BESIDE) else nullcontext():
         start = time.time()
         done = subprocess.run([str(word) for word in command], env=place, capture_output=True, text=True)
         end = time.time()
@@ -373,16 +366,6 @@ def times_text(rows: list[dict], settings: dict) -> str:
     ])  # fmt: skip
 
 
-def stage_rows(rows: list[dict]) -> list[dict]:
-    """Rows of stages.csv: for each case and system the median seconds of each stage of the whole case."""
-    return [
-        {"case": case, "system": system, "encoded": int(of["encoded"]), "decoded": int(of["decoded"])}
-        | {stage: of[f"{stage}_s"] for stage in STAGES}
-        for case in dict.fromkeys(row["case"] for row in rows if row["case"] in BY_NAME)
-        for system, of in medians(rows, case).items()
-    ]
-
-
 # ---------------------------------------------------------------- the program
 
 
@@ -407,8 +390,6 @@ def run(args: Namespace) -> list[dict]:
         measure_all(rows, args)
     if not rows:
         raise InputError(f"{args.out}: no times; run first: python benchmarks/speed.py -o {args.out}")
-    stages = stage_rows(rows)
-    save_text(args.out / "stages.csv", csv_text(stages, tuple(stages[0])))
     save_text(args.out / "table.md", times_text(rows, settings))
     print(f"speed.py: {len(rows)} runs; wrote {args.out}")
     return rows

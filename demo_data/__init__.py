@@ -12,6 +12,9 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files as packaged_files
 from pathlib import Path
@@ -21,27 +24,22 @@ import numpy as np
 import pydicom
 
 from demo_data import drawn
+from formats.cache import write_index
 from formats.case import Case
-from formats.index import write_index
 from formats.intensity import percentile_to_uint8, window_to_uint8
-from formats.npz import write_training_case
+from formats.npz import write_case, write_training_case
 from formats.pictures import read_image
 
 ANNOTATIONS = Path(__file__).with_name("annotations.json")
 # modality in the challenge's file names -> recipe, spacing (z, y, x) mm; append only: places seed
 RECIPES = {
-    "CT": (drawn.draw_ct, (8.0, 1.8, 1.8)),
-    "MR": (drawn.draw_mr, (10.0, 1.2, 1.2)),
-    "PET": (drawn.draw_pet, (4.0, 4.0, 4.0)),
-    "US": (drawn.draw_us, None),
-    "X-Ray": (drawn.draw_xray, None),
-    "Mammography": (drawn.draw_mammography, None),
-    "Dermoscopy": (drawn.draw_dermoscopy, None),
-    "Endoscopy": (drawn.draw_endoscopy, None),
-    "Fundus": (drawn.draw_fundus, None),
-    "OCT": (drawn.draw_oct, None),
+    "CT": (drawn.draw_ct, (8.0, 1.8, 1.8)), "MR": (drawn.draw_mr, (10.0, 1.2, 1.2)),
+    "PET": (drawn.draw_pet, (4.0, 4.0, 4.0)), "US": (drawn.draw_us, None), "X-Ray": (drawn.draw_xray, None),
+    "Mammography": (drawn.draw_mammography, None), "Dermoscopy": (drawn.draw_dermoscopy, None),
+    "Endoscopy": (drawn.draw_endoscopy, None), "Fundus": (drawn.draw_fundus, None), "OCT": (drawn.draw_oct, None),
     "Microscope": (drawn.draw_microscope, None),
-}
+}  # fmt: skip
+TINY = [(seed, dims) for seed in range(3) for dims in (2, 3)]  # three tiny images and three tiny volumes
 
 
 def painted(name: str, image: np.ndarray, objects: list, spacing_mm: tuple[float, ...] | None = None) -> Case:
@@ -116,7 +114,7 @@ def real_cases() -> list[Case]:
         x0, y0, x1, y1 = entry.get("crop", (0, 0, image.shape[1], image.shape[0]))  # px, x1 and y1 exclusive
         objects = []
         for item in entry["objects"]:
-            mask = drawn.fill_outline(drawn.smooth_outline(np.array(item["outline"], float)), image.shape[:2])
+            mask = drawn.fill_outline(np.array(item["outline"], float), image.shape[:2])
             mask = apply_rule(mask, image, item["rule"]) if "rule" in item else mask
             objects.append((item["description"], mask[y0:y1, x0:x1]))
         cases.append(painted(entry["name"], image[y0:y1, x0:x1], objects))
@@ -129,18 +127,27 @@ def demo_cases() -> list[Case]:
 
 
 def write_tiny_cases(folder: Path) -> Path:
-    """Three tiny images and three tiny volumes as training files, for step 1's --smoke. Returns the folder."""
-    for seed, dims in ((seed, dims) for seed in range(3) for dims in (2, 3)):
+    """The cases of TINY as training files, for step 1's --smoke. Returns the folder."""
+    for seed, dims in TINY:
         write_training_case(folder, tiny_case(seed, dims))
     return folder
 
 
 def tiny_cache(folder: Path) -> Path:
-    """A cache of three tiny images and three tiny volumes; the first of each is for validation."""
+    """A cache of the cases of TINY, those of seed 0 for validation. Returns the folder."""
     # step 1's own function; a module whose name begins with a digit cannot be imported otherwise
     cache_case, entries = importlib.import_module("01_preprocess").cache_case, []
-    for seed, dims in ((seed, dims) for seed in range(3) for dims in (2, 3)):
+    for seed, dims in TINY:
         found = cache_case(folder, tiny_case(seed, dims), source="demo_data").entries
         entries += [replace(entry, split="train" if seed else "val") for entry in found]
     write_index(folder, entries)
     return folder
+
+
+@contextmanager
+def tiny_inputs() -> Iterator[tuple[Path, Path]]:
+    """Step 4's --smoke: a folder of a tiny image and a tiny volume, and one for results; both are removed afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        for dims in (2, 3):
+            write_case(Path(folder), tiny_case(dims=dims))
+        yield Path(folder) / "imgs", Path(folder) / "segs"

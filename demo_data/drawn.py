@@ -66,18 +66,13 @@ def mix(image: np.ndarray, value, weight: np.ndarray) -> np.ndarray:
     return image + (np.asarray(value) - image) * (weight if weight.ndim == image.ndim else weight[..., None])
 
 
-def smooth_outline(points: np.ndarray) -> np.ndarray:
-    """Closed Catmull-Rom curve through `points` (n, 2), x and y in px. -> (n * SPLINE_STEPS, 2)"""
+def fill_outline(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The inside of the closed Catmull-Rom curve through `points` (n, 2), x and y in px -> (H, W) bool"""
     p0, p1, p2, p3 = (np.roll(points, shift, axis=0)[:, None, :] for shift in (1, 0, -1, -2))  # each (n, 1, 2)
     t = (np.arange(SPLINE_STEPS) / SPLINE_STEPS)[None, :, None]  # (1, steps, 1)
     curve = p1 + 0.5 * t * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
-    return curve.reshape(-1, 2)
-
-
-def fill_outline(outline: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The inside of a closed outline (n, 2), x and y in px -> (H, W) bool."""
     mask = np.zeros(shape, np.uint8)
-    cv2.fillPoly(mask, [np.round(outline * 16).astype(np.int32)], 1, shift=4)  # 1/16 px fixed point
+    cv2.fillPoly(mask, [np.round(curve.reshape(-1, 2) * 16).astype(np.int32)], 1, shift=4)  # 1/16 px fixed point
     return mask.astype(bool)
 
 
@@ -238,7 +233,7 @@ def draw_xray(rng, shape=(512, 512)):
     # each with how far its points may lie elsewhere in another case
     curves = ((RIGHT_LUNG, 0.008), (LEFT_LUNG, 0.008), (HEART, 0.008), (TORSO, 0.0))
     curves = [np.array(points) + rng.uniform(-by, by, (len(points), 2)) for points, by in curves]
-    right, left, heart, torso = (fill_outline(smooth_outline(points * (w, h)), shape) for points in curves)
+    right, left, heart, torso = (fill_outline(points * (w, h), shape) for points in curves)
     right, left, body = right & ~heart, left & ~heart, blur(torso, 3)
     air = blur(right, 3) + blur(left, 3)
     image = 12 + body * (112 + 55 * blur(body, 60) + 5 * field(rng, shape, 14))

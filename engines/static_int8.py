@@ -26,7 +26,7 @@ from data import CacheEntry, epoch_entries, read_index, validation_item
 from engines.graphs import encoder_graph
 from engines.openvino_engine import INSTALL, import_openvino
 from formats import InputError
-from formats.index import check_version
+from formats.cache import check_version
 from model import BoxSegmenter
 from quantize import count_macs
 from segment import Segmenter

@@ -1,6 +1,6 @@
-"""All reading and writing of files, and what all modules share: `InputError`, and the facts about modalities and data sets.
+"""All reading and writing of files, and what all modules share: `InputError`, and the facts about modalities.
 
-    formats.py      the table of file endings: which function reads what; a case's labels and boxes, boxes.csv
+    readers.py      the table of file endings: which function reads what; a case's labels and boxes, boxes.csv
     case.py         one image with its boxes and labels; the checks that every input passes
     npz.py          the challenge's files
     pictures.py     PNG, JPG, TIFF, BMP, and mask pictures
@@ -10,11 +10,12 @@
     partners.py     which files of a folder belong together
     intensity.py    more than 8 bits to grey levels: windows and percentiles
     results.py      what step 4 is asked for and writes
-    sources.py, journal.py, index.py    what step 1 reads, has finished, and keeps
+    sources.py      what step 1 reads; public data sets by name
+    cache.py        what step 1 writes: index and journal; many cores and machines
     checkpoints.py  weights
     writing.py      files out, each whole or not at all; the progress bar
 
-A fork for other data adds its modalities and data sets here, and its format in formats.py.
+A fork for other data adds its modalities here, its data sets in sources.py, its format in readers.py.
 """
 
 from __future__ import annotations
@@ -40,28 +41,14 @@ PAPER_MODALITIES = "CT MR PET US X-Ray Dermoscopy Endoscopy Fundus Microscopy".s
 MODALITIES = [*PAPER_MODALITIES, "OCT", "Mammography", "Other"]
 VOLUME_MODALITIES = ("CT", "MR", "PET")  # sampled by sub-modality, the others by modality [P 3.2]
 
-# First word of a file name, lower case, hyphens removed -> modality. Order matters: the first match wins
-# (micro-ultrasound is ultrasound, not microscopy; the challenge's files use several spellings of one modality).
+# What the first word of a file's name begins with, lower case, hyphens removed -> modality. The first match
+# counts: micro-ultrasound is ultrasound, not microscopy.
 MODALITY_PREFIXES = (
-    ("microus", "US"),
-    ("mamm", "Mammography"),
-    ("micro", "Microscopy"),
-    ("nuclei", "Microscopy"),
-    ("oct", "OCT"),
-    ("ct", "CT"),
-    ("btcv", "CT"),
-    ("mr", "MR"),
-    ("pet", "PET"),
-    ("us", "US"),
-    ("ultra", "US"),
-    ("xr", "X-Ray"),
-    ("cxr", "X-Ray"),
-    ("hipxray", "X-Ray"),
-    ("teeth", "X-Ray"),
-    ("derm", "Dermoscopy"),
-    ("endo", "Endoscopy"),
+    ("microus", "US"), ("mamm", "Mammography"), ("micro", "Microscopy"), ("nuclei", "Microscopy"), ("oct", "OCT"),
+    ("ct", "CT"), ("btcv", "CT"), ("mr", "MR"), ("pet", "PET"), ("us", "US"), ("ultra", "US"), ("xr", "X-Ray"),
+    ("cxr", "X-Ray"), ("hipxray", "X-Ray"), ("teeth", "X-Ray"), ("derm", "Dermoscopy"), ("endo", "Endoscopy"),
     ("fundus", "Fundus"),
-)
+)  # fmt: skip
 
 # The groups of the released sampler: a file belongs to the first whose name its own name begins with.
 SUBMODALITIES = (
@@ -99,10 +86,10 @@ def submodality_of(name: str) -> str:
     Different spellings of a modality ("X-Ray", "XRay", "CXR") go to one group.
     """
     bare, modality = bare_name(name), modality_of(name)
-    group = next((group for group in SUBMODALITIES if bare.startswith(group)), None)
-    if group:
-        return group
     known = {"X-Ray": "XRay", "Mammography": "Mammo"}.get(modality, modality)
+    for group in SUBMODALITIES:
+        if bare.startswith(group):
+            return group
     if known in SUBMODALITIES:
         return known
     words = bare.split("_")
@@ -112,8 +99,8 @@ def submodality_of(name: str) -> str:
 def patient_of(name: str) -> str:
     """Key of the patient that a case shows, as far as its name says: what the split must not cut apart.
 
-    Words are what lies between "_". The key has all words but the last, and of the last its parts between "-" up to the first
-    one with a digit: numbers of slices, sides and views follow after it. Two patients may share a key, which costs nothing.
+    Words lie between "_". The key has all words but the last, and the last one's parts between "-" up
+    to the first with a digit: numbers of slices, sides and views follow it. Two patients may share a key.
     >>> [patient_of(n) for n in ("2D_CT_CURVAS_10007-532", "3D_CT_STS_STS-031", "US_BUSBRA_benign-0847-s")]
     ['CT_CURVAS_10007', 'CT_STS_STS-031', 'US_BUSBRA_benign-0847']
     """

@@ -1,10 +1,8 @@
 """Objects that a JSON file outlines: COCO, one file for many images, and Supervisely, a.jpg.json for a.jpg.
 
-Every object becomes a label of its own. COCO's larger ones come first, so that a small object on a
-large one stays visible; Supervisely's keep their order. A later one covers an earlier one.
-COCO's run-length code counts down the columns, background first: as numbers, or packed into text,
-5 bits a letter. Source: the format of cocodataset.org and of pycocotools; this code is ours, and a
-test compares the two.
+Every object becomes a label of its own; a later one covers an earlier one. COCO's larger ones come
+first, so that a small object on a large one stays visible. Supervisely's keep their order.
+Source: the formats of cocodataset.org and supervisely.com; a test compares with pycocotools.
 """
 
 from __future__ import annotations
@@ -18,20 +16,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from formats import MAX_LABEL, InputError
+from formats import InputError
 
 
 def read_annotations(path: Path, image_name: str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Objects of one image, of either kind of file -> (labels (H, W) uint16, the class of each label)"""
     return read_coco(path, image_name, shape) if is_coco(path) else read_supervisely(path, shape)
-
-
-def _painted(masks: list[tuple[str, np.ndarray]], shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """[(class, mask (H, W))] -> (labels, the class of each label)"""
-    labels = np.zeros(shape, np.uint16)
-    for i, (_, mask) in enumerate(masks):
-        labels[mask] = i + 1
-    return labels, tuple(title for title, _ in masks)
 
 
 def is_coco(path: Path) -> bool:
@@ -48,10 +38,7 @@ def coco_files(path: Path) -> set[str]:
 
 
 def read_coco(path: Path, name: str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Objects of one image -> (labels (H, W) uint16, the category of each label). shape: (H, W) of the image.
-
-    InputError: an image that is not listed, that has no object or another size, or a damaged outline.
-    """
+    """Objects of one image, which the file must list -> (labels (H, W) uint16, the category of each label)"""
     found = _objects_by_file(path, path.stat().st_mtime_ns)
     if name not in found:
         raise InputError(f"{path}: lists no image {name}; add it, or correct the name ('file_name' in 'images')")
@@ -60,16 +47,13 @@ def read_coco(path: Path, name: str, shape: tuple[int, int]) -> tuple[np.ndarray
         raise InputError(f"{path}: has no object of {name}; outline one, or leave the image out")
     if None not in size and size != shape:
         raise InputError(f"{path}: {name} is listed as {size[0]} x {size[1]} (H, W), but is {shape[0]} x {shape[1]}")
-    if len(objects) > MAX_LABEL:
-        raise InputError(f"{path}: {name} has {len(objects)} objects, more than the {MAX_LABEL} labels of a mask")
     masks = []
     for number, (category, outline) in enumerate(objects, start=1):
         try:
             masks.append((category, _coco_mask(outline, shape)))
         except (ValueError, TypeError, KeyError, IndexError) as error:
             raise InputError(f"{path}: object {number} of {name} has no good outline ({error}); correct it") from error
-    masks.sort(key=lambda item: -np.count_nonzero(item[1]))  # stable: equal sizes stay in order
-    return _painted(masks, shape)
+    return _painted(sorted(masks, key=lambda item: -np.count_nonzero(item[1])))  # equal sizes stay in order
 
 
 @lru_cache(maxsize=2)  # one JSON file describes thousands of images: it is read once
@@ -89,9 +73,10 @@ def _objects_by_file(path: Path, _changed: int) -> dict[str, tuple[tuple, list]]
 
 
 def _coco_mask(outline, shape: tuple[int, int]) -> np.ndarray:
-    """An object's outline -> (H, W) bool.
+    """An object's outline -> (H, W) bool
 
     Polygons [x0, y0, x1, y1, ...] count pixels from the image's corner, not from a pixel's centre.
+    Run lengths count down the columns, background first: as numbers, or packed into text.
     """
     if isinstance(outline, list):
         from skimage.draw import polygon2mask  # slow to import, and needed here only
@@ -113,9 +98,8 @@ def _coco_mask(outline, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _unpacked(text: str) -> list[int]:
-    """Run lengths of a packed code.
+    """Run lengths of a packed code, 5 bits of a number in a letter, lowest first; bit 5: more letters follow.
 
-    Bits 0 to 4 of a letter carry the number, lowest first; bit 5 says that more letters follow.
     From the fourth run on, a number is the difference to the run two before.
     """
     runs, value, shift = [], 0, 0
@@ -133,10 +117,7 @@ def _unpacked(text: str) -> list[int]:
 
 
 def read_supervisely(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Objects of one image, polygons or bitmaps -> (labels (H, W) uint16, the class of each label).
-
-    shape: (H, W) of the image. InputError for another size, no object, or a damaged outline.
-    """
+    """Objects of one image, polygons or bitmaps -> (labels (H, W) uint16, the class of each label)"""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         size = (content["size"]["height"], content["size"]["width"])
@@ -147,7 +128,15 @@ def read_supervisely(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, tu
         raise InputError(f"{path}: is for an image of {size[0]} x {size[1]}, but this one is {shape[0]} x {shape[1]}")
     if not masks:
         raise InputError(f"{path}: has no object; outline one, or leave the image out")
-    return _painted(masks, shape)
+    return _painted(masks)
+
+
+def _painted(masks: list[tuple[str, np.ndarray]]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """[(class, mask (H, W))] -> (labels, the class of each label)"""
+    labels = np.zeros(masks[0][1].shape, np.uint16)
+    for i, (_, mask) in enumerate(masks):
+        labels[mask] = i + 1
+    return labels, tuple(title for title, _ in masks)
 
 
 def _supervisely_mask(item: dict, shape: tuple[int, int]) -> np.ndarray:

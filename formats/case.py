@@ -46,6 +46,11 @@ class Case:
         return self.image.shape if self.is_3d else self.image.shape[:2]
 
 
+def why(error: Exception) -> str:
+    """What another library says of a file, in one line, for the sentence of an InputError."""
+    return " ".join(str(error).split())[-120:]
+
+
 def spacing_zyx(spacing_xyz: np.ndarray) -> tuple[float, float, float]:
     """Spacing as files store it, (x, y, z) mm, in array-axis order (z, y, x). ValueError unless three positive numbers."""
     spacing = np.asarray(spacing_xyz, dtype=float).ravel()

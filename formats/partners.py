@@ -13,10 +13,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from formats import InputError
+from formats.annotations import coco_files, is_coco
 from formats.pictures import PICTURE_ENDINGS
 
-LABEL_WORDS = {*"mask masks label labels seg segs segmentation segmentations gt gts groundtruth".split()}
-LABEL_WORDS |= {"annotation", "annotations"}
+LABEL_WORDS = set("masks labels segs segmentations gt gts groundtruth annotation annotations".split())
+LABEL_ENDS = ("mask", "label", "seg", "segmentation")  # alone, or at a word's end: odseg
 IMAGE_WORDS = {"image", "images", "img", "imgs"}
 VOLUME_ENDINGS = (".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 ENDING = re.compile(r"(\.nii)?\.[^.]+$")
@@ -38,16 +39,14 @@ def list_pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list
     Endings may differ: a.jpg and a.png. -> (pairs sorted by name, one InputError for each file that has no partner)
     """
     if masks.suffix == ".json":
-        from formats.annotations import coco_files
-
         listed = coco_files(masks)
         found = sorted(path for group in _files_by_stem(images).values() for path in group)
         lone = [path for path in found if path.name not in listed]
-        told = [InputError(f"{path}: is not listed in {masks}; add it, or remove this file") for path in lone]
-        return [(path, masks) for path in found if path.name in listed], told
-    pairs, problems, (mine, partners) = [], [], (_files_by_stem(images), _files_by_stem(masks))
-    for stem in sorted({*mine, *partners}):
-        here, there = mine.get(stem, []), partners.get(stem, [])
+        problems = [InputError(f"{path}: is not listed in {masks}; add it, or remove this file") for path in lone]
+        return [(path, masks) for path in found if path.name in listed], problems
+    pairs, problems, mine, partners = [], [], _files_by_stem(images), _files_by_stem(masks)
+    for stem in sorted(mine.keys() | partners.keys()):
+        here, there = mine[stem], partners[stem]
         if len(here) == 1 and len(there) == 1:
             pairs.append((here[0], there[0]))
         elif here and there:
@@ -84,57 +83,43 @@ def dicom_cases(folder: Path, files: list[Path]) -> list[Path]:
 
 def _state(folder: Path) -> tuple:
     """Changes when a file of the folder, or of a folder of labels beside it, comes or goes."""
-    return tuple(one.stat().st_mtime_ns for one in (folder, *_label_folders(folder)) if one.is_dir())
+    return tuple(one.stat().st_mtime_ns for one in (folder, *_label_folders(folder)))
 
 
 def _label_folders(folder: Path) -> list[Path]:
     """Folders of labels beside a folder of images: masks beside images, labelsTr beside imagesTr."""
     if not IMAGE_WORDS & set(_words(folder.name)):
         return []
-    wanted = _key(folder.name)
     siblings = (one for one in sorted(folder.parent.iterdir()) if one.is_dir() and one != folder)
-    return [one for one in siblings if any(map(_says_label, _words(one.name))) and _key(one.name) == wanted]
+    return [one for one in siblings if _label_words(one.name) and _key(one.name) == _key(folder.name)]
 
 
 @lru_cache(maxsize=8)  # one look at a folder for all its files
 def _partners(folder: Path, _changed: tuple) -> dict[Path, list[Path]]:
     """{image: the files of its labels}"""
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    labels = [path for path in files if any(map(_says_label, _words(_stem(path)))) and path.suffix != ".json"]
-    images = [path for path in files if path not in set(labels) and path.suffix != ".json"]
-    by_key = defaultdict(list)
-    for path in images:
+    pictures = [path for path in files if path.suffix != ".json"]
+    labels = [path for path in pictures if _label_words(_stem(path))]
+    labels += [path for one in _label_folders(folder) for path in sorted(one.iterdir()) if path.is_file()]
+    images = {path.name: path for path in pictures if not _label_words(_stem(path))}
+    by_key, found = defaultdict(list), defaultdict(list)
+    for path in images.values():
         by_key[_family(path), _key(_stem(path))].append(path)
-    elsewhere = [path for one in _label_folders(folder) for path in sorted(one.iterdir()) if path.is_file()]
-    found = defaultdict(list)
-    for path in labels + elsewhere:
+    for path in labels:
         key = _key(_stem(path))
         # the longest name that fits: a_1_mask is of a_1, not of a
-        prefixes = (key[:end] for end in range(len(key), 0, -1))
-        owners = next((by_key[_family(path), k] for k in prefixes if (_family(path), k) in by_key), [])
-        for owner in owners:
+        prefixes = ((_family(path), key[:end]) for end in range(len(key), 0, -1))
+        for owner in next((by_key[prefix] for prefix in prefixes if prefix in by_key), []):
             found[owner].append(path)
-    _add_annotations(files, images, found)
-    return dict(found)
-
-
-def _add_annotations(files: list[Path], images: list[Path], found: dict[Path, list[Path]]) -> None:
-    """JSON files: COCO, which lists images, or Supervisely, a.jpg.json of a.jpg."""
-    by_name = {path.name: path for path in images}
     for path in files:
-        if path.suffix != ".json":
-            continue
-        if path.stem in by_name:
-            found[by_name[path.stem]] = [path]
-            continue
-        from formats.annotations import coco_files, is_coco  # only here: few folders have any
-
-        if is_coco(path):
-            for name in coco_files(path) & set(by_name):
-                image = by_name[name]
-                if found.get(image):
+        if path.suffix == ".json" and path.stem in images:  # Supervisely: a.jpg.json of a.jpg
+            found[images[path.stem]] = [path]
+        elif path.suffix == ".json" and is_coco(path):
+            for image in (images[name] for name in coco_files(path) & images.keys()):
+                if found[image]:
                     raise InputError(f"{image}: has labels in {found[image][0].name} and in {path.name}; keep one")
                 found[image].append(path)
+    return dict(found)
 
 
 def _family(path: Path) -> str:
@@ -153,11 +138,12 @@ def _words(name: str) -> list[str]:
     return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-zà-ÿ]+|\d+|[^\W\d_A-Za-z]+", name)]
 
 
-def _says_label(word: str) -> bool:
-    """Whether a word stands for labels, alone or at its end: mask, odseg."""
-    return word in LABEL_WORDS or word.endswith(("mask", "label", "seg", "segmentation"))
+def _label_words(name: str) -> set[str]:
+    """The words of a name that say that a file holds labels."""
+    return {word for word in _words(name) if word in LABEL_WORDS or word.endswith(LABEL_ENDS)}
 
 
 def _key(name: str) -> tuple[str, ...]:
     """The words of a name that do not say whether it is an image or its labels."""
-    return tuple(word for word in _words(name) if word not in IMAGE_WORDS and not _says_label(word))
+    others = IMAGE_WORDS | _label_words(name)
+    return tuple(word for word in _words(name) if word not in others)

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from formats import InputError, modality_of
+from formats import InputError
 from formats.case import Case, check_contrast
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -18,21 +18,17 @@ MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
 def read_picture(path: Path, window: tuple[float, float] | None = None) -> Case:
     """A picture as a case; the pages of a TIFF as the slices of a volume. InputError if it can't be read."""
     pages = _pages(path)
-    is_3d = len(pages) > 1
-    if not all(page.ndim == 2 or (page == page[..., :1]).all() for page in pages[: len(pages) * is_3d]):
-        raise InputError(f"{path}: holds {len(pages)} colour pages; save the one to use as a picture of its own")
-    pixels = np.stack([page if page.ndim == 2 else page[..., 0] for page in pages]) if is_3d else pages[0]
-    if pixels.dtype == np.uint8 and window is None:
+    is_3d, pixels = len(pages) > 1, pages[0]
+    if is_3d:
+        if not all(_is_gray(page) for page in pages):
+            raise InputError(f"{path}: holds {len(pages)} colour pages; save the one to use as a picture of its own")
+        pixels = np.stack([page if page.ndim == 2 else page[..., 0] for page in pages])
+    if pixels.dtype == np.uint8:  # as most are: a window changes nothing, and needs no import
         check_contrast(pixels, path)
         return Case(path.stem, pixels, None, None, None, is_3d)
-    from formats.intensity import to_grey_levels  # only here and below: most pictures have 8 bits
+    from formats.intensity import gray_case
 
-    modality = modality_of(path.name)
-    gray = to_grey_levels(pixels, path, window, modality)
-    return Case(
-        path.stem, gray.levels, None, None, None, is_3d,
-        window=gray.window, source_range=gray.source_range, modality=modality,
-    )  # fmt: skip
+    return gray_case(path, pixels, window, is_3d)
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -44,11 +40,7 @@ def read_image(path: Path | str) -> np.ndarray:
     pages = _pages(path)
     if len(pages) > 1:
         raise InputError(f"{path}: holds several pages; save the one to use as an image of its own")
-    if pages[0].dtype == np.uint8:
-        return pages[0]
-    from formats.intensity import to_grey_levels
-
-    return to_grey_levels(pages[0], path, None, modality_of(path.name)).levels
+    return pages[0] if pages[0].dtype == np.uint8 else read_picture(path).image
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -92,17 +84,17 @@ def _pages(path: Path) -> list[np.ndarray]:
     """Pixels of a picture's pages, each (H, W) or (H, W, 3) RGB. All but TIFF have one page."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
+    # all channels and bits, and turned as the camera says, as viewers show it; alpha is dropped
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
     try:
         content = np.fromfile(path, dtype=np.uint8)  # cv2.imread cannot open non-ASCII paths on Windows
-        # all channels and bits, and turned as the camera says, as viewers show it; alpha is dropped
-        flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
         if path.suffix.lower() in (".tif", ".tiff"):
-            pages = list(cv2.imdecodemulti(content, flags)[1]) if content.size else []
+            pages = cv2.imdecodemulti(content, flags)[1]
         else:
-            pages = [cv2.imdecode(content, flags)] if content.size else []
+            pages = [cv2.imdecode(content, flags)]
     except OSError as error:
         raise InputError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
-    except cv2.error:  # a size beyond OpenCV's limit, true or from a damaged header
+    except cv2.error:  # an empty file, or a size beyond OpenCV's limit, true or from a damaged header
         pages = []
     if not pages or any(page is None for page in pages):
         raise InputError(f"{path}: not an image that OpenCV can read; give a PNG, JPG, TIFF or BMP file")
@@ -112,6 +104,11 @@ def _pages(path: Path) -> list[np.ndarray]:
     small = all(page.dtype == np.uint16 and page.max() <= 255 for page in pages)
     pages = [page.astype(np.uint8) if small else page for page in pages]
     return [np.ascontiguousarray(page[..., ::-1]) if page.ndim == 3 else page for page in pages]  # OpenCV reads BGR
+
+
+def _is_gray(page: np.ndarray) -> bool:
+    """Whether a page (H, W) or (H, W, 3) has no colour."""
+    return page.ndim == 2 or bool((page == page[..., :1]).all())
 
 
 def _is_soft(labels: np.ndarray) -> bool:
@@ -139,7 +136,7 @@ def _palette_indices(path: Path) -> np.ndarray | None:
 
 def _labels_of_colours(pixels: np.ndarray, path: Path) -> np.ndarray:
     """A colour mask (H, W, 3) -> (H, W) label numbers; a gray one -> its values."""
-    if (pixels == pixels[..., :1]).all():
+    if _is_gray(pixels):
         return pixels[..., 0]
     codes = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     colours, labels, counts = np.unique(codes, return_inverse=True, return_counts=True)
@@ -149,7 +146,5 @@ def _labels_of_colours(pixels: np.ndarray, path: Path) -> np.ndarray:
             "or one colour for each object"
         )
     background = 0 if colours[0] == 0 else int(np.argmax(counts))
-    numbers = np.arange(len(colours))
-    numbers = np.where(numbers < background, numbers + 1, numbers)
-    numbers[background] = 0
+    numbers = np.insert(np.arange(1, len(colours)), background, 0)
     return numbers[labels].reshape(pixels.shape[:2]).astype(np.uint16)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -22,35 +23,28 @@ from formats.case import Case, check_boxes, check_labels
 from formats.pictures import PICTURE_ENDINGS, read_mask, read_masks
 from grid import boxes_from_labels, drawn_boxes
 
-ITK_ENDINGS = (".nrrd", ".nhdr", ".mha", ".mhd")
-NIFTI_ENDINGS = (".nii", ".nii.gz")
+SCAN_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 # Ending, lower case -> what reads it: a function, or "module:function", which is imported when such a file comes.
 READERS: dict[str, Callable[..., Case] | str] = {
     ".npz": "formats.npz:read_npz",
     **dict.fromkeys(PICTURE_ENDINGS, "formats.pictures:read_picture"),
-    **dict.fromkeys((*NIFTI_ENDINGS, *ITK_ENDINGS), "formats.scans:read_scan"),
+    **dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan"),
     **dict.fromkeys((".dcm", ".dicom", ".ima"), "formats.dicom:read_dicom"),
 }
 # Of labels: (path of the labels, path of the image) -> label map of the image's shape
-LABEL_READERS = dict.fromkeys((*NIFTI_ENDINGS, *ITK_ENDINGS), "formats.scans:read_scan_labels")
+LABEL_READERS = dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan_labels")
 
 
-# What --read KEY=VALUE takes: what only some files need
-READ_KEYS = {
-    "window": "grey levels that intensities are cut to: soft, lung, brain, bone, percentile or WIDTH/LEVEL",
-    "modality": "what the cases show, for files whose names do not begin with it: US, or US_MyHospital",
-    "dataset": "a public data set as it was downloaded, by its name in formats/sources.py",
-    "instances": "yes: each connected part of a label becomes an object of its own",
-    "smallest": "leave out objects of fewer pixels, in 3D voxels",
-}
+# What --read KEY=VALUE takes, because only some files need it (docs/cache.md)
+READ_KEYS = ("window", "modality", "dataset", "instances", "smallest")
 
 
-def read_options(texts: list[str], known: tuple[str, ...] = tuple(READ_KEYS)) -> dict[str, str]:
+def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict[str, str]:
     """["window=lung", "smallest=20"] -> {"window": "lung", "smallest": "20"}. InputError for another key than `known`."""
     found = {}
     for text in texts:
-        key, equals, value = text.partition("=")
-        if key not in known or not equals or not value:
+        key, _, value = text.partition("=")
+        if key not in known or not value:
             raise InputError(f"--read {text}: give KEY=VALUE; the keys are {', '.join(known)}")
         found[key] = value
     return found
@@ -58,12 +52,11 @@ def read_options(texts: list[str], known: tuple[str, ...] = tuple(READ_KEYS)) ->
 
 def window_of(texts: list[str]) -> tuple[float, float] | None:
     """The window that the --read of step 4 asks for, None if it asks for none. InputError for an unknown one."""
-    text = read_options(texts, ("window",)).get("window")
-    if text is None:
+    if not texts:
         return None
     from formats.intensity import parse_window  # only here: most pictures have 8 bits
 
-    return parse_window(text)
+    return parse_window(read_options(texts, ("window",))["window"])
 
 
 def ending_of(path: Path) -> str | None:
@@ -81,11 +74,7 @@ def name_of(path: Path) -> str:
 
 
 def read_case(
-    path: Path,
-    boxes_from_masks: bool = False,
-    window: tuple[float, float] | None = None,
-    labels: bool = True,
-    boxes: bool = True,
+    path: Path, boxes_from_masks: bool = False, window: tuple | None = None, labels: bool = True, boxes: bool = True
 ) -> Case:
     """Read one file of any known format, or the folder of a DICOM series. InputError if it can't be used.
 
@@ -95,7 +84,7 @@ def read_case(
     """
     # results and the journal find a case by its file's name
     case = replace(_image_of(path, window), name=name_of(path))
-    if case.labels is None and (labels or boxes_from_masks) and READERS.get(ending_of(path)) != READERS[".npz"]:
+    if case.labels is None and (labels or boxes_from_masks) and ending_of(path) != ".npz":
         from formats.partners import label_files  # only here: most cases of step 4 come with boxes
 
         if beside := label_files(path):
@@ -109,10 +98,7 @@ def read_case(
 
 
 def read_boxed(
-    path: Path,
-    boxes: list[list[float]] | None = None,
-    looseness: float | None = None,
-    window: tuple[float, float] | None = None,
+    path: Path, boxes: list[list[float]] | None = None, looseness: float | None = None, window: tuple | None = None
 ) -> Case:
     """A case with the boxes that step 4 asks with. InputError if there are none.
 
@@ -165,10 +151,9 @@ def exact_boxes(case: Case, path: Path) -> np.ndarray:
             f"{path}: holds no masks to take boxes from (in .npz the key 'gts', else a file such as {name_of(path)}_mask.png "
             "beside it); give files with masks"
         )
-    boxes = boxes_from_labels(case.labels)[1]
-    if len(boxes) == 0:
+    if not case.labels.any():
         raise InputError(f"{path}: its masks hold no object, so there is no box to take from them; leave the file out")
-    return boxes
+    return boxes_from_labels(case.labels)[1]
 
 
 def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
@@ -178,6 +163,8 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     ending = ".dcm" if path.is_dir() else ending_of(path)
     if ending is None:
         raise InputError(f"{path}: no known format; known endings are {', '.join(READERS)}")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path")
     reader = _function(READERS[ending])
     return reader(path) if window is None else reader(path, window)
 
@@ -258,19 +245,18 @@ def read_boxes(path: Path) -> Named:
     missing = {"file", "x0", "y0", "x1", "y1"} - set(rows.fieldnames or ())
     if missing:
         raise InputError(f"{path}: has no column {', '.join(sorted(missing))}; line 1 must name file, x0, y0, x1, y1")
-    found: dict[str, list[tuple[list[float], str]]] = {}
+    boxes, names = defaultdict(list), defaultdict(list)
     for row in rows:
-        depth = [key for key in ("z0", "z1") if (row.get(key) or "").strip()]
+        file, where = (row["file"] or "").strip(), f"{path}: line {rows.line_num}"
+        depth = any((row.get(key) or "").strip() for key in ("z0", "z1"))
         keys = ("x0", "y0", "z0", "x1", "y1", "z1") if depth else ("x0", "y0", "x1", "y1")
-        where = f"{path}: line {rows.line_num}"
         try:
-            numbers = [float(row[key]) for key in keys]
+            boxes[file].append([float(row[key]) for key in keys])
         except (TypeError, ValueError) as error:
             raise InputError(f"{where} has no number in each of {', '.join(keys)}; fill it in") from error
-        boxes = found.setdefault((row["file"] or "").strip(), [])
-        if boxes and len(boxes[0][0]) != len(numbers):
-            raise InputError(f"{where} has {len(numbers)} numbers, the file's first row {len(boxes[0][0])}")
-        boxes.append((numbers, (row.get("label") or "").strip()))
-    if not found:
+        names[file].append((row.get("label") or "").strip())
+        if len(boxes[file][0]) != len(keys):
+            raise InputError(f"{where} has {len(keys)} numbers, the file's first row {len(boxes[file][0])}")
+    if not boxes:
         raise InputError(f"{path}: holds no box; add a line for each")
-    return {file: (np.array([b for b, _ in rows]), tuple(name for _, name in rows)) for file, rows in found.items()}
+    return {file: (np.array(rows), tuple(names[file])) for file, rows in boxes.items()}

@@ -13,15 +13,14 @@ from __future__ import annotations
 import gzip
 import zlib
 from pathlib import Path
-from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from nibabel.orientations import io_orientation
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
-from formats import InputError, modality_of
-from formats.case import Case
-from formats.intensity import Gray, Window, to_grey_levels
+from formats import InputError
+from formats.case import Case, why
+from formats.intensity import Window, gray_case
 from formats.writing import save_bytes
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -31,35 +30,31 @@ MAX_VOXELS = 2**31  # a damaged header, or one that was made to fill the memory,
 # ---------------------------------------------------------------- how a volume is turned
 
 
-class View(NamedTuple):
-    """Which axis of the file became which axis of the volume (D, H, W), and which were turned round."""
+def view_of(affine: np.ndarray) -> np.ndarray:
+    """How a file with this affine (RAS+) is turned. ValueError if the affine is not invertible.
 
-    axes: tuple[int, int, int]  # file axis of D, H, W
-    flips: tuple[bool, bool, bool]  # whether D, H, W run against the file
-
-
-def view_of(affine: np.ndarray) -> View:
-    """How a file with this affine (RAS+) is turned. ValueError if the affine is not invertible."""
+    (3, 2), as nibabel has orientations: of each axis of the file, which one of (D, H, W) it becomes, and
+    whether it keeps its direction (1) or is turned round (-1).
+    """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise ValueError("its affine does not span three directions")
     world, sign = io_orientation(affine).astype(int).T  # of each file axis: 0 right, 1 front, 2 head; +1 or -1
     columns, rows = sorted((0, 1), key=lambda axis: world[axis])
-    axes = (2, rows, columns)
     # in the plane: to the patient's left, to the back, to the feet; slices: to the head, to the left, to the back
-    wanted = (1 if world[2] == 2 else -1, -1, -1)
-    return View(axes, tuple(bool(sign[axis] != want) for axis, want in zip(axes, wanted, strict=True)))
+    wanted = np.array([1 if world[2] == 2 else -1, -1, -1])
+    view, axes = np.zeros((3, 2), int), [2, rows, columns]  # of the file, that become D, H, W
+    view[axes, 0], view[axes, 1] = (0, 1, 2), sign[axes] * wanted
+    return view
 
 
-def turn(voxels: np.ndarray, view: View) -> np.ndarray:
+def turn(voxels: np.ndarray, view: np.ndarray) -> np.ndarray:
     """Voxels (X, Y, Z) of a file -> (D, H, W)."""
-    turned = voxels.transpose(view.axes)
-    return np.ascontiguousarray(np.flip(turned, [axis for axis in range(3) if view.flips[axis]]))
+    return np.ascontiguousarray(apply_orientation(voxels, view))
 
 
-def turn_back(volume: np.ndarray, view: View) -> np.ndarray:
+def turn_back(volume: np.ndarray, view: np.ndarray) -> np.ndarray:
     """The inverse of `turn`: (D, H, W) -> (X, Y, Z) of the file."""
-    turned = np.flip(volume, [axis for axis in range(3) if view.flips[axis]])
-    return np.ascontiguousarray(turned.transpose(np.argsort(view.axes)))
+    return turn(volume, ornt_transform(np.array([(0, 1), (1, 1), (2, 1)]), view))
 
 
 def turned(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
@@ -67,13 +62,13 @@ def turned(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[fl
 
     That affine takes (x, y, z), as the axes W, H, D count them, to mm.
     """
-    view, by_axis, its_affine = view_of(affine), spacing_of_affine(affine), affine.copy()
-    for column, (axis, flip) in enumerate(zip(reversed(view.axes), reversed(view.flips), strict=True)):
-        step = affine[:3, axis]
-        its_affine[:3, column] = -step if flip else step
-        if flip:
+    view, its_affine = view_of(affine), affine.copy()
+    for column, axis in enumerate(np.argsort(-view[:, 0])):  # of the file, that become W, H, D
+        step, direction = affine[:3, axis], view[axis, 1]
+        its_affine[:3, column] = direction * step
+        if direction < 0:
             its_affine[:3, 3] += step * (voxels.shape[axis] - 1)
-    return turn(voxels, view), tuple(by_axis[axis] for axis in view.axes), its_affine
+    return turn(voxels, view), spacing_of_affine(its_affine)[::-1], its_affine
 
 
 def spacing_of_affine(affine: np.ndarray) -> tuple[float, float, float]:
@@ -90,19 +85,13 @@ def read_scan(path: Path, window: Window | None = None) -> Case:
 
     InputError, one sentence, if it is damaged, too large, not 3D, not gray, or holds no image.
     """
-    image, modality = open_scan(path), modality_of(path.name)
-    gray = to_grey_levels(_numbers(image, path), path, window, modality)
+    image = open_scan(path)
+    values = _numbers(image, path)
     try:
-        return volume_case(path, *turned(gray.levels, image.affine), gray, modality)
+        volume, spacing, affine = turned(values, image.affine)
     except ValueError as error:
         raise InputError(f"{path}: {error}; correct its header") from error
-
-
-def volume_case(path: Path, volume: np.ndarray, spacing, affine, gray: Gray, modality: str) -> Case:
-    """Grey levels (D, H, W) as a case: a volume, or a picture (H, W) if it has one slice."""
-    is_3d = len(volume) > 1
-    pixels, spacing = (volume, spacing) if is_3d else (volume[0], None)
-    return Case(path.name, pixels, None, None, spacing, is_3d, None, affine, gray.window, gray.source_range, modality)
+    return gray_case(path, volume, window, True, spacing, affine)
 
 
 def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
@@ -113,7 +102,10 @@ def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
     labels, image = open_scan(path), open_scan(image_path)
     if labels.shape != image.shape:
         raise InputError(f"{path}: its grid is {labels.shape}, but {image_path.name} has {image.shape}; resample it")
-    if not same_place(image.affine, labels.affine, image.shape):
+    # the corners of the grid lie at one place, to a tenth of a voxel
+    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * [*np.subtract(image.shape, 1), 1]
+    apart = np.abs(corners @ (image.affine - labels.affine).T)[:, :3].max()
+    if apart > 0.1 * min(spacing_of_affine(image.affine)):
         mine, its = ("".join(nibabel.aff2axcodes(one.affine)) for one in (labels, image))
         raise InputError(
             f"{path}: does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ); "
@@ -139,11 +131,8 @@ def open_nifti(path: Path):
     try:
         image = nibabel.load(path)
         shape = tuple(int(n) for n in image.shape)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
     except Exception as error:  # nibabel raises many kinds for files from outside
-        why = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: not a NIfTI file that can be read ({why}); export it again") from error
+        raise InputError(f"{path}: not a NIfTI file that can be read ({why(error)}); export it again") from error
     spatial = shape + (1,) * (3 - len(shape))
     if any(n != 1 for n in spatial[3:]) or min(spatial) < 1:
         raise InputError(f"{path}: has the shape {shape}; save one volume of three dimensions as a file of its own")
@@ -160,19 +149,16 @@ def open_itk(path: Path):
     """An NRRD or MetaImage file as an image of nibabel, (X, Y, Z), affine RAS+. InputError if it can't be read."""
     try:
         import SimpleITK
+
+        image = SimpleITK.ReadImage(str(path))
     except ImportError as error:
         raise InputError(f"{path}: needs SimpleITK; run: pip install -r requirements-formats.txt") from error
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
-    try:
-        image = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
-        why = str(error).strip().splitlines()[-1][:120]
-        raise InputError(f"{path}: SimpleITK can't read it ({why}); export it again") from error
-    if image.GetNumberOfComponentsPerPixel() != 1 or image.GetDimension() not in (2, 3):
-        raise InputError(f"{path}: has {image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} "
-                         "values a voxel; save one gray volume")  # fmt: skip
-    if image.GetDimension() == 2:
+        raise InputError(f"{path}: SimpleITK can't read it ({why(error)}); export it again") from error
+    dimensions, values = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
+    if values != 1 or dimensions not in (2, 3):
+        raise InputError(f"{path}: has {dimensions} dimensions and {values} values a voxel; save one gray volume")
+    if dimensions == 2:
         image = SimpleITK.JoinSeries(image)
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
@@ -181,20 +167,12 @@ def open_itk(path: Path):
     return nibabel.spatialimages.SpatialImage(voxels, LPS_TO_RAS @ affine)
 
 
-def same_place(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether two affines put the corners of a grid (X, Y, Z) at the same place, to a tenth of a voxel."""
-    corners = np.array([[x, y, z, 1] for x in (0, shape[0] - 1) for y in (0, shape[1] - 1) for z in (0, shape[2] - 1)])
-    apart = np.abs(corners @ (a - b).T)[:, :3].max()
-    return bool(apart <= 0.1 * min(spacing_of_affine(a)))
-
-
 def _numbers(image, path: Path) -> np.ndarray:
     """Voxels (X, Y, Z), scaled as the header says. InputError if the file ends too early."""
     try:
         return np.asanyarray(image.dataobj)
     except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
-        why = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: ends too early or is damaged ({why}); copy or export it again") from error
+        raise InputError(f"{path}: ends too early or is damaged ({why(error)}); copy or export it again") from error
 
 
 # ---------------------------------------------------------------- writing

@@ -5,21 +5,20 @@ To add a public data set, add a row to DATA_SETS.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from formats import MAX_LABEL, InputError, bare_name, modality_of
+from formats.cache import CachedCase, CacheEntry, in_parallel
 from formats.case import Case
 from formats.intensity import parse_window
 from formats.npz import load_npz, write_case
 from formats.partners import label_files, list_pairs
 from formats.readers import ending_of, list_cases, name_of, read_case, read_pair
-from formats.writing import tell
+from formats.writing import progress, tell
 from grid import promptable_labels
 
 
@@ -51,25 +50,47 @@ class Source:
         files = (f"{path.parent.name}/{path.name} {stat.st_size} {stat.st_mtime_ns}" for path, stat in found)
         return " ".join([*files, str(self.options)])
 
+    def read(self) -> tuple[Case, int]:
+        """The case with its labels as the options say, and how many objects were left out as too small.
+
+        In this order, at the original size: dropped labels, connected parts, small objects.
+        """
+        options, is_npz = self.options, ending_of(self.path) == ".npz"
+        # a challenge case for validation has 8 bits: there is no window to cut
+        window = parse_window(options.window) if options.window and not (is_npz and self.split == "val") else None
+        if self.labels:
+            case = read_pair(self.path, self.labels, self.name, window)
+        else:
+            case = read_case(self.path, window=window).renamed(self.name)
+        if case.labels is None:
+            lacks = "has no key 'gts'" if is_npz else f"no labels such as {self.name}_mask lie beside it"
+            raise InputError(f"{self.path}: {lacks}; step 1 needs the masks, give training files")
+        labels, small = case.labels, 0
+        if options.dropped:
+            labels = np.where(np.isin(labels, options.dropped), 0, labels)
+        if options.instances:
+            labels = instances_of(labels, self.labels or self.path)
+        if options.smallest:
+            labels, small = without_small(labels, options.smallest)
+        return replace(case, labels=labels), small
+
 
 # ---------------------------------------------------------------- which cases
 
 
 def options_of(read: dict[str, str]) -> Options:
-    """The options among what --read says, see formats.READ_KEYS. InputError for a value that makes no sense."""
-    options = {"window": "soft", "instances": "no", "smallest": "0", "modality": "CT"} | read
-    try:
-        parse_window(options["window"])
-    except ValueError as error:
-        raise InputError(f"--read: {error}") from error
-    if options["instances"] not in ("yes", "no"):
-        raise InputError(f"--read instances={options['instances']}: give yes or no")
-    if not options["smallest"].isdecimal():
-        raise InputError(f"--read smallest={options['smallest']}: give a whole number of pixels, 0 or more")
-    modality = options["modality"]
-    if modality_of(modality) == "Other" or Path(modality).name != modality:
-        raise InputError(f"--read modality={modality}: begin with a known one: CT, MR, US, X-Ray, Fundus, OCT, ...")
-    return Options(read.get("window", ""), (), options["instances"] == "yes", int(options["smallest"]))
+    """The options among what --read says, see readers.READ_KEYS. InputError for a value that makes no sense."""
+    read = {"window": "", "instances": "no", "smallest": "0", "modality": "CT"} | read
+    if read["window"]:
+        parse_window(read["window"])
+    if read["instances"] not in ("yes", "no"):
+        raise InputError(f"--read instances={read['instances']}: give yes or no")
+    if not read["smallest"].isdecimal():
+        raise InputError(f"--read smallest={read['smallest']}: give a whole number of pixels, 0 or more")
+    if modality_of(read["modality"]) == "Other" or Path(read["modality"]).name != read["modality"]:
+        known = "CT, MR, US, X-Ray, Fundus, OCT, ..."
+        raise InputError(f"--read modality={read['modality']}: begin with a known one: {known}")
+    return Options(read["window"], (), read["instances"] == "yes", int(read["smallest"]))
 
 
 def list_sources(folder: Path, masks: Path | None, val: Path | None, read: dict[str, str]) -> tuple[list[Source], int]:
@@ -78,33 +99,26 @@ def list_sources(folder: Path, masks: Path | None, val: Path | None, read: dict[
     masks : a folder of masks with the names of the images, or a COCO file.   val : a folder of
     challenge cases. A case that is in both is for validation.   read : what --read says.
     """
-    options, dataset, problems = options_of(read), read.get("dataset"), []
-    prefix = f"{read['modality']}_" if "modality" in read else ""
-    if dataset and (masks or prefix):
-        raise InputError(f"--read dataset={dataset}: knows masks and modality of its files; leave out yours")
-    if dataset:
+    options, problems, prefix = options_of(read), [], f"{read['modality']}_" if "modality" in read else ""
+    validation = [Source(name_of(path), path, None, "val", options) for path in (list_cases(val) if val else ())]
+    if dataset := read.get("dataset"):
+        if masks or prefix:
+            raise InputError(f"--read dataset={dataset}: knows masks and modality of its files; leave out yours")
         options, cases, problems = list_data_set(dataset, folder, options)
     elif masks:
         pairs, problems = list_pairs(folder, masks)
         cases = [(f"{prefix}{name_of(image)}", image, labels) for image, labels in pairs]
     else:
         cases = [(f"{prefix}{name_of(path)}", path, None) for path in list_cases(folder)]
-    found = [Source(name_of(path), path, None, "val", options_of(read)) for path in (list_cases(val) if val else ())]
-    found += [Source(*case, "train" if val else "", options) for case in cases]
     sources = {}
-    for source in found:
+    for source in validation + [Source(*case, "train" if val else "", options) for case in cases]:
         first = sources.setdefault(source.name, source)
         if first is not source:
             where = first.path.parent
             problems.append(InputError(f"{source.path}: {where} holds a case of this name too, which is kept"))
     for problem in problems:
-        leave_out(problem)
+        tell(f"01_preprocess.py: left out: {problem}", error=True)
     return [source for _, source in sorted(sources.items())], len(problems)
-
-
-def leave_out(problem: InputError | str) -> None:
-    """Tell why a file is left out."""
-    tell(f"01_preprocess.py: left out: {problem}", error=True)
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,6 @@ class DataSet:
     get: str  # where to download it
     window: str = ""
     dropped: tuple[int, ...] = ()  # labels left out
-    verified: bool = True  # False: no public code was found that settles the layout; a run tells that
 
 
 PICTURE = r"(?:jpg|jpeg|png|bmp|tif|tiff)"
@@ -155,36 +168,32 @@ DATA_SETS = {
         "hipxray", rf"(.*/)?images/(?P<case>[^/]+)\.({PICTURE}|nii\.gz)",
         (r"\1labels/\2.\3", r"\1masks/\2.\3", r"\1labels/\2.png", r"\1masks/\2.png"),
         "images/NAME.png (or .jpg, .nii.gz) with labels/ or masks/ of the same name",
-        "https://data.mendeley.com/datasets/zm6bxzhmfz", verified=False,
+        "https://data.mendeley.com/datasets/zm6bxzhmfz",
     ),
     "toothseg": DataSet(
         "teeth", rf"(.*/)?img/(?P<case>[^/]+)\.({PICTURE})", (r"\1ann/\2.\3.json", r"\1ann/\2.json"),
         "img/1.jpg with ann/1.jpg.json (Supervisely)",
-        "https://www.kaggle.com/datasets/humansintheloop/teeth-segmentation-on-dental-x-ray-images", verified=False,
+        "https://www.kaggle.com/datasets/humansintheloop/teeth-segmentation-on-dental-x-ray-images",
     ),
 }  # fmt: skip
 
 
 def list_data_set(name: str, folder: Path, options: Options) -> tuple[Options, list[tuple], list[InputError]]:
-    """The cases of a data set -> (its options, (name, image, labels) each, one InputError for each image without labels).
+    """The cases of a data set, at any depth below the folder, or one sentence if the folder does not look like it.
 
-    A window in `options` takes the place of the data set's own. Images are found at any depth below the folder.
-    InputError, one sentence, if the folder does not look like the data set.
+    -> (its options, (name, image, labels) each, one InputError for each image without labels). A
+    window in `options` takes the place of the data set's own.
     """
     if name not in DATA_SETS:
         raise InputError(f"--read dataset={name}: no such data set; there are {', '.join(DATA_SETS)}")
     data_set, cases, problems = DATA_SETS[name], [], []
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; download {name} from {data_set.get} and name its folder")
-    if not data_set.verified:
-        text = f"data set {name} was written without its files at hand: look at some cached masks"
-        tell(f"01_preprocess.py: {text}", error=True)
-    places = ((Path(place).relative_to(folder), names) for place, _, names in os.walk(folder))
-    # a Mac's notes begin with a dot
-    files = sorted((below / name).as_posix() for below, names in places for name in names if not name.startswith("."))
-    there, wanted = set(files), re.compile(data_set.images, re.IGNORECASE)
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")  # a Mac's notes have a dot
+    files = sorted(path.relative_to(folder).as_posix() for path in paths)
+    there = set(files)
     for file in files:
-        if not (found := wanted.fullmatch(file)):
+        if not (found := re.fullmatch(data_set.images, file, re.IGNORECASE)):
             continue
         expected = [found.expand(place) for place in data_set.labels]
         labels = next((folder / place for place in expected if place in there), None)
@@ -205,51 +214,14 @@ def list_data_set(name: str, folder: Path, options: Options) -> tuple[Options, l
     return replace(options, window=options.window or data_set.window, dropped=data_set.dropped), cases, problems
 
 
-# ---------------------------------------------------------------- one case
+# ---------------------------------------------------------------- one case's labels
 
 
-def read_source(source: Source) -> tuple[Case, int]:
-    """Read a case with its labels as the options say. -> (case, objects left out as too small). InputError if it is bad.
-
-    In this order, at the original size: dropped labels, connected parts, small objects.
-    """
-    options = source.options
-    # a challenge case for validation has 8 bits: there is no window to cut
-    has_8_bits = source.split == "val" and ending_of(source.path) == ".npz"
-    window = parse_window(options.window) if options.window and not has_8_bits else None
-    if source.labels:
-        case = read_pair(source.path, source.labels, source.name, window)
-    else:
-        case = read_case(source.path, window=window).renamed(source.name)
-    if case.labels is None:
-        lacks = f"no labels such as {source.name}_mask lie beside it"
-        lacks = "has no key 'gts'" if source.path.suffix == ".npz" else lacks
-        raise InputError(f"{source.path}: {lacks}; step 1 needs the masks, give training files")
-    labels, small = case.labels, 0
-    if options.dropped:
-        labels = without_labels(labels, options.dropped)
-    if options.instances:
-        try:
-            labels = instances_of(labels)
-        except ValueError as error:
-            raise InputError(f"{source.labels or source.path}: {error}; leave out --read instances") from error
-    if options.smallest:
-        labels, small = without_small(labels, options.smallest)
-    return replace(case, labels=labels), small
-
-
-def without_labels(labels: np.ndarray, dropped: Sequence[int]) -> np.ndarray:
-    """A copy of a uint16 label map in which the labels of `dropped` are background."""
-    kept = np.arange(MAX_LABEL + 1, dtype=np.uint16)
-    kept[list(dropped)] = 0
-    return kept[labels]
-
-
-def instances_of(labels: np.ndarray) -> np.ndarray:
+def instances_of(labels: np.ndarray, path: Path | str = "labels") -> np.ndarray:
     """Each connected part of each label as an object of its own, numbered 1, 2, ... in the order of its first pixel.
 
     labels : (H, W) or (D, H, W) uint16. Pixels that share a corner are connected: 8 neighbours in 2D, 26 in 3D.
-    Returns uint16 of this shape. ValueError if there are more than 65,535 parts.
+    Returns uint16 of this shape. InputError if there are more than 65,535 parts.
     >>> instances_of(np.array([[3, 0, 3], [0, 3, 0], [0, 0, 0], [3, 0, 5]], np.uint16)).tolist()
     [[1, 0, 1], [0, 1, 0], [0, 0, 0], [2, 0, 3]]
     """
@@ -257,7 +229,10 @@ def instances_of(labels: np.ndarray) -> np.ndarray:
 
     parts, count = label(labels, connectivity=labels.ndim, return_num=True, background=0)
     if count > MAX_LABEL:
-        raise ValueError(f"has {count} connected parts, more than the {MAX_LABEL} labels that a mask can hold")
+        raise InputError(
+            f"{path}: has {count} connected parts, more than the {MAX_LABEL} labels that a mask can hold; "
+            "leave out --read instances"
+        )
     return parts.astype(np.uint16)
 
 
@@ -270,19 +245,32 @@ def without_small(labels: np.ndarray, smallest: int) -> tuple[np.ndarray, int]:
     """
     found, pixels = np.unique(labels, return_counts=True)
     dropped = found[(pixels < smallest) & (found > 0)]
-    return without_labels(labels, dropped), len(dropped)
+    return np.where(np.isin(labels, dropped), 0, labels), len(dropped)
 
 
-def write_validation_case(folder: Path, source: Source) -> int:
-    """In a worker: one case as a challenge input, at original size. -> objects left out: no box can prompt them"""
-    case, _ = read_source(source)
+# ---------------------------------------------------------------- validation cases
+
+
+def write_validation_cases(
+    folder: Path, cases: list[tuple[Source, CachedCase]], entries: list[CacheEntry], workers: int | str
+) -> int:
+    """Write the cases of which an image is for validation as challenge inputs. -> objects left out: no box can prompt them"""
+    held_out = {entry.name for entry in entries if entry.split == "val"}
+    chosen = [(folder, source) for source, cached in cases if held_out & {entry.name for entry in cached.entries}]
+    return sum(progress(in_parallel(write_validation_case, chosen, workers), "validation cases", len(chosen)))
+
+
+def write_validation_case(job: tuple[Path, Source]) -> int:
+    """In a worker: one case at its original size, unless it is there. -> objects left out"""
+    folder, source = job
+    case, _ = source.read()
     truth, left_out = promptable_labels(case.labels)
-    name = f"{'3DBox' if case.is_3d else '2DBox'}_{bare_name(case.name)}"
+    case = replace(case, labels=truth).renamed(f"{'3DBox' if case.is_3d else '2DBox'}_{bare_name(case.name)}")
     try:
-        stored = [load_npz(folder / kind / f"{name}.npz")[kind] for kind in ("imgs", "gts")]
+        stored = [load_npz(folder / kind / f"{case.name}.npz")[kind] for kind in ("imgs", "gts")]
         whole = np.array_equal(stored[0], case.image) and np.array_equal(stored[1], truth)
     except (InputError, KeyError):
         whole = False
     if truth.any() and not whole:
-        write_case(folder, replace(case, labels=truth).renamed(name))
+        write_case(folder, case)
     return left_out

@@ -23,12 +23,9 @@ def save_bytes(path: Path, content: bytes) -> int:
     file at the same time: the later one stays. A process that is killed leaves its .tmp file behind.
     """
     partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        try:
-            partial.write_bytes(content)
-        except FileNotFoundError:  # the first file of a folder
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(content)
+        partial.write_bytes(content)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -82,14 +79,10 @@ def save_figure(path: Path, figure) -> None:
 
 
 def progress(iterable: Iterable, what: str, total: int | None = None, unit: str = "it", **options) -> Iterable:
-    """Go through an iterable and show a bar, if somebody can see it.
-
-    what : the words before the bar.   options : tqdm's.
-    """
+    """Go through an iterable and show a bar, if somebody can see it.   what : words before it.   options : tqdm's."""
     # importing tqdm takes as long as reading and writing a small image
-    if not sys.stderr.isatty() and not someone_is_there():
-        return iterable
-    return progress_bar(iterable, what, total, unit, **options)
+    seen = sys.stderr.isatty() or someone_is_there()
+    return progress_bar(iterable, what, total, unit, **options) if seen else iterable
 
 
 def progress_bar(iterable: Iterable | None, what: str, total: int | None = None, unit: str = "it", **options):
@@ -114,7 +107,6 @@ def someone_is_there() -> bool:
 
     Only the page can answer `input()`. The program gets no bar, so that every run commits the same output.
     """
-    if "IPython" not in sys.modules:
-        return False
-    kernel = getattr(sys.modules["IPython"].get_ipython(), "kernel", None)
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    kernel = getattr(shell, "kernel", None)
     return kernel is not None and bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin"))

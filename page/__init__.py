@@ -1,5 +1,1 @@
-"""What people look at and click: windows that show a case and answer the mouse.
-
-window.py is the window of `04_infer.py --draw`: a box drawn on an image or on a slice of a volume, its
-mask at once. objects.py is what has been drawn in it. report.py is the page that step 5 writes.
-"""
+"""What people look at: the window of `04_infer.py --draw` (window.py, objects.py), step 5's page (report.py)."""

@@ -1,7 +1,6 @@
 """What has been drawn on one case, without a window: each drag, the boxes between two slices, masks, undo.
 
-All work of the network is done by one thread of its own: a window goes on answering, and no engine is called twice at a
-time.
+All work of the network is done by one thread of its own, so that a window goes on answering.
 """
 
 from __future__ import annotations
@@ -26,6 +25,11 @@ class Drawn(NamedTuple):
     labels: np.ndarray  # (H, W) or (D, H, W) uint16
     boxes: np.ndarray  # (N, 4), or (N, 6) round all boxes of an object, z_min its first and z_max its last slice
     iou: np.ndarray  # (N,) float32, predicted; in a volume the mean over the object's slices
+
+    @property
+    def own(self) -> np.ndarray:
+        """Pixels (N,) of each object."""
+        return np.bincount(self.labels.ravel(), minlength=len(self.boxes) + 1)[1:]
 
 
 class Drag(NamedTuple):
@@ -107,10 +111,6 @@ class Objects:
             found = self.segmenter.masks(self.embed_slice(z), np.array([box], float), self.shape)
             values, rows, columns = found.patches[0]
             self.masks[z, box] = (values.copy(), rows, columns), found.iou[0]  # a copy: not the whole slice's logits
-
-    def is_between(self, number: int, z: int) -> bool:
-        """Whether nobody drew the object's box on this slice: it lies between two that were drawn."""
-        return not any((drag.number, drag.z) == (number, z) for drag in self.history[-1])
 
     def labels_of(self, z: int) -> np.ndarray:
         """The label map (H, W) of a slice, as far as its masks have been found."""

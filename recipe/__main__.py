@@ -36,8 +36,8 @@ from matplotlib.figure import Figure
 from data import CacheEntry, read_split, validation_item
 from figures import plot_dice
 from formats import InputError
+from formats.cache import fingerprint
 from formats.checkpoints import export_checkpoint, save_checkpoint
-from formats.index import fingerprint
 from formats.writing import progress, save_figure, save_json
 from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override

@@ -6,7 +6,7 @@ import choices
 import numpy as np
 import pytest
 import torch
-from fake_model import BrightModel
+from fake_model import BrightModel, TinyNetwork
 
 import segment
 from demo_data import tiny_cache, tiny_case
@@ -45,13 +45,16 @@ def test_every_input_is_trained_and_scored_with_its_own_channels_on_gray_picture
         choices.main([*arguments, "--inputs", "released channels"])
 
 
-def test_a_run_moves_the_weights_and_depends_on_seed_and_input(tmp_path):
+def test_a_run_depends_on_seed_and_input_alone(tmp_path, monkeypatch):
     cache = tiny_cache(tmp_path / "cache")
 
-    def weights(name, seed, steps=1):
-        args = choices.Namespace(train=cache, weights=choices.OUR_CHECKPOINT, steps=steps)
+    def weights(name, seed):
+        torch.manual_seed(0)
+        network = TinyNetwork()
+        monkeypatch.setattr(choices, "starting_network", lambda *args: (network, "a stand-in"))
+        args = choices.Namespace(train=cache, weights=tmp_path / "ours.pt", steps=2)
         path = choices.train(args, name, seed, tmp_path / "run.pt")
-        return torch.load(path, weights_only=True)["model"]["mask_decoder.iou_token.weight"]
+        return torch.load(path, weights_only=True)["model"]["image_encoder.weight"]
 
     first = weights(choices.RAW, 0)
     assert torch.equal(first, weights(choices.RAW, 0)) and not torch.equal(first, weights(choices.RAW, 1))

@@ -1,11 +1,12 @@
 """data.py and the cache: run-length masks are exact, a pickle cannot run code, no patient is cut apart."""
 
 import importlib
+import json
 import os
 import pickle
 import pickletools
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,8 @@ import pytest
 from data import decode_runs, encode_runs, image_path, load_entry, load_mask, mask_path, save_mask
 from demo_data import tiny_case
 from formats import InputError
+from formats.cache import CachedCase, CacheEntry, fingerprint, read_index, read_journal, write_index
 from formats.case import Case
-from formats.index import CachedCase, CacheEntry, fingerprint, read_index, write_index
-from formats.journal import journal_line, read_journal
 from grid import grid_size
 
 preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
@@ -296,17 +296,17 @@ def test_index_and_journal_come_back_and_the_fingerprint_follows_the_index(tmp_p
     assert fingerprint(tmp_path) != first
 
     entries = [replace(entry, split="") for entry in entries]
-    cached, later = (CachedCase("a", stamp, entries, 2, 1, 0, 3, 4) for stamp in ("stamp", "later"))
-    text = journal_line(cached)
+    cached, later = (CachedCase("a", stamp, entries, 2, 1, 0, 3) for stamp in ("stamp", "later"))
+    text, second = (f"\n{json.dumps(asdict(case))}" for case in (cached, later))
     (tmp_path / "done.jsonl").write_text(text[:90] + text + text[:60], encoding="utf-8")
     assert read_journal(tmp_path) == {"a": cached}
-    (tmp_path / "done.jsonl").write_text(text[:90] + text + journal_line(later) + text[:60], encoding="utf-8")
+    (tmp_path / "done.jsonl").write_text(text[:90] + text + second + text[:60], encoding="utf-8")
     assert read_journal(tmp_path) == {"a": later}  # of two lines for one case the later one counts
     assert read_journal(tmp_path / "none") == {}
 
 
 def test_a_wrong_index_and_another_version_are_told(tmp_path):
-    with pytest.raises(InputError, match="no cache here .* run first: python 01_preprocess.py"):
+    with pytest.raises(InputError, match="no cache here .*, and run first: python 01_preprocess.py"):
         read_index(tmp_path / "none")
     entries = split_entries(cache_case(tmp_path, tiny_case(), "a").entries)
     write_index(tmp_path, entries)
@@ -321,7 +321,9 @@ def test_a_wrong_index_and_another_version_are_told(tmp_path):
         read_index(tmp_path)
     (tmp_path / "version.json").write_text('{"cache": 7}')
     for call in (lambda: read_index(tmp_path), lambda: write_index(tmp_path, entries)):
-        with pytest.raises(InputError, match="a cache of version 7, but this code reads version 3; delete it"):
+        with pytest.raises(
+            InputError, match="a cache of version 7, but this code reads version 3; delete an old cache"
+        ):
             call()
     (tmp_path / "version.json").write_text("[")
     with pytest.raises(InputError, match="no good version.json"):

@@ -15,11 +15,11 @@ from fake_model import BrightModel
 
 from data import load_entry
 from demo_data import tiny_case
-from formats import SUBMODALITIES, InputError, bare_name, formats, modality_of, patient_of, submodality_of
+from formats import SUBMODALITIES, InputError, bare_name, modality_of, patient_of, submodality_of
 from formats.case import Case, check_boxes, check_image, check_labels, spacing_zyx
 from formats.npz import load_npz, read_npz
 from formats.pictures import read_image
-from formats.readers import list_cases, read_case
+from formats.readers import READERS, list_cases, read_case
 from formats.writing import save_image, save_json, save_npz, save_text
 from grid import boxes_from_labels, resize_labels_to_grid
 from presets import PRESETS
@@ -445,7 +445,7 @@ def read_toy(path):
 
 @pytest.mark.parametrize("ending", [".toy", ".toy.txt"])
 def test_a_new_format_is_one_function_and_one_row(tmp_path, monkeypatch, ending):
-    monkeypatch.setitem(formats.READERS, ending, read_toy)
+    monkeypatch.setitem(READERS, ending, read_toy)
     cases = [tiny_case(seed) for seed in range(2)]
     (tmp_path / "toys").mkdir()
     for case in cases:
@@ -470,7 +470,7 @@ def test_a_new_format_is_one_function_and_one_row(tmp_path, monkeypatch, ending)
 
 
 def test_one_folder_with_a_case_in_two_formats_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(formats.READERS, ".toy", read_toy)
+    monkeypatch.setitem(READERS, ".toy", read_toy)
     save_npz(tmp_path / "a" / "US_x.npz", imgs=GRAY, gts=LABELS)
     (tmp_path / "a" / "US_x.toy").write_text("1\n1\n1")
     with pytest.raises(SystemExit, match="1 of 2 files done, 1 left out"):

@@ -77,7 +77,7 @@ def test_a_nifti_of_any_orientation_is_turned_as_radiologists_see_it_and_goes_ba
     assert int(np.argmax(np.abs(steps[:, 2]))) == world[codes[2]]
     assert case.spacing_mm == pytest.approx(np.linalg.norm(case.affine[:3, :3], axis=0)[::-1])
     # the same value lies at the same place in the patient, as nibabel's affine says
-    gray = to_grey_levels(voxels, path).levels
+    gray = to_grey_levels(voxels, path)[0]
     for z, y, x in ((0, 0, 0), (3, 4, 5), (5, 7, 9)):
         place = np.linalg.inv(affine) @ case.affine @ [x, y, z, 1]
         assert np.abs(place - np.round(place)).max() < 1e-6
@@ -105,7 +105,7 @@ def test_itk_formats_lie_where_simpleitk_says(tmp_path, ending):
     sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
     sitk.WriteImage(image > 500, str(tmp_path / f"a_label{ending}"))
     case = read_case(tmp_path / f"a{ending}")
-    gray = to_grey_levels(sitk.GetArrayFromImage(image), "a").levels
+    gray = to_grey_levels(sitk.GetArrayFromImage(image), "a")[0]
     for z, y, x in ((0, 0, 0), (3, 4, 5), (5, 7, 9)):
         place = case.affine @ [x, y, z, 1] * [-1, -1, 1, 1]  # RAS to LPS, which ITK uses
         i, j, k = image.TransformPhysicalPointToIndex(place[:3].tolist())
@@ -186,7 +186,7 @@ def test_a_series_is_sorted_by_position_and_lies_where_simpleitk_says(tmp_path):
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "scan")))
     image = reader.Execute()
-    gray = to_grey_levels(sitk.GetArrayFromImage(image), "CT_a", WINDOWS["soft"]).levels
+    gray = to_grey_levels(sitk.GetArrayFromImage(image), "CT_a", WINDOWS["soft"])[0]
     for z, y, x in ((0, 0, 0), (2, 3, 5), (3, 11, 13)):
         place = case.affine @ [x, y, z, 1] * [-1, -1, 1, 1]
         i, j, k = image.TransformPhysicalPointToIndex(place[:3].tolist())
@@ -447,22 +447,21 @@ def test_a_broken_boxes_csv_stops_nobody_who_gives_boxes(tmp_path):
 def test_intensities_become_grey_levels_by_window_or_percentile():
     hounsfield = np.array([[-1000, -160, 40, 240, 3000]], np.int16)
     found = to_grey_levels(hounsfield, "scan.nii.gz")  # values below -500: CT
-    assert found.levels.tolist() == [[0, 0, 127, 255, 255]] and found.window == WINDOWS["soft"]
-    assert found.source_range == (-1000, 3000)
+    assert found[0].tolist() == [[0, 0, 127, 255, 255]] and found[1:] == (WINDOWS["soft"], (-1000, 3000))
     values = np.arange(1001, dtype=np.uint16)[None]
     found = to_grey_levels(values, "MR_a.nii.gz")
     low, high = np.percentile(np.arange(1, 1001), (0.5, 99.5))
-    assert np.array_equal(found.levels, np.clip((values - low) / (high - low) * 255, 0, 255).astype(np.uint8))
-    assert to_grey_levels(values, "a.nii.gz", modality="CT").window == WINDOWS["soft"]
+    assert np.array_equal(found[0], np.clip((values - low) / (high - low) * 255, 0, 255).astype(np.uint8))
+    assert to_grey_levels(values, "a.nii.gz", modality="CT")[1] == WINDOWS["soft"]
     eight = np.arange(200, dtype=np.uint8)[None]
-    assert to_grey_levels(eight, "a").window is None and np.array_equal(to_grey_levels(eight, "a").levels, eight)
-    assert np.array_equal(to_grey_levels(eight, "a", parse_window("100/50")).levels, eight), "8 bits stay as they are"
+    assert to_grey_levels(eight, "a")[1] is None and np.array_equal(to_grey_levels(eight, "a")[0], eight)
+    assert np.array_equal(to_grey_levels(eight, "a", parse_window("100/50"))[0], eight), "8 bits stay as they are"
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".png", ".mha"])
 def test_a_case_is_ct_by_its_name_which_is_asked_once(tmp_path, monkeypatch, ending):
     asked = []
-    for module in ("formats.case", "formats.scans", "formats.pictures"):
+    for module in ("formats.case", "formats.intensity"):
         monkeypatch.setattr(f"{module}.modality_of", lambda name: asked.append(name) or modality_of(name))
     values = volume((20, 16, 1), np.uint16, 1000)
     for name, window in (("CT_a", WINDOWS["soft"]), ("MR_a", WINDOWS["percentile"])):

@@ -105,7 +105,7 @@ def run(*args):
     return preprocess.main([*map(str, args), "--jobs", "1"])
 
 
-def test_the_challenge_s_folders_become_a_cache(tmp_path, capsys):
+def test_the_challenge_s_folders_become_a_cache(tmp_path):
     for place, dims, seed in (
         ("CT/AMOS/CT_AMOS_amos_0001", 3, 0),
         ("US/BUS/US_BUS_7", 2, 1),
@@ -115,10 +115,9 @@ def test_the_challenge_s_folders_become_a_cache(tmp_path, capsys):
         save_npz(tmp_path / "data" / f"{place}.npz", imgs=case.image, gts=case.labels)
     entries = run("--read", "dataset=challenge", "-i", tmp_path / "data", "-o", tmp_path / "cache")
     assert {e.submodality for e in entries} == {"CT_AMOS", "US"} and len(entries) == 7
-    assert "without its files at hand" not in capsys.readouterr().err
 
 
-def test_picture_pairs_of_a_recipe_become_a_cache_and_an_unverified_one_is_told(tmp_path, capsys):
+def test_picture_pairs_of_a_recipe_become_a_cache(tmp_path, capsys):
     for seed in (1, 2, 3):
         case = tiny_case(seed)
         save_image(tmp_path / "data" / "images" / f"{seed}.png", case.image)
@@ -127,10 +126,7 @@ def test_picture_pairs_of_a_recipe_become_a_cache_and_an_unverified_one_is_told(
     with pytest.raises(SystemExit, match="3 of 4 files done, 1 left out"):
         run("--read", "dataset=hipxray", "instances=yes", "-i", tmp_path / "data", "-o", tmp_path / "cache")
     told = capsys.readouterr().err
-    assert (
-        "01_preprocess.py: data set hipxray was written without its files at hand" in told
-        and "4.png: has no labels" in told
-    )
+    assert "4.png: has no labels" in told
     lines = [json.loads(line) for line in (tmp_path / "cache" / "done.jsonl").read_text().splitlines() if line]
     assert [line["name"] for line in lines] == ["hipxray_1", "hipxray_2", "hipxray_3"]
     assert all(

@@ -18,10 +18,9 @@ import pytest
 
 from data import load_entry
 from demo_data import tiny_case
-from formats import journal, usable_cores
+from formats import InputError, cache, usable_cores
+from formats.cache import CachedCase, CacheEntry, executor_of, in_parallel, names_of_others, read_index, write_index
 from formats.case import Case
-from formats.index import CachedCase, CacheEntry, read_index, write_index
-from formats.journal import executor_of, in_parallel, names_of_others
 from formats.npz import load_npz
 from formats.sources import instances_of, without_small
 from formats.writing import save_npz
@@ -64,14 +63,15 @@ def sentence(*args):
 def test_jobs_are_drawn_as_they_are_needed_and_results_keep_their_order(processes):
     drawn = []
 
-    def jobs():
-        for i in range(1000):
-            drawn.append(i)
-            yield i
+    class Jobs(range):
+        def __iter__(self):
+            for i in range(len(self)):
+                drawn.append(i)
+                yield i
 
-    results = in_parallel(abs, jobs(), 1000, processes, "jobs")
+    results = in_parallel(abs, Jobs(1000), processes)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert len(drawn) <= processes * journal.AHEAD * journal.CHUNK + journal.CHUNK
+    assert len(drawn) <= processes * cache.AHEAD * cache.CHUNK + cache.CHUNK
     assert list(results) == list(range(3, 1000))
 
 
@@ -88,8 +88,8 @@ def test_only_names_like_slices_can_be_claimed_twice():
 
 def test_jobs_follow_the_cores_that_the_process_may_use_and_windows_limit(monkeypatch):
     assert preprocess.parse(["-i", "a"]).jobs == usable_cores()
-    monkeypatch.setattr(journal, "ProcessPoolExecutor", FakePool)
-    monkeypatch.setattr(journal.os, "name", "nt")
+    monkeypatch.setattr(cache, "ProcessPoolExecutor", FakePool)
+    monkeypatch.setattr(cache.os, "name", "nt")
     with executor_of(500, 1000) as (_, count):
         assert count == 61
     with executor_of(500, 7) as (_, count):
@@ -108,9 +108,6 @@ class FakePool:
     def __exit__(self, *_):
         return False
 
-    def shutdown(self, **_):
-        pass
-
 
 def die(_):
     os._exit(9)
@@ -118,7 +115,7 @@ def die(_):
 
 def test_a_process_that_is_killed_is_told_in_a_sentence():
     with pytest.raises(ChildProcessError, match="a process was killed; if memory is short, give fewer --jobs"):
-        list(in_parallel(die, range(9), 9, 2, "jobs"))
+        list(in_parallel(die, range(9), 2))
 
 
 # ---------------------------------------------------------------- many machines
@@ -264,9 +261,9 @@ def test_a_run_removes_what_a_killed_one_left(tmp_path):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         for name in ("US_1.png.0123abcd.tmp", "US_1.png"):
             (tmp_path / place / name).write_bytes(b"half")
-    journal.remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.rglob("*.*") if path.is_file()} == {"US_1.png"}
-    journal.remove_leftovers(tmp_path / "none")
+    with pytest.raises(InputError, match="nothing to train on"):
+        cache.cache_sources(tmp_path, [], 1, set(), cache_case, load_entry)
+    assert {path.name for path in tmp_path.rglob("*.*") if path.is_file()} == {"US_1.png", "done.jsonl"}
 
 
 def test_the_page_shows_the_plan_that_was_computed_from_the_measured_rate():

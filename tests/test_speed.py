@@ -237,9 +237,7 @@ def test_systems_take_turns_and_what_fails_is_told(place, capsys):
     assert {case for case, _ in asked[:2]} == {TINY[0].name} and [system for _, system in asked[2:]] == 2 * turn
     assert len(rows) == 10 and json.loads((folder / "results/speed/settings.json").read_text())["cores"] > 0
     assert "## 2DBox_US_0525: 256 x 256 x 3, 1 object\n" in (folder / "results/speed/table.md").read_text()
-    with (folder / "results/speed/stages.csv").open(newline="") as file:
-        stages = list(csv.DictReader(file))
-    assert [row["system"] for row in stages] == turn and float(stages[0]["encode"]) == 2 and stages[0]["encoded"] == "3"
+    assert [row["system"] for row in rows] == 2 * turn
     fault["fails"] = openvino
     assert len(run("-o", "elsewhere", repeats=1)) == 2
     told = [line for line in capsys.readouterr().out.splitlines() if "left out" in line]
@@ -305,7 +303,7 @@ def test_records_of_the_scripts_before_are_still_read(tmp_path):
         assert cells[7:9] == [speed.number(found[name]) for name in ("released baseline torch", RELEASED)]
 
 
-def test_the_competitor_works_while_it_is_wanted_and_ends(monkeypatch):
+def test_the_competitor_works_and_ends(monkeypatch):
     started = []
 
     def popen(*args, **kwargs):
@@ -315,9 +313,7 @@ def test_the_competitor_works_while_it_is_wanted_and_ends(monkeypatch):
     subprocess_popen = subprocess.Popen
     monkeypatch.setattr(speed, "COMPETITOR", "import time\nprint('at work', flush=True)\ntime.sleep(60)")
     monkeypatch.setattr(speed.subprocess, "Popen", popen)
-    with speed.competitor(False):
-        assert started == []
-    with speed.competitor(True):
+    with speed.competitor():
         assert started[0].poll() is None
     assert started[0].poll() is not None
 

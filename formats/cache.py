@@ -1,0 +1,349 @@
+"""The cache that step 1 fills: its index, its journal, and the cores or machines that fill it.
+
+cache/index.csv has a row for each image; training reads it. cache/done.jsonl, the journal, has a
+line for each finished case, written when its files are on the disk. A later run processes only the
+cases that are not in the journal, or that have changed. One process writes both files.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+
+import cv2
+
+from formats import InputError, patient_of, submodality_of
+from formats.case import Case
+from formats.writing import csv_text, progress, save_json, save_text, tell
+
+CACHE_VERSION = 3  # 3: masks are pickles that name nothing
+SPLITS = ("train", "val")
+JOURNAL = "done.jsonl"
+CHUNK = 4  # jobs that a worker gets at once
+AHEAD = 4  # chunks a worker that are handed out before the first one's results are taken
+
+
+@dataclass(frozen=True, slots=True)  # slots: a million of them are in memory at once
+class CacheEntry:
+    """One cached image: a row of index.csv."""
+
+    name: str  # of its files, without ending
+    modality: str
+    submodality: str  # the sampler's group
+    patient: str
+    source: str  # file that it was made from
+    height: int  # of the original image, pixels
+    width: int
+    split: str  # "train" or "val"
+    objects: int  # on the grid
+    # Range of the case's intensities, and the window WIDTH/LEVEL that they were cut to; blank for 8-bit input
+    low: float | None = None
+    high: float | None = None
+    window: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(CacheEntry))
+
+
+@dataclass(frozen=True, slots=True)
+class CachedCase:
+    """What became of one case: a line of the journal."""
+
+    name: str
+    stamp: str  # size and time of its files, and the options: tells a changed one
+    entries: list[CacheEntry]  # split still ""
+    objects: int  # of the case, at its original size
+    empty: int  # slices without an object, left out
+    lost: int  # objects of a slice that are too small for the grid
+    small: int = 0  # objects below the smallest size, left out
+
+
+# ---------------------------------------------------------------- the index
+
+
+def entry_of(case: Case, name: str, source: str, shape: tuple[int, int], objects: int) -> CacheEntry:
+    """The row of one cached image of a case.   shape : of the original, (height, width).   objects : on the grid."""
+    groups = case.modality, submodality_of(case.name), patient_of(case.name)
+    low, high = map(float, case.source_range) if case.source_range else (None, None)
+    width, level = case.window or (None, None)
+    window = "" if width is None else f"{width:g}/{level:g}" if width else "percentile"
+    return CacheEntry(name, *groups, source, *shape, "", objects, low, high, window)
+
+
+def start_cache(folder: Path) -> None:
+    """Mark a folder as a cache of this version. InputError if it holds another one."""
+    if not (folder / "version.json").exists():
+        save_json(folder / "version.json", {"cache": CACHE_VERSION})
+    check_version(folder)
+
+
+def check_version(folder: Path) -> None:
+    """InputError unless the folder is a cache of this version."""
+    try:
+        found = json.loads((folder / "version.json").read_text(encoding="utf-8"))["cache"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if found != CACHE_VERSION:
+        what = f"a cache of version {found}" if found else "no cache here (no good version.json)"
+        raise InputError(
+            f"{folder}: {what}, but this code reads version {CACHE_VERSION}; delete an old cache, and run first: "
+            f"python 01_preprocess.py -o {folder}"
+        )
+
+
+def write_index(folder: Path, entries: list[CacheEntry]) -> None:
+    """Write index.csv and version.json, rows sorted by name."""
+    start_cache(folder)
+    entries = sorted(entries, key=lambda entry: entry.name)
+    rows = ({column: getattr(entry, column) for column in COLUMNS} for entry in entries)
+    save_text(folder / "index.csv", csv_text(rows, COLUMNS, number=""))
+
+
+def read_index(folder: Path) -> list[CacheEntry]:
+    """The entries of a cache. InputError if there is none, or one of another version or with other columns."""
+    check_version(folder)
+    path, entries = folder / "index.csv", []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            if tuple(header) != COLUMNS:
+                raise ValueError(f"its columns are {', '.join(header)}")
+            for row in rows:
+                low, high = (float(value) if value else None for value in row[9:11])
+                entry = CacheEntry(*row[:5], int(row[5]), int(row[6]), row[7], int(row[8]), low, high, row[11])
+                if entry.split not in SPLITS or Path(entry.name).name != entry.name:
+                    raise ValueError(f"a row has the name {entry.name!r} and the split {entry.split!r}")
+                entries.append(entry)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read; run first: python 01_preprocess.py -o {folder}") from error
+    except (ValueError, IndexError, csv.Error) as error:
+        raise InputError(f"{path}: not an index of this cache ({error}); run 01_preprocess.py again") from error
+    return entries
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of the index, which a resumed training compares: its data must be the same."""
+    return hashlib.sha256((folder / "index.csv").read_bytes()).hexdigest()
+
+
+# ---------------------------------------------------------------- the journal
+
+
+def read_journal(folder: Path) -> dict[str, CachedCase]:
+    """The finished cases by name. If a case has two lines, the later one counts. A line that was cut short does not."""
+    done = {}
+    with suppress(FileNotFoundError), (folder / JOURNAL).open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):
+                record = json.loads(line)
+                record["entries"] = [CacheEntry(**entry) for entry in record["entries"]]
+                done[record["name"]] = CachedCase(**record)
+    return done
+
+
+def cache_sources(
+    folder: Path, sources: list, workers: int | str, excluded: set[str], cache_case: Callable, load_entry: Callable
+) -> tuple[list[CacheEntry], list[tuple]]:
+    """Cache every source that is not done and whole. -> (rows of the index, [(source, CachedCase)] of this run)
+
+    excluded : names that the index must not have.   cache_case(folder, case, source, stamp) writes a
+    case's files.   load_entry(folder, entry) reads an image's back.
+    """
+    for place in ("", "imgs", "masks", "cases/imgs", "cases/gts"):  # what a killed run left
+        for path in (folder / place).glob("*.tmp"):
+            path.unlink(missing_ok=True)
+    known, done = read_journal(folder), []
+    taken = names_of_others({source.name for source in sources}, known)
+    jobs = [(source, known.get(source.name), taken.get(source.name, ())) for source in sources]
+    results = in_parallel(partial(cache_source, folder, cache_case, load_entry), jobs, workers)
+    with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
+        for source, found in zip(sources, progress(results, "files", len(jobs)), strict=True):
+            if isinstance(found, str):
+                tell(f"01_preprocess.py: left out: {found}", error=True)
+                continue
+            done.append((source, found))
+            if found != known.get(source.name):
+                known[source.name] = found
+                # it begins with a line end, because the line before it may be cut short
+                journal.write(f"\n{json.dumps(asdict(found))}")
+                journal.flush()
+    return merged_entries(folder, known, {source.name: source.split for source, _ in done}, excluded), done
+
+
+def cache_source(folder: Path, cache_case: Callable, load_entry: Callable, job: tuple) -> CachedCase | str:
+    """In a worker: cache one source, unless it is done and whole. -> what became of it, or why it is left out
+
+    job : the source; what the journal says of it; names in the cache that other cases have.
+    """
+    cv2.setNumThreads(1)  # the other cores have workers of their own
+    source, before, taken = job
+    try:
+        stamp = source.stamp()
+        if before and before.stamp == stamp:
+            with suppress(InputError):  # a damaged file: the case is done again
+                for entry in before.entries:
+                    load_entry(folder, entry)
+                return before
+        case, small = source.read()
+        if clash := [name for name, z in slice_names(case) if name in taken and case.labels[z].any()]:
+            raise InputError(f"{source.path}: its image {clash[0]} would replace another case's; rename one of the two")
+    except (InputError, OSError) as error:
+        return str(error)
+    return replace(cache_case(folder, case, source.path.name, stamp), small=small)  # a full disk stops the run
+
+
+def slice_names(case: Case) -> list[tuple[str, object]]:
+    """[(name of the cached image, index of its plane)]: one for a picture, one a slice for a volume."""
+    if not case.is_3d:
+        return [(case.name, ...)]
+    return [(f"{case.name}-{z:03d}", z) for z in range(len(case.image))]
+
+
+def names_of_others(names: set[str], known: dict[str, CachedCase]) -> dict[str, set[str]]:
+    """{case: names of images that it must not write, because another case has them}.
+
+    names : this run's cases.   known : the journal.   A volume CT_a and a picture CT_a-003 collide:
+    the volume's slice 3 has this name too. The picture gets it, unless the volume has it already.
+    """
+    taken = defaultdict(set)
+    for name in names | known.keys():
+        volume = re.sub(r"-\d{3,}$", "", name)
+        if volume in known and name not in known and any(entry.name == name for entry in known[volume].entries):
+            taken[name].add(name)
+        elif volume != name:
+            taken[volume].add(name)
+    return taken
+
+
+def merged_entries(
+    folder: Path, known: dict[str, CachedCase], given: dict[str, str], excluded: set[str]
+) -> list[CacheEntry]:
+    """The index after a run: this run's rows, and those that it had before. Sorted by name. InputError if there is none.
+
+    known : the journal.   given : {case of this run: its split, "" if it is still to be drawn}.   A row
+    of the old index keeps its split.
+    """
+    splits = {row.name: row.split for row in read_index(folder)} if (folder / "index.csv").exists() else {}
+    rows = [
+        replace(entry, split=splits.get(entry.name) or given[case.name])
+        for case in known.values()
+        for entry in case.entries
+        if (case.name in given or entry.name in splits) and not {case.name, entry.name} & excluded
+    ]
+    if not rows:
+        raise InputError(f"{folder}: no file gave an image with an object, so there is nothing to train on")
+    return sorted(rows, key=lambda row: row.name)
+
+
+def tell_summary(folder: Path, cases: list[CachedCase], entries: list[CacheEntry], thin: int, excluded: int) -> None:
+    """Print what a run read, what the cache holds, what was left out. Warn of patients on both sides.
+
+    cases : this run's.   thin : objects left out of validation cases.   excluded : files left out.
+    """
+    sides = {split: {entry.patient for entry in entries if entry.split == split} for split in SPLITS}
+    if both := sorted(sides["train"] & sides["val"]):  # a drawn split has none
+        tell(
+            f"01_preprocess.py: patients in training and in validation: {len(both)}, such as {', '.join(both[:3])}; "
+            "scores will be too good, unless these only share a name: move their files, or --exclude some",
+            error=True,
+        )
+    reasons = {
+        "images or slices without an object": sum(case.empty for case in cases),
+        "objects of a slice too small for the grid": sum(case.lost for case in cases),
+        "objects below the smallest size": sum(case.small for case in cases),
+        "objects too thin for a box in validation cases": thin,
+        "files excluded": excluded,
+    }
+    left_out = ", ".join(f"{number:,} {what}" for what, number in reasons.items() if number) or "nothing"
+    train, val = (sum(entry.split == split for entry in entries) for split in SPLITS)
+    tell(
+        f"01_preprocess.py: {len(cases):,} files with {sum(case.objects for case in cases):,} objects; {folder} holds "
+        f"{len(entries):,} images with {sum(entry.objects for entry in entries):,} objects, {train:,} train and "
+        f"{val:,} val; left out: {left_out}"
+    )
+
+
+# ---------------------------------------------------------------- many cores, many machines
+
+
+def workers(text: str) -> int | str:
+    """--jobs: how many processes, or the address of a Dask scheduler. ValueError for anything else."""
+    if not re.fullmatch(r"[1-9]\d*|\w+://\S+", text):
+        raise ValueError(text)
+    return int(text) if text.isdecimal() else text
+
+
+def in_parallel(function: Callable, jobs: Collection, workers: int | str) -> Iterator:
+    """Results in the order of the jobs, which are handed out as they are needed: a million do not pile up.
+
+    workers : how many processes, or the address of a Dask scheduler.
+    """
+    if workers == 1 or len(jobs) < 2:
+        yield from map(function, jobs)
+        return
+    left, waiting = iter(jobs), deque()
+    with executor_of(workers, len(jobs)) as (executor, count):
+        while True:
+            while len(waiting) < AHEAD * count and (chunk := list(islice(left, CHUNK))):
+                waiting.append(executor.submit(all_of, function, chunk, os.getcwd()))
+            if not waiting:
+                return
+            yield from waiting.popleft().result()
+
+
+def all_of(function: Callable, jobs: list, folder: str) -> list:
+    """In a worker: the results of a few jobs, whose paths are relative to the main process's folder."""
+    os.chdir(folder)
+    return [function(job) for job in jobs]
+
+
+@contextmanager
+def executor_of(workers: int | str, most: int) -> Iterator[tuple[Executor, int]]:
+    """Processes of this machine, at most `most`, or those of a Dask scheduler. -> (executor, how many)
+
+    If a Dask worker ends, the scheduler gives its jobs to another one. A job that is done twice
+    writes the same bytes.
+    """
+    try:
+        if isinstance(workers, int):
+            count = min(workers, most, 61) if os.name == "nt" else min(workers, most)  # Windows waits for 61 at most
+            with ProcessPoolExecutor(count, initializer=end_with_the_main_process) as executor:
+                yield executor, count
+        else:
+            from distributed import Client
+
+            with Client(workers) as client:
+                client.wait_for_workers(1, timeout=60)
+                client.run_on_scheduler(import_module, __name__)
+                yield client.get_executor(pure=False), sum(client.nthreads().values())
+    except BrokenProcessPool as error:
+        raise ChildProcessError("a process was killed; if memory is short, give fewer --jobs") from error
+    except ModuleNotFoundError as error:
+        where = "here: pip install -r requirements-cluster.txt; where Dask runs, in this folder: pip install -e ."
+        raise InputError(f"--jobs {workers}: {error}; run {where}") from error
+
+
+def end_with_the_main_process() -> None:
+    """In a new process: end when the main process is killed. Else it would wait for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
