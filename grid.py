@@ -82,8 +82,10 @@ def boxes_to_original(boxes_xyxy: np.ndarray, height: int, width: int) -> np.nda
 def logits_to_original(logits: np.ndarray, height: int, width: int) -> MaskPatch:
     """One object's mask logits (256, 256) float32 on the grid -> upsampled to the original image.
 
-    Bilinear, pixel centres aligned (align_corners=False). Only the surroundings of positive logits
-    are upsampled, as there is no mask elsewhere: a small object costs its own area.
+    The padding is cut off: logits[:h, :w], (h, w) = grid_size(height, width). Then bilinear from (h, w)
+    to (height, width), pixel centres aligned (align_corners=False). So the short side has its own
+    scale, h / height, not 256 / max(height, width) as boxes have. Only the surroundings of positive
+    logits are upsampled, as there is no mask elsewhere: a small object costs its own area.
     """
     h, w = grid_size(height, width)
     inside = logits[:h, :w]

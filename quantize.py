@@ -51,8 +51,9 @@ EXACT_K = 1024  # products up to 128 * 128 = 2^14: this many of them sum to at m
 def quantize_weight(weight: Tensor, per: str = "channel") -> tuple[Tensor, Tensor]:
     """(O, K) float -> Q_w (O, K) int8 and s_w, (O,) per channel or (1,) per tensor, float32: weight ~ s_w Q_w.
 
-    The largest magnitude becomes 127.5 steps, as in PyTorch: the range has 255 steps, and +max, which rounds to 128,
-    is cut to 127. An all-zero weight gets the smallest scale, so that nothing is divided by zero.
+    s_w = max(max|w| / 127.5, 2^-23) and Q_w = round(w * (1 / s_w)), cut to -128..127. All of it in float32, the
+    reciprocal first, halves to even, as in PyTorch. So +max is cut from 128 to 127, and -max becomes -128 or -127, as
+    the reciprocal happened to be rounded. Weights far below 2^-23 * 127 get fewer levels, all-zero ones 0.
     Raises ValueError for NaN or infinity.
     >>> quantize_weight(torch.tensor([[-1.0, 0.5], [0.02, 0.01]]), "tensor")[0].tolist()
     [[-127, 64], [3, 1]]
@@ -69,7 +70,11 @@ def quantize_weight(weight: Tensor, per: str = "channel") -> tuple[Tensor, Tenso
 def quantize_activation(x: Tensor, bits: int = 8) -> tuple[Tensor, float, int]:
     """Any float tensor -> Q_x int8 of its shape, scale s_x, zero point z: x ~ s_x (Q_x - z).
 
-    The range is widened to hold 0, so that a zero (padding, ReLU) stays exactly zero.
+    lo = min(x, 0), hi = max(x, 0)    the range holds 0, so that a zero (padding, ReLU) stays exactly zero
+    s_x = (hi - lo) / (2^bits - 1)    in float64; 1 if all x are 0
+    z = round(q - lo / s_x)           q: the least integer, -128 or 0
+    Q_x = round(x * (1 / float32(s_x)) + z), cut to q and above. z is inside the rounding, which decides halves;
+                                      product and sum are rounded once, to float32, as by a fused multiply-add
     bits: 8 (-128..127), or 7 (0..127) as PyTorch on x86. There, processors without VNNI instructions add pairs of
     products in 16 bits, which 2 * 255 * 128 would overflow. `torch._int_mm` has no such limit.
     Raises ValueError for NaN or infinity.
@@ -134,10 +139,9 @@ class Int8Linear(nn.Module):
         self.row_sums = self.weight.sum(dim=1, dtype=torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The equation of the module header.
+        """The equation of the module header, in this order: s = float32(s_x) * s_w; y = s * (the bracket, an integer) + b.
 
-        With one scale, `torch.add(..., alpha)` rounds product and sum once, as PyTorch's kernel does. A value on the
-        other side of one rounding moves by a whole level, and the next layers spread it, until the masks differ as
+        Product and sum are rounded once, as in PyTorch's kernel. Why that matters: a value on the other side of one rounding moves by a whole level, and the next layers spread it, until the masks differ as
         much as int8 differs from float.
         """
         rows = x.reshape(-1, x.shape[-1])  # (N, K)
