@@ -139,10 +139,10 @@ class Int8Linear(nn.Module):
         self.row_sums = self.weight.sum(dim=1, dtype=torch.int32)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The equation of the module header, in this order: s = float32(s_x) * s_w; y = s * (the bracket, an integer) + b.
-
-        Product and sum are rounded once, as in PyTorch's kernel. Why that matters: a value on the other side of one rounding moves by a whole level, and the next layers spread it, until the masks differ as
-        much as int8 differs from float.
+        """The equation of the module header, in this order:
+            s = float32(s_x) * s_w;   y = s * (the bracket, an integer) + b, product and sum rounded once, as in PyTorch.
+        Why that matters: a value on the other side of one rounding moves by a whole level, and the next layers spread
+        it, until the masks differ as much as int8 differs from float.
         """
         rows = x.reshape(-1, x.shape[-1])  # (N, K)
         whole, scale, zero_point = quantize_activation(rows, self.bits)

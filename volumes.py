@@ -164,13 +164,13 @@ def prompted(
     4. A slice's mask. The box is scaled to the 256 grid, by 256 / max(H, W) (`grid.boxes_to_grid`), and
        the decoder gives logits (256, 256) and a predicted IoU.
        The ellipsoid's depth is added to the logits, the more, the less sure the network is
-       (`with_prior`), on all slices, m among them. The result is upsampled to the slice (`grid.logits_to_original`), cut to
-       the pixels inside (x0, y0, x1, y1), and the mask is where it is above 0. The next slice's box comes
-       from this mask, also where another object covers it in the label map.
+       (`with_prior`), on all slices, m among them. The result is upsampled to the slice
+       (`grid.logits_to_original`), cut to the pixels inside (x0, y0, x1, y1), and the mask is where it
+       is above 0. The next slice's box comes from this mask, also where another object covers it.
 
     Objects do not follow one another; they meet only in the label map. Where masks overlap, the preset's
-    `overlap` decides ("logit": the object with the larger value of `with_prior`, upsampled; "last": the higher number),
-    in whatever order they are painted.
+    `overlap` decides ("logit": the object with the larger value of `with_prior`, upsampled; "last":
+    the higher number), in whatever order they are painted.
 
     The order of work is by slice, so that a slice is encoded once (D8: once a slice) while
     EMBEDDINGS_KEPT suffices: z = 0 .. D - 1 for all objects with m <= z <= z1, then z = D - 1 .. 0 for
