@@ -1,15 +1,25 @@
-"""Step 1 of 5, preprocess. Reads images with masks, writes the cache that step 2 trains on. [P 2.1]
+"""Step 1 of 5, preprocess: each slice to 256 x 256 pixels, images to PNG, masks to run lengths. [P 2.1]
+
+A million pairs of image and mask, of every size and file format, would be read anew in each epoch. So
+they are brought to one size and stored once, in forms that are small and quick to read:
+
+    image   made a square by padding, so that no anatomy is stretched; resized to 256 x 256; a PNG,
+            which loses nothing. Still one gray channel, or colour: steps 2 and 4 make the three
+            channels of it (raw, diffused, equalized; enhance.py), so that these can be changed
+    masks   a label map, resized as its image is; of it only the runs of equal pixels, as
+            (start, length, label); a pickle (PKL)
+    split   1 % of the images of each modality validate, the others train [P 3.2]
+
+A volume becomes one image for each slice that holds an object.
 
     python 01_preprocess.py -i data/train --val data/val      folders of challenge cases
     python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital
     python 01_preprocess.py -i FOLDER --read dataset=btcv     a public data set (formats/sources.py)
     python 01_preprocess.py --smoke                           tiny synthetic cases, 5 s
 
-Each image, and each slice of a volume, becomes 256 x 256 pixels: the image a PNG, its masks run
-lengths in a PKL. 1 % of the images are kept for validation. Writes cache/imgs, cache/masks,
-cache/index.csv, and the validation cases at their original size, cache/cases: the input of steps 4
-and 5. Run it again after an interruption, or with another folder for the same cache: what is done
-stays, and so does the split. Many machines: docs/cache.md.
+Writes cache/imgs, cache/masks, cache/index.csv; and cache/cases, the validation cases at their original
+size, which steps 4 and 5 read. Run it again after an interruption, or with another folder for the
+same cache: what is done stays, and so does the split. Many machines: docs/cache.md.
 """
 
 from __future__ import annotations

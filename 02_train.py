@@ -1,19 +1,27 @@
-"""Step 2 of 5, train. Reads the cache (step 1), writes checkpoints (steps 3 to 5). [P 3.2, Table 3]
+"""Step 2 of 5, train: Table 3 as one loop. Reads the cache (step 1), writes checkpoints. [P 3.2]
+
+The paper starts from EfficientViT-SAM's weights and trains the whole network for 300 epochs, in
+batches of 32 images of 256 x 256 x 3. An epoch of all images took more than a day, so one draws 1,000
+of each 2D modality and of each 3D sub-modality (`fixed`: as many of each modality). Nothing is flipped
+or cropped, since a heart lies on the left: augmentation moves the sides of the box, by up to 5 pixels
+(#18), and that is all. For an object's box the network gives logits L of its mask and the IoU u that
+it expects of it; the truth is the mask M:
+
+    loss = BCE(L, M) + Dice(L, M) + (u - IoU(L > 0, M))^2
+
+AdamW starts with a learning rate of 5e-5, which ReduceLROnPlateau lowers when the loss stays as it is.
+1 % of the images validate; the weights of the smallest validation loss are the final model.
 
     python 02_train.py --cache cache --init efficientvit_sam_l0.pt    the paper's 300 epochs
     python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 90 --batch 2
     python 02_train.py --smoke                              4 steps on tiny synthetic cases, 1 min
     torchrun --nproc-per-node 2 02_train.py --cache cache --init efficientvit_sam_l0.pt
 
-The flags' defaults are Table 3's protocol. Writes last.pt, best.pt (smallest validation loss),
-losses.csv, log.csv, dice_by_modality.csv and curve.png into --out. The same command with --resume
-goes on from last.pt and ends in the same weights as a run that was never stopped: on a CPU bit for
-bit. How our own checkpoint was made is in recipe/.
-
-torchrun trains one network in several processes. Each takes its part of the batch that one process
-alone would draw, and the gradients are averaged. Batch norm differs: each process normalizes with
-the mean and variance of its own part. Its running means are validated and saved as the first process
-has them.
+Writes last.pt, best.pt, losses.csv, log.csv, dice_by_modality.csv and curve.png into --out. --resume
+goes on from last.pt and ends, on a CPU bit for bit, as a run that was never stopped. Under torchrun
+each process takes its part of the batch, and gradients are averaged. Only batch norm differs: each
+process has the mean and variance of its part, and the first one's running means are kept. How our own
+checkpoint was made: recipe/.
 """
 
 import argparse

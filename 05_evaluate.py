@@ -1,13 +1,21 @@
-"""Step 5 of 5, evaluate. Reads predictions (step 4) and truth (step 1), writes tables. Try: 05_evaluate.py --smoke
+"""Step 5 of 5, evaluate: DSC and NSD of every object, means, tables, figures. [P 3.1, 4]
+
+With A the predicted mask of an object, B the true one, and A', B' their contours (volumes: surfaces):
+
+    DSC = 2 |A and B| / (|A| + |B|)                       how much of the two overlaps
+    NSD = (|A' near B'| + |B' near A'|) / (|A'| + |B'|)   near: within 2 pixels (volumes: 2 mm)
+
+The first says whether the object was found, the second whether its edge is right. The paper's third
+measure is time: step 4 wrote the seconds of each case. Tables 4 and 6 have a row for each modality,
+a mean over cases, and the average of these rows. Baseline and proposed model, float and int8, stand
+side by side [P 4.1, 4.3], and so do two that never look at the image, a filled box and the ellipse in
+it: what a box alone is worth. Figure 2 shows the three channels, Figure 3 boxes, predictions, truth.
 
     python 05_evaluate.py --segs ours=segs baseline=segs_baseline --gts demo/gts --images demo/imgs
+    python 05_evaluate.py --smoke
 
-Scores every object by DSC and NSD [P 3.1], or by whatever rows METRICS of metrics.py has. Means are plain: over the
-objects of a case, over the cases of a modality, over the modalities [P Table 4]. Systems are compared case by case,
-with bootstrap intervals. Two of them never look at the image: the filled box and the inscribed ellipse.
-
-Writes cases.csv, labels.csv (a row an object), modalities.csv, differences.csv, table.md, arguments.json, report.html
-(bars, worst cases, score against predicted IoU); with --images also figure2.png and figure3.png.
+Writes cases.csv, labels.csv (a row an object), modalities.csv, differences.csv, table.md and
+report.html; with --images also figure2.png and figure3.png. Other metrics: rows of metrics.METRICS.
 """
 
 import argparse
