@@ -232,8 +232,8 @@ class BoxWindow:
     def go(self, steps: int) -> None:
         """Show the slice so many further, at most the first or the last one."""
         self.z = min(max(self.z + steps, 0), len(self.objects.slices) - 1)
-        self.moved = time.perf_counter()
         self.show("" if self.selected is None else f"Shift+drag continues object {self.selected + 1}.")
+        self.moved = time.perf_counter()
 
     def write(self) -> None:
         """Save what has been drawn."""
