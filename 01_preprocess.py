@@ -46,9 +46,8 @@ from grid import GRID, label_ids, pad_to_square, resize_labels_to_grid, resize_t
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    form = argparse.ArgumentDefaultsHelpFormatter
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("-i", "--input", type=Path, help="folder of images, labels in or beside them (docs/formats.md)")
     what.add_argument("--smoke", action="store_true", help="tiny synthetic cases in place of --input")
@@ -70,7 +69,6 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
     """Write the images and masks of one case, a picture or the slices of a volume. [P 2.1]
 
     folder : the cache.   source : name of the case's file.   stamp : tells a changed file.
-    Runs on any core or machine: a case needs nothing of another one.
     """
     assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16
     entries, objects, empty, lost = [], set(), 0, 0
@@ -113,8 +111,7 @@ def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int 
     """Fill in the split of the rows that have none: 1 % of each modality for validation. [P 3.2]
 
     Whole patients are drawn, because to know a slice's neighbour is nearly to know the slice. A row
-    that has a split keeps it (with --val all have one), and a new image follows its patient. The
-    order of the rows does not matter.
+    that has a split keeps it (with --val all have one), and a new image follows its patient.
     """
     groups = defaultdict(lambda: defaultdict(list))  # modality -> patient -> rows
     for entry in entries:
