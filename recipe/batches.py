@@ -39,7 +39,7 @@ def draw_weights(entries: list[CacheEntry]) -> Tensor:
     return torch.from_numpy(chance)
 
 
-def load(folder: Path, entry: CacheEntry, preset: Preset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def load_slice(folder: Path, entry: CacheEntry, preset: Preset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """image, raw (3, S, S) float16; labels (S, S) int16, 1..n; whether channel 3 is equalized"""
     image, labels = load_entry(folder, entry)
     numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1].reshape(labels.shape)
@@ -59,7 +59,7 @@ class ResidentSlices:
             raise InputError("the preset's flips=on mirrors images a second time; add --set flips=off")
         self.preset, self.size, self.objects, self.seed = preset, batch, preset.objects, seed
         self.device, self.augment = device, augment
-        parts = zip(*(load(folder, entry, preset) for entry in progress(entries, "load")), strict=True)
+        parts = zip(*(load_slice(folder, entry, preset) for entry in progress(entries, "load")), strict=True)
         self.image, self.raw, self.labels, self.gray = (torch.stack(part).to(device) for part in parts)
         self.weights = draw_weights(entries).to(device)
         self.most = int(self.labels.max())  # objects of the fullest image
