@@ -3,8 +3,6 @@
 python 00_check.py prints what is missing, and how to get it.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 import re

@@ -22,8 +22,6 @@ size, which steps 4 and 5 read. Run it again after an interruption, or with anot
 same cache: what is done stays, and so does the split. Many machines: docs/cache.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

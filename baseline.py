@@ -8,8 +8,6 @@ Sources: Wu et al., "TinyViT", arXiv:2207.10666; Ma et al., "Segment anything in
 (2024), branch LiteMedSAM of its repository, whose stem keeps full resolution so that 256 pixels give 64x64 cells.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

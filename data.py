@@ -9,8 +9,6 @@ run-length masks -> the PKL file -> what an epoch draws -> what one item of a ba
 Frame: the 256 grid; boxes x0 y0 x1 y1, pixels, inclusive.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 from collections import defaultdict

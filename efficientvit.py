@@ -9,8 +9,6 @@ Sources: [P] Lee, Ku, Choi, "Gray's Anatomy for Segment Anything Model", CVPR 20
 [EV] Cai et al., "EfficientViT", arXiv:2205.14756; [EVS] Zhang et al., "EfficientViT-SAM", arXiv:2402.05008.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -7,8 +7,6 @@ Source [P]: Lee, Ku, Choi, "Gray's Anatomy for Segment Anything Model", CVPR 202
 laptops. Diffusion: Perona and Malik 1990, doi:10.1109/34.56205.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from grid import GRID, pad_to_square, resize_to_grid

@@ -3,8 +3,6 @@
 Figure 1 is drawn in notebooks/02_train.ipynb. `draw_figures` makes the files of Figures 2 and 3 for step 5.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ whole pixels, a box is not, as in LiteMedSAM: the two differ by at most half a g
 Coordinates count pixels of the original image or of the grid. Boxes: x_min, y_min, x_max, y_max.
 """
 
-from __future__ import annotations
-
 import zlib
 from typing import NamedTuple
 

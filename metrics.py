@@ -30,8 +30,6 @@ Conventions. Every row is a test in tests/test_metrics.py, computed by hand, in 
 | mean | - | over labels in the truth | over 1 .. largest true label |
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable

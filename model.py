@@ -11,8 +11,6 @@ Sources: [P] Lee, Ku, Choi, "Gray's Anatomy for Segment Anything Model", CVPR 20
 [SAM] Kirillov et al., "Segment Anything", arXiv:2304.02643 (prompt encoder and mask decoder, kept by MedSAM).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

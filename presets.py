@@ -6,8 +6,6 @@ number; each field below names the entries (#) that it settles. `paper` is what 
 recommend. Faults that only crash the released code are in no preset.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal, get_args, get_type_hints
 

@@ -25,8 +25,6 @@ encoder, which is all convolutions (#39): `int8_reach` counts it.
 Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from pathlib import Path

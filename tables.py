@@ -5,8 +5,6 @@ Read top to bottom: the paper's numbers -> names and units of scores -> the file
 [P 3.1, Table 4]
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 import math

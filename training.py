@@ -4,8 +4,6 @@ Letters: B images a batch, K objects an image, N = B K prompts, H, W the 256 gri
 Logits and masks are (N, 1, H, W), predicted IoU is (N, 1).
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys

@@ -6,8 +6,6 @@ it: as the paper's release does it, faults included, or with the faults mended, 
 Volumes are (D, H, W); boxes (x_min, y_min, z_min, x_max, y_max, z_max), original voxels, inclusive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 

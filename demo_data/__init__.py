@@ -7,8 +7,6 @@ no reference standard. `annotations.json` has them, with sources and licences; i
 has the look of its modality, and a score on it says nothing about patients.
 """
 
-from __future__ import annotations
-
 import gzip
 import importlib
 import json

@@ -3,8 +3,6 @@
 Writes demo/imgs and demo/gts, the input of steps 4 and 5; with --train also the input of step 1.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

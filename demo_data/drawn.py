@@ -6,8 +6,6 @@ Later objects are painted over earlier ones. All geometry is in fractions of the
 The drawings are ours: they copy the look of a modality, no patient and no data set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -18,8 +18,6 @@ PyTorch is imported only where graphs are made or compared: importing it takes l
 segmenting an image.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

@@ -6,8 +6,6 @@ Writes the folder NAME.static, which step 4 runs with --engine openvino-int8 and
 .json beside it as step 3 does. Needs: pip install -r requirements-fast.txt
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

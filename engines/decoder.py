@@ -29,8 +29,6 @@ Letters: T tokens of a box. Cells are 4,096 = 64x64, row by row; a cell is 4x4 p
 width, cells) of cells and (heads, T, width) of tokens. Layers have the names of model.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

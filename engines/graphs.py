@@ -4,8 +4,6 @@ A graph is made by running the network's code once and noting each operation, as
 decoder's graphs are traced from decoder.py.
 """
 
-from __future__ import annotations
-
 import copy
 import shutil
 import tempfile

@@ -10,8 +10,6 @@ A cell is 4x4 pixels of the grid. Beside the graphs lies info.json, which says w
 The package is optional and imported only where it is used: pip install -r requirements-fast.txt
 """
 
-from __future__ import annotations
-
 import json
 import locale
 import sys

@@ -12,8 +12,6 @@ The decoder stays float. In the order of decoder.py it multiplies activations by
 in model.py's order, which has weights, it takes longer, with int8 layers too.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import defaultdict
 from itertools import chain, islice

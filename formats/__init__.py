@@ -18,8 +18,6 @@
 A fork for other data adds its modalities here, its data sets in sources.py, its format in readers.py.
 """
 
-from __future__ import annotations
-
 import os
 import re
 

@@ -5,8 +5,6 @@ first, so that a small object on a large one stays visible. Supervisely's keep t
 Source: the formats of cocodataset.org and supervisely.com; a test compares with pycocotools.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import zlib

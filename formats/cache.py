@@ -5,8 +5,6 @@ line for each finished case, written when its files are on the disk. A later run
 cases that are not in the journal, or that have changed. One process writes both files.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

@@ -6,8 +6,6 @@ states wrapped in "model" or "state_dict", with names that may begin with "modul
 PyTorch is imported where a file is read or written, so that finding one does not need it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 from pathlib import Path

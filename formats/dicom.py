@@ -7,8 +7,6 @@ Outlines (RTSTRUCT) and segmentations (SEG) that lie in the folder become labels
 i-th structure that has pixels here, in the order of the file. A later one covers an earlier one.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path

@@ -5,8 +5,6 @@ percentiles become 0 and 255. Data that are 8 bit already stay as they are.
 Source: JunMa11/MedSAM, branch LiteMedSAM, `pre_CT_MR.py`; the formulas only.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

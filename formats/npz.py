@@ -4,8 +4,6 @@ Input files hold `imgs` and `boxes`, training files `imgs` and `gts`, volumes al
 Source: the protocol of the CVPR 2024 challenge "Segment Anything in Medical Images on Laptop".
 """
 
-from __future__ import annotations
-
 import zipfile
 import zlib
 from pathlib import Path

@@ -5,8 +5,6 @@ img0001.nii.gz and label0001.nii.gz, a.png and a_mask_1.png, a_mask_2.png (an ob
 have the image's name, in a folder masks or labels beside a folder images. Or a COCO file lists the image.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Pictures: PNG, JPG, TIFF and BMP files of 8 or 16 bits, and the mask pictures that belong to them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -6,8 +6,6 @@ in folders. The function calls the checks of case.py (see npz.py), and fills in 
 knows them.
 """
 
-from __future__ import annotations
-
 import csv
 import importlib
 from collections import defaultdict

@@ -6,8 +6,6 @@ NAME_mask.png    for pictures: indexed, so that objects have a colour each and t
                  its object's number; 16 bit gray above 255 objects; a .tif of pages for a TIFF of pages
 """
 
-from __future__ import annotations
-
 import io
 import time
 from collections import Counter

@@ -8,8 +8,6 @@ patient's front, or head, is up; the patient's left is on the right, in sagittal
 Slices go from feet to head, right to left, or front to back.
 """
 
-from __future__ import annotations
-
 import gzip
 import zlib
 from pathlib import Path

@@ -3,8 +3,6 @@
 To add a public data set, add a row to DATA_SETS.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path

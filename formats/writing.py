@@ -1,7 +1,5 @@
 """What a run writes: files, each whole or not at all; on the screen a progress bar and messages."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -3,8 +3,6 @@
 All work of the network is done by one thread of its own, so that a window goes on answering.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple

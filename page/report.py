@@ -4,8 +4,6 @@ Read top to bottom: what is shown (bars with intervals, predicted IoU and score,
 embeds each picture with a text for those who cannot see it.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -8,8 +8,6 @@ a box there; the slices between two drawn boxes get the boxes in between, one af
 else is to be done.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from concurrent.futures import Future

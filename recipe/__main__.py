@@ -18,8 +18,6 @@ then OUT/grays_anatomy_sam_l0.pt, the best weights as float16 without the rest, 
 the Dice of all runs. The same command with --resume goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import os

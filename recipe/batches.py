@@ -7,8 +7,6 @@ Letters: B images a batch, K objects an image, S side of the 256 grid.
 Everything depends on (seed, step) alone.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from pathlib import Path

@@ -5,8 +5,6 @@ a moving average of the weights, which is validated and exported. RecipeStage sa
 Letters: B images a batch, K objects an image, N = B K prompts.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 import re

@@ -1,7 +1,5 @@
 """The demo data: what demo_data/ promises to 04_infer.py, 05_evaluate.py and the figures."""
 
-from __future__ import annotations
-
 import json
 
 import cv2
