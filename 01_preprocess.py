@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
     sources = [source for source in listed if source.name not in excluded]
 
     # Each case that is not done yet to PNG and PKL: `cache_case`, on all cores or many machines
-    cache.start_cache(args.out)
+    cache.start_cache(args.out, args.input, args.masks, args.val)
     entries, done = cache.cache_sources(args.out, sources, args.jobs, excluded, cache_case, load_entry)
 
     # The index, a row an image, and the split: 99 % for training [P 3.2]

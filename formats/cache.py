@@ -83,8 +83,10 @@ def entry_of(case: Case, name: str, source: str, shape: tuple[int, int], objects
     return CacheEntry(name, *groups, source, *shape, "", objects, low, high, window)
 
 
-def start_cache(folder: Path) -> None:
-    """Mark a folder as a cache of this version. InputError if it holds another one."""
+def start_cache(folder: Path, *inputs: Path | None) -> None:
+    """Mark a folder as a cache of this version. InputError if it holds another one, or is one of the inputs."""
+    if folder.resolve() in [path.resolve() for path in inputs if path]:
+        raise InputError(f"{folder}: input and output are the same folder; name another one with --out")
     if not (folder / "version.json").exists():
         save_json(folder / "version.json", {"cache": CACHE_VERSION})
     check_version(folder)

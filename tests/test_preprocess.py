@@ -380,6 +380,12 @@ def test_a_hostile_mask_in_the_cache_is_replaced_and_not_run(folder):
     assert path.read_bytes() == good and not trace.exists()
 
 
+def test_the_input_is_no_place_for_the_cache(folder):
+    before = files_of(folder / "train")
+    assert "input and output are the same folder" in sentence("-i", folder / "train", "-o", folder / "train")
+    assert files_of(folder / "train") == before
+
+
 def test_a_cache_of_another_version_is_refused_and_left_alone(folder):
     run(folder)
     (folder / "cache" / "version.json").write_text('{"cache": 2}')
