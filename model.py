@@ -39,8 +39,8 @@ class FourierFeatures(nn.Module):
 class PromptEncoder(nn.Module):
     """Boxes -> tokens (N, 2, 256) and the dense prompt (1, 256, 64, 64). [P 2.2; SAM 3]
 
-    Frame: pixels of the 256 grid, (x, y); floats welcome. SAM also takes points and masks. The paper does not, but the
-    checkpoints carry the weights for them: they are here so that every name of a checkpoint has its place.
+    Frame: pixels of the 256 grid, (x, y); floats welcome. SAM also takes points and masks, the paper does not. Their
+    weights are here so that every name of a checkpoint has its place.
     """
 
     def __init__(self) -> None:
@@ -237,17 +237,13 @@ class BoxSegmenter(nn.Module):
 
 def build_model(encoder: type[nn.Module] = ImageEncoder) -> BoxSegmenter:
     """The proposed model with EfficientViT-SAM-L0, 34,792,784 parameters, random weights. [P 2.2, Table 3]
-
-    encoder: another image encoder's class; it takes (B, 3, 256, 256) and returns (B, 256, 64, 64).
-    """
+    encoder: another image encoder's class; it takes (B, 3, 256, 256) and returns (B, 256, 64, 64)."""
     return BoxSegmenter(encoder())
 
 
 class TorchEngine:
     """A network behind the two calls that the rest of the project makes of any engine: encode an image, decode boxes.
-
-    NumPy arrays go in and out. The embedding is opaque: whoever holds one only hands it back.
-    """
+    NumPy arrays go in and out. The embedding is opaque: whoever holds one only hands it back."""
 
     def __init__(self, network: BoxSegmenter) -> None:
         self.network = network.eval()
@@ -263,8 +259,7 @@ class TorchEngine:
     ) -> tuple[np.ndarray, np.ndarray]:
         """boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32
 
-        within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted. An engine may leave out the rest; this one
-        decodes all of the grid.
-        """
+        within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted. An engine may leave out the rest, this one
+        does not."""
         logits, iou = self.network.decode(embedding, torch.as_tensor(boxes, dtype=torch.float32))
         return logits[:, 0].numpy(), iou[:, 0].numpy()

@@ -30,7 +30,7 @@ def test_golden_cases_go_from_01_to_05_and_score_what_they_scored(tmp_path, monk
     preprocess.main(["-i", place["train"], "--val", place["val"], "-o", place["cache"], "--jobs", "1"])
     train.main(["--cache", place["cache"], "--out", place["run"], "--steps", "1", "--batch", "1"])
     checkpoint, int8 = f"{place['run']}/last.pt", f"{place['run']}/last.dynamic.pt"
-    quantize.main(["--model", checkpoint, "-o", int8, "--repeats", "1", "--cases", "1"])
+    quantize.main(["--model", checkpoint, "-o", int8, "--repeats", "1"])
     rows = infer.main(["-i", inputs, "-o", place["segs"], "--model", "baseline"])
     infer.main(["-i", inputs, "-o", place["int8"], "--model", int8, "--engine", "torch-int8"])
     systems = [f"baseline={place['segs']}", f"proposed int8={place['int8']}"]
