@@ -41,8 +41,7 @@ import torch
 
 import segment
 from demo_data import tiny_case
-from formats import InputError
-from formats.checkpoints import OUR_CHECKPOINT
+from formats import InputError, checkpoints
 from formats.npz import write_case
 from formats.readers import list_cases
 from formats.writing import progress
@@ -72,7 +71,9 @@ def run(args: argparse.Namespace, cases: list[Path]) -> dict:
     # 3. Less memory? An int8 weight has one byte, a float32 weight four. What share of all weights was
     #    reached, and of the multiply-adds of encoder and decoder, which could become faster?
     reach = int8_reach(network)
-    out = args.out or (OUR_CHECKPOINT if args.model in segment.MODELS else path).with_name(f"{path.stem}.dynamic.pt")
+    out = args.out or (checkpoints.OUR_CHECKPOINT if args.model in segment.MODELS else path).with_name(
+        f"{path.stem}.dynamic.pt"
+    )
     int8_bytes = save_int8(out, quantized, preset.weight_int8, architecture=model, preset=stored.get("preset"))
     reach["bytes"] = (int8_bytes, sum(value.numel() * value.element_size() for value in network.state_dict().values()))
     int8 = segment.load(model, out, preset.name, "torch-int8", force, settings)  # from here on, what the file holds
