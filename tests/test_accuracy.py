@@ -150,6 +150,7 @@ def test_all_systems_get_the_same_boxes_every_table_is_written_and_a_second_run_
     assert loaded == [] and {path: path.read_bytes() for path in (folder / "results").iterdir()} == before
 
 
+@pytest.mark.long
 def test_a_run_goes_on_where_it_was_stopped_and_what_has_changed_is_computed_anew(place):
     folder, loaded = place
     rows = run("looseness")
@@ -163,6 +164,7 @@ def test_a_run_goes_on_where_it_was_stopped_and_what_has_changed_is_computed_ane
     assert run("looseness") != rows and len(loaded) == 2 * 4
 
 
+@pytest.mark.long
 def test_every_folder_and_kind_of_boxes_has_its_row_and_the_figure_shows_the_means(place):
     folder, _ = place
     write_training_case(folder / "other", tiny_case(3, 2))

@@ -138,6 +138,7 @@ def loaded_by_step_4(folder, engine, cache, cases, *more):
 
 @needs_openvino
 @needs_weights
+@pytest.mark.long
 def test_step_4_runs_pictures_and_volumes_without_pytorch(tmp_path, cache):
     for dims in (2, 3):
         write_case(tmp_path, tiny_case(dims=dims))

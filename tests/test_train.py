@@ -327,6 +327,7 @@ def test_items_have_their_documented_shapes(cache, preset):
     assert exact["boxes"][0].tolist() == [x.min(), y.min(), x.max(), y.max()]
 
 
+@pytest.mark.long
 def test_the_real_network_overfits_one_batch(cache):
     torch.manual_seed(0)
     entry = next(e for e in read_index(cache) if e.split == "train" and e.modality == "US")
