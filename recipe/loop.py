@@ -106,7 +106,11 @@ class StageRun(Run):
         if compiled:
             self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
             self.teach = self.teacher and torch.compile(self.teacher)
-        self.bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=stage.small or device.type == "cuda")
+        # A processor without the instructions takes minutes a step in bfloat16: it stays in float32
+        quick = device.type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        self.bfloat16 = torch.autocast(
+            device.type, torch.bfloat16, enabled=quick and (stage.small or device.type == "cuda")
+        )
         self.trainable = [p for p in network.parameters() if p.requires_grad]
         encoder = set(network.image_encoder.parameters())
         parts = ([p for p in self.trainable if p not in encoder], [p for p in self.trainable if p in encoder])
