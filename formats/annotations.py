@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from formats import InputError
+from formats import MAX_LABEL, InputError
 
 
 def read_annotations(path: Path, image_name: str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -45,6 +45,8 @@ def read_coco(path: Path, name: str, shape: tuple[int, int]) -> tuple[np.ndarray
         raise InputError(f"{path}: has no object of {name}; outline one, or leave the image out")
     if None not in size and size != shape:
         raise InputError(f"{path}: {name} is listed as {size[0]} x {size[1]} (H, W), but is {shape[0]} x {shape[1]}")
+    if len(objects) > MAX_LABEL:
+        raise InputError(f"{path}: {name} has {len(objects)} objects, more than the {MAX_LABEL} labels of a mask")
     masks = []
     for number, (category, outline) in enumerate(objects, start=1):
         try:

@@ -87,7 +87,7 @@ def start_cache(folder: Path, *inputs: Path | None) -> None:
     """Mark a folder as a cache of this version. InputError if it holds another one, or is one of the inputs."""
     if folder.resolve() in [path.resolve() for path in inputs if path]:
         raise InputError(f"{folder}: input and output are the same folder; name another one with --out")
-    if not (folder / "version.json").exists():
+    if not any((folder / name).exists() for name in ("version.json", "index.csv")):
         save_json(folder / "version.json", {"cache": CACHE_VERSION})
     check_version(folder)
 
@@ -272,10 +272,12 @@ def tell_summary(folder: Path, cases: list[CachedCase], entries: list[CacheEntry
     }
     left_out = ", ".join(f"{number:,} {what}" for what, number in reasons.items() if number) or "nothing"
     train, val = (sum(entry.split == split for entry in entries) for split in SPLITS)
+    without = {entry.modality for entry in entries} - {entry.modality for entry in entries if entry.split == "val"}
+    note = f"; no validation image of {', '.join(sorted(without))}, whose patients are too few" if without else ""
     tell(
         f"01_preprocess.py: {len(cases):,} files with {sum(case.objects for case in cases):,} objects; {folder} holds "
         f"{len(entries):,} images with {sum(entry.objects for entry in entries):,} objects, {train:,} train and "
-        f"{val:,} val; left out: {left_out}"
+        f"{val:,} val; left out: {left_out}{note}"
     )
 
 
@@ -299,12 +301,16 @@ def in_parallel(function: Callable, jobs: Collection, workers: int | str) -> Ite
         return
     left, waiting = iter(jobs), deque()
     with executor_of(workers, len(jobs)) as (executor, count):
-        while True:
-            while len(waiting) < AHEAD * count and (chunk := list(islice(left, CHUNK))):
-                waiting.append(executor.submit(all_of, function, chunk, os.getcwd()))
-            if not waiting:
-                return
-            yield from waiting.popleft().result()
+        try:
+            while True:
+                while len(waiting) < AHEAD * count and (chunk := list(islice(left, CHUNK))):
+                    waiting.append(executor.submit(all_of, function, chunk, os.getcwd()))
+                if not waiting:
+                    return
+                yield from waiting.popleft().result()
+        finally:  # a run that fails does not wait for what it has handed out
+            for chunk in waiting:
+                chunk.cancel()
 
 
 def all_of(function: Callable, jobs: list, folder: str) -> list:
@@ -315,28 +321,40 @@ def all_of(function: Callable, jobs: list, folder: str) -> list:
 
 @contextmanager
 def executor_of(workers: int | str, most: int) -> Iterator[tuple[Executor, int]]:
-    """Processes of this machine, at most `most`, or those of a Dask scheduler. -> (executor, how many)
-
-    If a Dask worker ends, the scheduler gives its jobs to another one. A job that is done twice
-    writes the same bytes.
-    """
+    """Processes of this machine, at most `most`, or those of a Dask scheduler. -> (executor, how many)"""
+    if isinstance(workers, str):
+        with dask_executor(workers) as found:
+            yield found
+        return
+    count = min(workers, most, 61) if os.name == "nt" else min(workers, most)  # Windows waits for 61 at most
     try:
-        if isinstance(workers, int):
-            count = min(workers, most, 61) if os.name == "nt" else min(workers, most)  # Windows waits for 61 at most
-            with ProcessPoolExecutor(count, initializer=end_with_the_main_process) as executor:
-                yield executor, count
-        else:
-            from distributed import Client
-
-            with Client(workers) as client:
-                client.wait_for_workers(1, timeout=60)
-                client.run_on_scheduler(import_module, __name__)
-                yield client.get_executor(pure=False), sum(client.nthreads().values())
+        with ProcessPoolExecutor(count, initializer=end_with_the_main_process) as executor:
+            yield executor, count
     except BrokenProcessPool as error:
         raise ChildProcessError("a process was killed; if memory is short, give fewer --jobs") from error
+
+
+@contextmanager
+def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
+    """The processes of a Dask scheduler. -> (executor, how many)
+
+    If a worker ends, the scheduler gives its jobs to another one. A job that is done twice writes the
+    same bytes.
+    """
+    try:
+        from distributed import CancelledError, Client, KilledWorker
+    except ImportError as error:
+        raise InputError(f"--jobs {address}: needs Dask; run: pip install -r requirements-cluster.txt") from error
+    try:
+        with Client(address) as client:
+            client.wait_for_workers(1, timeout=60)
+            for run in (client.run_on_scheduler, client.run):  # without the modules, workers would end in silence
+                run(import_module, __name__)
+            yield client.get_executor(pure=False), sum(client.nthreads().values())
     except ModuleNotFoundError as error:
-        where = "here: pip install -r requirements-cluster.txt; where Dask runs, in this folder: pip install -e ."
-        raise InputError(f"--jobs {workers}: {error}; run {where}") from error
+        raise InputError(f"--jobs {address}: {error} there; run there, in this folder: pip install -e .") from error
+    except (CancelledError, KilledWorker) as error:
+        raise ChildProcessError(f"--jobs {address}: lost the scheduler, or too many workers ({error})") from error
 
 
 def end_with_the_main_process() -> None:

@@ -182,10 +182,10 @@ def rescaled(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
 
 def own_window(dataset: pydicom.Dataset) -> Window | None:
     """The first window that a file names, None if it names none. Its unit is that of the rescaled values."""
-    values = [dataset.get(key) for key in ("WindowWidth", "WindowCenter")]
-    if any(value in (None, "") for value in values):
+    try:
+        width, level = (float(np.ravel(dataset.get(key))[0]) for key in ("WindowWidth", "WindowCenter"))
+    except (TypeError, ValueError, IndexError):  # none, or no numbers
         return None
-    width, level = (float(np.ravel(value)[0]) for value in values)
     return Window(width, level) if width > 0 else None
 
 

@@ -130,6 +130,7 @@ class DataSet:
     get: str  # where to download it
     window: str = ""
     dropped: tuple[int, ...] = ()  # labels left out
+    certain: bool = True  # whether public code that uses the files settles the layout
 
 
 PICTURE = r"(?:jpg|jpeg|png|bmp|tif|tiff)"
@@ -166,12 +167,12 @@ DATA_SETS = {
         "hipxray", rf"(.*/)?images/(?P<case>[^/]+)\.({PICTURE}|nii\.gz)",
         (r"\1labels/\2.\3", r"\1masks/\2.\3", r"\1labels/\2.png", r"\1masks/\2.png"),
         "images/NAME.png (or .jpg, .nii.gz) with labels/ or masks/ of the same name",
-        "https://data.mendeley.com/datasets/zm6bxzhmfz",
+        "https://data.mendeley.com/datasets/zm6bxzhmfz", certain=False,
     ),
     "toothseg": DataSet(
         "teeth", rf"(.*/)?img/(?P<case>[^/]+)\.({PICTURE})", (r"\1ann/\2.\3.json", r"\1ann/\2.json"),
         "img/1.jpg with ann/1.jpg.json (Supervisely)",
-        "https://www.kaggle.com/datasets/humansintheloop/teeth-segmentation-on-dental-x-ray-images",
+        "https://www.kaggle.com/datasets/humansintheloop/teeth-segmentation-on-dental-x-ray-images", certain=False,
     ),
 }  # fmt: skip
 
@@ -209,6 +210,8 @@ def list_data_set(name: str, folder: Path, options: Options) -> tuple[Options, l
             f"{folder}: data set {name} looks like {data_set.looks_like}, but of {len(files)} files here{such}, "
             f"{len(problems)} are its images and none has labels; name the folder that the download unpacks to"
         )
+    if not data_set.certain:
+        tell(f"01_preprocess.py: data set {name}: its layout is not certain, look at some cached masks", error=True)
     return replace(options, window=options.window or data_set.window, dropped=data_set.dropped), cases, problems
 
 

@@ -360,6 +360,20 @@ def test_a_patient_on_both_sides_is_told_and_is_no_error(tmp_path, capsys):
     assert "patient" not in capsys.readouterr().err  # a split that is drawn never cuts a patient apart
 
 
+def test_a_modality_without_a_validation_image_is_named(tmp_path, capsys):
+    for name in ("US_a_1", "US_a_2", "CT_a_1"):
+        train_file(tmp_path / "train", 0, 2, name=name)
+    run(tmp_path)
+    assert "; no validation image of CT, whose patients are too few" in capsys.readouterr().out
+
+
+def test_an_index_without_a_version_is_no_cache_of_this_one(folder):
+    run(folder)
+    (folder / "cache" / "version.json").unlink()
+    assert "no cache here (no good version.json)" in sentence("-i", folder / "train", "-o", folder / "cache")
+    assert not (folder / "cache" / "version.json").exists()
+
+
 def test_if_nothing_is_good_there_is_no_index(tmp_path):
     save_npz(tmp_path / "train" / "US_a_1.npz", imgs=np.zeros((9, 9), np.uint8), gts=np.zeros((9, 9), np.uint8))
     text = sentence("-i", tmp_path / "train", "-o", tmp_path / "cache")

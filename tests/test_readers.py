@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEG2000Lossless, generate_uid
 
 from demo_data import tiny_case
-from formats import InputError, modality_of
+from formats import InputError, annotations, modality_of
 from formats.annotations import read_coco, read_supervisely
 from formats.intensity import WINDOWS, parse_window, to_grey_levels
 from formats.partners import label_files
@@ -196,6 +196,8 @@ def test_a_series_is_sorted_by_position_and_lies_where_simpleitk_says(tmp_path):
 def test_a_window_is_that_of_the_name_else_the_files_own_and_monochrome1_is_turned_over(tmp_path):
     path = dicom(tmp_path / "a.dcm", volume((12, 14), scale=2000), WindowWidth=["300", "20"], WindowCenter=["50", "7"])
     assert read_case(path).window == (300, 50)
+    empty = dicom(tmp_path / "d.dcm", volume((12, 14), scale=2000), WindowWidth=["", ""], WindowCenter=["", ""])
+    assert read_case(empty).window == WINDOWS["soft"]
     lung = read_case(path, window=parse_window("lung"))
     assert lung.window == (1500, -600) and lung.source_range[0] >= -1024
     inverse = dicom(
@@ -377,13 +379,16 @@ def runs_of(mask):
     return np.diff(np.concatenate([[0], edges]))
 
 
-def test_coco_paints_small_objects_last_and_tells_what_is_wrong(tmp_path):
+def test_coco_paints_small_objects_last_and_tells_what_is_wrong(tmp_path, monkeypatch):
     big, small = [2, 2, 40, 2, 40, 30, 2, 30], [10, 10, 20, 10, 20, 20, 10, 20]
     save_image(tmp_path / "a.png", volume((40, 50), np.uint8, 255))
     path = coco(tmp_path, [{"image_id": 7, "segmentation": [outline]} for outline in (small, big)])
     assert read_case(tmp_path / "a.png").labels[15, 15] == 2 and list_cases(tmp_path) == [tmp_path / "a.png"]
     assert "lists no image b.png" in sentence(read_coco, path, "b.png", (40, 50))
     assert "is listed as 40 x 50 (H, W), but is 9 x 9" in sentence(read_coco, path, "a.png", (9, 9))
+    with monkeypatch.context() as patch:
+        patch.setattr(annotations, "MAX_LABEL", 1)
+        assert "a.png has 2 objects, more than the 1 labels" in sentence(read_coco, path, "a.png", (40, 50))
     path = coco(tmp_path, [{"image_id": 7, "segmentation": {"size": [40, 50], "counts": [3, 4]}}], width=50.0)
     assert "object 1 of a.png has no good outline (its runs cover 7 pixels" in sentence(
         read_coco, path, "a.png", (40, 50)

@@ -181,7 +181,7 @@ def test_nuclei_of_a_coco_file_become_a_cache(tmp_path):
     ]  # fmt: skip
 
 
-def test_teeth_of_supervisely_files_become_a_cache(tmp_path):
+def test_teeth_of_supervisely_files_become_a_cache(tmp_path, capsys):
     for number in (1, 2):
         save_image(tmp_path / "data" / "d2" / "img" / f"{number}.jpg", tiny_case(number).image)
         square = {"exterior": [[10, 10], [30, 10], [30, 30], [10, 30]], "interior": []}
@@ -189,6 +189,7 @@ def test_teeth_of_supervisely_files_become_a_cache(tmp_path):
         content = {"size": {"height": 64, "width": 80}, "objects": [tooth]}
         save_json(tmp_path / "data" / "d2" / "ann" / f"{number}.jpg.json", content)
     entries = run("--read", "dataset=toothseg", "-i", tmp_path / "data", "-o", tmp_path / "cache")
+    assert "data set toothseg: its layout is not certain, look at some cached masks" in capsys.readouterr().err
     assert [(e.name, e.objects, e.modality) for e in entries] == [("teeth_1", 1, "X-Ray"), ("teeth_2", 1, "X-Ray")]
 
 

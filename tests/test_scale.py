@@ -121,6 +121,20 @@ def test_a_process_that_is_killed_is_told_in_a_sentence():
         list(in_parallel(die, range(9), 2))
 
 
+def fail_first(job):
+    (path, i) = job
+    if i == 0:
+        raise OSError("disk full")
+    time.sleep(0.02)
+    (path / str(i)).touch()
+
+
+def test_a_run_that_fails_does_not_finish_what_it_has_handed_out(tmp_path):
+    with pytest.raises(OSError, match="disk full"):
+        list(in_parallel(fail_first, [(tmp_path, i) for i in range(99)], 2))
+    assert len(list(tmp_path.iterdir())) < 2 * cache.AHEAD * cache.CHUNK - cache.CHUNK
+
+
 # ---------------------------------------------------------------- many machines
 
 
@@ -181,6 +195,10 @@ def test_a_cluster_that_loses_a_worker_makes_the_cache_of_one_machine(tmp_path, 
     assert run("-i", "train", "-o", "all", "--jobs", address) == entries  # and it resumes
     assert times == [path.stat().st_mtime_ns for path in sorted(Path("all/imgs").iterdir())]
     assert content(Path("all")) == content(Path("one"))  # the killed worker's half a file is gone too
+    monkeypatch.setattr(cache, "__name__", "not_there")
+    assert "No module named 'not_there' there; run there, in this folder: pip install -e ." in sentence(
+        "-i", "train", "-o", "all", "--jobs", address
+    )
 
 
 def test_without_dask_or_scheduler_a_sentence_says_what_to_do(tmp_path, monkeypatch):
