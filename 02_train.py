@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> list[dict]:
 
     # What a batch holds depends on (seed, step, place) alone: a resumed run draws the same
     data = SliceDataset(args.cache, train_set, preset, args.batch, args.seed)
-    plan = [[(step, place) for place in range(rank, args.batch, processes)] for step in range(run.step, steps)]
+    plan = ([(step, place) for place in range(rank, args.batch, processes)] for step in range(run.step, steps))
     batches = iter(DataLoader(data, batch_sampler=plan, num_workers=min(8, usable_cores()) if on_gpu else 0))
     bar = progress_bar(None, "train", steps, unit="step", initial=run.step, disable=rank > 0)
     while True:

@@ -1,7 +1,7 @@
 """Train our checkpoint: distill the encoder from LiteMedSAM, fine-tune, learn loose boxes, export.
 
     python -m recipe --cache cache --compile                         four runs, for a GPU
-    python -m recipe --cache cache --stage loosen --init CHECKPOINT  run 3: an hour on two CPU cores
+    python -m recipe --cache cache --stage loosen --init CHECKPOINT  run 3: 1 h on 2 CPU cores in bfloat16
     python -m recipe --smoke                                         2 steps of each, 1 min
     python -m recipe --stage average --init runs/loosen/best.pt=0.6 lite_medsam=0.4
 
@@ -46,7 +46,7 @@ from training import starting_network
 EXPORTED = "grays_anatomy_sam_l0.pt"
 EVERY = 6  # of the validation volumes every sixth slice is used: they are many, and alike
 NECK = ("image_encoder.neck", "image_encoder.norm", "image_encoder.backbone.stages.4")  # and the encoder's last stage
-LOOSEN = RecipeStage(  # what a CPU can train in an hour
+LOOSEN = RecipeStage(  # what a CPU with bfloat16 can train in an hour
     "loosen", 1000, 1e-4, 500, batch=4, looseness=0.3, average=0.99, small=True,
     only=("mask_decoder", "prompt_encoder", *NECK), encoder_share=0.2,
 )  # fmt: skip
@@ -156,6 +156,8 @@ def run_all(args: argparse.Namespace) -> bool:
         export_checkpoint(args.out / EXPORTED, args.out / EXPORTED)
         print(f"recipe: wrote {args.out / EXPORTED}")
         return True
+    if args.init and len(args.init) > 1:
+        raise InputError("--init: a run starts from one checkpoint; several are for --stage average")
     for stage in STAGES.values() if args.stage == "all" else [STAGES[args.stage]]:
         changed = {"steps": args.steps, "batch": args.batch, "validate_every": args.validate_every}
         changed["only"] = args.only and tuple(args.only)

@@ -41,7 +41,8 @@ class RecipeStage:
     average: float = 0.999  # decay of the moving average
     # Beside the masks the encoder learns LiteMedSAM's embedding; its decoder is frozen (D13)
     distilled: bool = False
-    # For few images a step, on a CPU: batch norms keep their means, and it computes in bfloat16
+    # For few images a step, on a CPU: batch norms keep their means, and a CPU that has the instructions
+    # computes in bfloat16
     small: bool = False
     only: tuple[str, ...] = ()  # modules that learn, by the beginning of their names; (): all
     encoder_share: float = 1.0  # the image encoder's learning rate as a share of the others'
@@ -106,11 +107,9 @@ class StageRun(Run):
         if compiled:
             self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
             self.teach = self.teacher and torch.compile(self.teacher)
-        # A processor without the instructions takes minutes a step in bfloat16: it stays in float32
-        quick = device.type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        self.bfloat16 = torch.autocast(
-            device.type, torch.bfloat16, enabled=quick and (stage.small or device.type == "cuda")
-        )
+        # A CPU without the instructions takes minutes a step in bfloat16: it stays in float32
+        quick = stage.small and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        self.bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or quick)
         self.trainable = [p for p in network.parameters() if p.requires_grad]
         encoder = set(network.image_encoder.parameters())
         parts = ([p for p in self.trainable if p not in encoder], [p for p in self.trainable if p in encoder])

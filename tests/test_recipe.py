@@ -211,6 +211,11 @@ def test_a_distillation_resumes_in_the_same_bits_and_leaves_the_decoder_as_it_is
     assert moved == {"image_encoder", "bn"}
 
 
+def test_a_run_that_is_given_several_starts_says_so(cache, tiny, tmp_path):
+    with pytest.raises(SystemExit, match="recipe: --init: a run starts from one checkpoint"):
+        run("finetune", cache, tmp_path, 1, "--init", "a.pt", "b.pt")
+
+
 def test_the_recipe_is_not_started_twice_by_torchrun(cache, tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="one process; start it without torchrun"):
