@@ -111,6 +111,7 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
     differences = tables.paired_differences(rows, pairs)
 
     # 4. Table 4, Figures 2 and 3
+    save_json(args.out / "arguments.json", vars(args))
     tables.write_tables(args.out, rows, summary, differences, protocols)
     print(tables.terminal_table(summary, protocols[0]))
     print(f"{tables.units()}, protocol {protocols[0]}; more in {args.out / 'table.md'}")
@@ -119,7 +120,6 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
     if args.images:
         names = [row["case"].removesuffix(".npz") for row in rows if row["system"] == shown]
         draw_figures(args.out, names, args.figures, *folders)
-    save_json(args.out / "arguments.json", vars(args))
     written = "report.html, table.md, .csv files" + " and figures" * bool(args.images)
     count = len({row["case"] for row in rows})
     print(f"05_evaluate.py: {count} cases, problems: {len(problems)}; wrote {written} to {args.out}")

@@ -38,6 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from formats import MAX_LABEL
 from grid import label_bounds
 
 TOLERANCE = 2.0  # mm in 3D, pixels in 2D: the challenge's one tolerance for every organ and modality
@@ -299,6 +300,10 @@ def case_scores(
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
     _check_labels(segs, gts)
+    if (spacing_mm is None) != (gts.ndim == 2):
+        raise ValueError(
+            f"spacing must be given for volumes and be None for images, found {spacing_mm} for {gts.ndim}D"
+        )
     spacing_mm = _check_spacing((1.0, 1.0) if spacing_mm is None else spacing_mm, gts.ndim)
     challenge = protocol == "challenge"
     if challenge and gts.ndim == 2:
@@ -351,14 +356,17 @@ def filled_box(boxes_xyxy: np.ndarray, shape: tuple[int, ...], ellipse: bool = F
     """Label map, uint16, of filled boxes: box i paints i + 1, later boxes over earlier ones.
 
     boxes_xyxy: (N, 4) x_min y_min x_max y_max or (N, 6) x_min y_min z_min x_max y_max z_max, pixels, both ends
-    inclusive. shape: (H, W) or (D, H, W). Raises ValueError for boxes of another width or a minimum above its maximum.
+    inclusive. shape: (H, W) or (D, H, W). Raises ValueError for boxes of another width, more than 65,535 of them, or a
+    minimum above its maximum.
     >>> filled_box(np.array([[1, 0, 2, 0]]), (2, 4)).tolist()
     [[0, 1, 1, 0], [0, 0, 0, 0]]
     """
     boxes = np.asarray(boxes_xyxy, dtype=np.float64)
     ndim = len(shape)
-    if boxes.ndim != 2 or boxes.shape[1] != 2 * ndim:
-        raise ValueError(f"need boxes of {2 * ndim} numbers for shape {shape}, found shape {boxes.shape}")
+    if boxes.ndim != 2 or boxes.shape[1] != 2 * ndim or len(boxes) > MAX_LABEL:
+        raise ValueError(
+            f"need at most {MAX_LABEL} boxes of {2 * ndim} numbers for shape {shape}, found shape {boxes.shape}"
+        )
     low, high = boxes[:, :ndim][:, ::-1], boxes[:, ndim:][:, ::-1]  # (N, ndim), now in array-axis order
     if not (np.isfinite(boxes).all() and (low <= high).all()):
         raise ValueError("boxes must hold finite numbers, minima not above maxima; correct the boxes")

@@ -289,6 +289,7 @@ def read_times(path: Path) -> list[dict]:
     """The rows of times.csv, numbers as numbers; [] if it is not there."""
     if not path.is_file():
         return []
+    # values: of results/table5, by the script before this one
     types = dict.fromkeys(("case", "system", "values"), str) | dict.fromkeys(("repeat", *COUNTS), int)
     return [{key: types.get(key, float)(value) for key, value in row.items() if value} for row in read_rows(path)]
 
