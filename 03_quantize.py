@@ -20,7 +20,7 @@ decoder PyTorch's was 1.2 to 1.5 times as fast as float. Ours is slower than flo
 time is the Python between the steps, not int8.
 
     python 03_quantize.py                                   LiteMedSAM, the baseline -> checkpoints/
-    python 03_quantize.py --model runs/best.pt -i demo/cache/cases/imgs     with scores on cases
+    python 03_quantize.py --model runs/table3/best.pt -i demo/cache/cases/imgs      with scores on cases
     python 03_quantize.py --smoke                           one repeat, nothing is kept
 
 Writes NAME.dynamic.pt, which step 4 runs with --engine torch-int8, and a report beside it, .md and
@@ -102,8 +102,6 @@ def run(args: argparse.Namespace, cases: list[Path]) -> dict:
 
 def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[str, dict[str, float]]:
     """Median seconds of encoder and decoder, {part: {engine: seconds}}, of engines like model.TorchEngine."""
-    if repeats < 1:
-        raise InputError("--repeats must be 1 or more")
     image = np.random.default_rng(0).random((3, 256, 256), np.float32)
     embedding, found = {name: engine.encode(image) for name, engine in engines.items()}, {}
     for n in (0, *boxes):  # 0: the encoder
@@ -144,7 +142,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("-o", "--out", type=Path, help="the int8 file (default: beside the float one, or in checkpoints/)")
     p.add_argument("--repeats", type=int, default=9, help="timed runs of each part, of which the median counts (9)")
     p.add_argument("--smoke", action="store_true", help="one tiny case, one repeat")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.repeats < 1:
+        p.error("--repeats must be 1 or more")
+    return args
 
 
 def main(argv: list[str] | None = None) -> dict:

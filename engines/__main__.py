@@ -35,8 +35,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("-o", "--out", type=Path, help="folder NAME.static (default: beside the checkpoint)")
     p.add_argument("--repeats", type=int, default=9, help="timed runs of each part, of which the median counts (9)")
     args = p.parse_args(argv)
-    if args.calibration < 1:
-        p.error("--calibration must be 1 or more")
+    if min(args.calibration, args.repeats) < 1:
+        p.error("--calibration and --repeats must be 1 or more")
     return args
 
 

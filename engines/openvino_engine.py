@@ -1,11 +1,12 @@
 """A network run by Intel's OpenVINO: graphs in a folder, behind the two calls of model.TorchEngine. No PyTorch.
 
-OpenVINO takes a network as graphs and fits them to the processor: neighbouring layers become one, weights are laid out as the
-processor reads them. A graph is two files, NAME.xml (its nodes) and NAME.bin (its weights). Ours are four (graphs.py makes them):
-    encoder   image (1, 3, 256, 256)                       -> embedding (4096, 256), cell by cell
-    image     embedding                                    -> what the decoder computes once an image (decoder.py, `of_image`)
-    prompt    boxes (N, 4)                                 -> their prompts (N, 2, 256)
-    box       a prompt, cells that are wanted, of image    -> logits of those cells' pixels, predicted IoU (1, 1)
+OpenVINO takes a network as graphs and fits them to the processor: neighbouring layers become one,
+weights are laid out as the processor reads them. A graph is two files, NAME.xml (its nodes) and
+NAME.bin (its weights). Ours are four (graphs.py makes them):
+    encoder   image (1, 3, 256, 256)                     -> embedding (4096, 256), cell by cell
+    image     embedding                                  -> what decoder.py's `of_image` computes
+    prompt    boxes (N, 4)                               -> their prompts (N, 2, 256)
+    box       a prompt, cells that are wanted, of image  -> logits of their pixels, predicted IoU (1, 1)
 A cell is 4x4 pixels of the grid. Beside the graphs lies info.json, which says what they were made of (__init__.py).
 The package is optional and imported only where it is used: pip install -r requirements-fast.txt
 """
@@ -40,9 +41,9 @@ AT_ONCE = 6
 def import_openvino():
     """The package `openvino`, what runs graphs of it. InputError says how to install it.
 
-    OpenVINO and NNCF report over the network that they are used, if the package `openvino_telemetry` can be imported.
-    It is hidden here: a program for patients' images sends nothing. So is the converter, `openvino.tools.ovc`, which takes as
-    long to import as all the rest; graphs.py brings it back.
+    OpenVINO and NNCF report over the network that they are used, if the package `openvino_telemetry`
+    can be imported. It is hidden here: a program for patients' images sends nothing. So is the
+    converter, `openvino.tools.ovc`, which takes as long to import as all the rest; graphs.py brings it back.
     """
     sys.modules.setdefault("openvino_telemetry", None)
     hidden = "openvino" not in sys.modules and "openvino.tools.ovc" not in sys.modules
@@ -59,7 +60,7 @@ def import_openvino():
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor adds up bfloat16 numbers, 16 bits with the range of float32. On another one bf16 means f32."""
+    """Whether this processor adds up bfloat16 numbers, 16 bits with the range of float32. Else bf16 means f32."""
     return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

@@ -302,6 +302,15 @@ def test_a_write_that_fails_leaves_no_half_file(fake, folder, monkeypatch):
     assert written(folder / "segs") == []
 
 
+def test_the_released_loop_visits_no_slice_of_a_box_of_one_and_no_stage_took_time(fake, tmp_path):
+    case = tiny_case(dims=3)
+    boxes, path = np.array([[10, 10, 2, 40, 40, 2]]), tmp_path / "imgs" / f"{case.name}.npz"
+    save_npz(path, imgs=case.image, boxes=boxes, spacing=np.ones(3))
+    (row,) = run(tmp_path, "--preset", "released")
+    assert [row[f"{stage}_s"] for stage in ("enhance", "encode", "decode", "upsample")] == [0, 0, 0, 0]
+    assert not load_npz(tmp_path / "segs" / path.name)["segs"].any()
+
+
 def test_fields_override_the_preset_and_are_recorded(fake, folder):
     run(folder, "--preset", "propagation=mended", "iterations=3")
     saved = json.loads((folder / "segs" / "arguments.json").read_text())

@@ -6,9 +6,11 @@ import json
 import platform
 import warnings
 
+import metric_rows
 import numpy as np
 import pytest
 import torch
+from fake_model import BrightModel
 from torch import nn
 
 import quantize
@@ -23,7 +25,7 @@ from presets import PRESETS
 from quantize import Int8Linear, int_matmul, quantize_activation, quantize_linear_layers
 from quantize import quantize_weight as to_int8
 from segment import Segmenter
-from tables import write_int8_report
+from tables import scores_in, write_int8_report
 
 script = importlib.import_module("03_quantize")
 
@@ -322,6 +324,24 @@ def test_the_report_lists_modalities_in_the_order_of_files(tmp_path):
     rows = [line.split(" | ") for line in text.splitlines() if line.endswith(" | 50.00 | 25.00 | 50.00 | 25.00 |")]
     assert [row[0] for row in rows] == ["| CT", "| MR", "| US", "| Dermoscopy", "| Average"]
     assert "| weights | 1 | 4 | 25.0% |" in text and "| b | 2000 | 1000 | 2.00 |" in text
+
+
+@pytest.mark.parametrize("rows", metric_rows.TABLES.values(), ids=metric_rows.TABLES)
+def test_cases_get_the_scores_that_metrics_has_and_the_report_shows_them(rows, tmp_path, monkeypatch):
+    metric_rows.use(monkeypatch, rows)
+    bright = Segmenter(BrightModel(), PRESETS["fixed"], enhanced=False)
+    write_case(tmp_path, tiny_case())
+    found = script.score(tmp_path / "imgs" / f"{tiny_case().name}.npz", {"float": bright, "int8": bright})
+    assert [scores_in(row) for row in found] == [[f"{name}_strict" for name in rows]] * 2
+    report = {"title": "a", "reach": {"weights": (1, 4)}, "repeats": 1, "seconds": {"b": {"float": 2.0, "int8": 1.0}}}
+    told = write_int8_report(tmp_path / "a.dynamic", report | {"cases": found, "layers": [], "threads": 1})
+    assert all(f"| {system}: {name.upper()} strict" in told for system in ("float", "int8") for name in rows)
+
+
+def test_no_repeat_is_refused_before_anything_is_done(capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--repeats", "0"])
+    assert stop.value.code == 2 and "--repeats must be 1 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
