@@ -52,10 +52,12 @@ def quantize_weight(weight: Tensor, per: str = "channel") -> tuple[Tensor, Tenso
     s_w = max(max|w| / 127.5, 2^-23) and Q_w = round(w * (1 / s_w)), cut to -128..127. All of it in float32, the
     reciprocal first, halves to even, as in PyTorch. So +max is cut from 128 to 127, and -max becomes -128 or -127, as
     the reciprocal happened to be rounded. Weights far below 2^-23 * 127 get fewer levels, all-zero ones 0.
-    Raises ValueError for NaN or infinity.
+    Raises InputError for an unknown `per`, ValueError for NaN or infinity.
     >>> quantize_weight(torch.tensor([[-1.0, 0.5], [0.02, 0.01]]), "tensor")[0].tolist()
     [[-127, 64], [3, 1]]
     """
+    if per not in BITS:
+        raise InputError(f"int8 weights per {per!r}: unknown; choose one of {', '.join(BITS)}")
     weight = weight.detach().float()
     if not weight.isfinite().all():
         raise ValueError("weights hold NaN or infinity, which no integer stands for")
@@ -164,6 +166,8 @@ def quantize_linear_layers(model: nn.Module, per: str = "channel") -> list[str]:
         if type(layer) is nn.Linear:
             try:
                 replacements[name] = Int8Linear(layer, per)
+            except InputError:
+                raise
             except ValueError as error:
                 raise InputError(f"{name}: {error}; use an earlier checkpoint") from error
     for name, layer in replacements.items():

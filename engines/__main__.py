@@ -20,7 +20,6 @@ from engines.graphs import write_graphs
 from engines.static_int8 import int8_weights, quantize_static
 from formats import InputError
 from formats.readers import list_cases
-from formats.writing import progress
 from tables import write_int8_report
 
 
@@ -61,14 +60,14 @@ def run(args: argparse.Namespace) -> dict:
         int8 = segment.load(model, out, preset, "openvino-int8", **options)
         timed = {"float": segmenter.engine, "float in OpenVINO": in_openvino.engine, "int8": int8.engine}
         seconds = step3.compare_speed(timed, args.repeats, step3.TIMED_BOXES)
-        rows = []
-        for case in progress(cases, "score", unit="case"):
-            rows += step3.score(case, {"float": segmenter, "int8": int8})
+        rows, left_out = step3.score_cases(cases, {"float": segmenter, "int8": int8})
 
     title = f"{model}, static int8 of the encoder, one weight scale per channel, calibrated on {images} images"
     report = {"title": title, "reach": reach, "repeats": args.repeats, "seconds": seconds, "cases": rows}
     report |= {"layers": list(layers), "threads": torch.get_num_threads(), "arguments": vars(args)}
     print(write_int8_report(out, report))
+    if left_out:
+        raise InputError(f"{len(cases) - left_out} cases scored, {left_out} left out as told above; wrote {out}")
     print(f"Wrote {out}. Next: python 04_infer.py --model {out} --engine openvino-int8 -i CASES -o segs_int8")
     return report
 

@@ -110,6 +110,10 @@ class Objects:
             values, rows, columns = found.patches[0]
             self.masks[z, box] = (values.copy(), rows, columns), found.iou[0]  # a copy: not the whole slice's logits
 
+    def is_between(self, number: int, z: int) -> bool:
+        """Whether nobody drew the object's box on this slice: it lies between two that were drawn."""
+        return not any((drag.number, drag.z) == (number, z) for drag in self.history[-1])
+
     def labels_of(self, z: int) -> np.ndarray:
         """The label map (H, W) of a slice, as far as its masks have been found."""
         canvas = self.segmenter.new_canvas(np.zeros(self.shape, np.uint16), len(self.boxes))

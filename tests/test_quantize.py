@@ -215,6 +215,8 @@ def test_weights_and_activations_with_nan_are_refused():
     with pytest.raises(InputError, match="^1: weights hold NaN"):
         quantize_linear_layers(net)
     assert type(net[0]) is nn.Linear  # all or nothing
+    with pytest.raises(InputError, match="per 'row': unknown"):
+        quantize_linear_layers(net, "row")
     with pytest.raises(ValueError, match="activations hold NaN"):
         Int8Linear(net[0])(torch.tensor([[1.0, float("inf"), 0.0, 0.0]]))
 
@@ -288,7 +290,7 @@ def test_the_script_writes_file_and_report_and_its_file_runs(tmp_path, monkeypat
     write_case(tmp_path, tiny_case())
     (tmp_path / "imgs" / "zz_bad.npz").write_bytes(b"no case")
     arguments = ["--repeats", "1", "-i", str(tmp_path / "imgs")]
-    with pytest.raises(SystemExit, match="zz_bad.npz"):
+    with pytest.raises(SystemExit, match="1 cases scored, 1 left out"):
         script.main([*arguments, "--model", str(tmp_path / "ours.pt"), "-o", str(tmp_path / "other.dynamic.pt")])
     (tmp_path / "imgs" / "zz_bad.npz").unlink()
     report = script.main([*arguments, "--model", "proposed"])  # it finds the checkpoint beside the code
