@@ -231,6 +231,7 @@ def test_precisions_are_refused_elsewhere_and_on_a_processor_without_bfloat16_me
 
 
 @needs_openvino
+@pytest.mark.long
 def test_graphs_are_made_anew_for_edited_code_and_replace_the_old_ones(tiny, tmp_path, monkeypatch):
     def made():
         load("tiny", engine="openvino", cache=tmp_path)
@@ -246,6 +247,7 @@ def test_graphs_are_made_anew_for_edited_code_and_replace_the_old_ones(tiny, tmp
 
 
 @needs_openvino
+@pytest.mark.long
 def test_graphs_are_made_anew_for_other_weights_and_another_openvino_and_else_not(tiny, tmp_path, monkeypatch):
     image, boxes = eight_boxes()
     path, cache = tmp_path / "best.pt", tmp_path / "cache"
@@ -286,6 +288,7 @@ def test_a_damaged_graph_is_told(name, tiny, tmp_path):
 
 
 @needs_openvino
+@pytest.mark.long
 def test_openvino_follows_an_edit_of_the_encoder_or_refuses_and_keeps_nothing(tiny, tmp_path, monkeypatch):
     image = np.random.default_rng(0).random((3, 256, 256), np.float32)
 
@@ -351,6 +354,7 @@ def test_openvino_refuses_an_edited_decoder_and_keeps_nothing(edit, tmp_path, mo
 
 
 @needs_openvino
+@pytest.mark.long
 def test_eight_threads_on_one_segmenter_get_the_masks_that_one_gets(tiny, cache):
     image, boxes = eight_boxes()
     images = [np.roll(image, 5 * i, axis=1) for i in range(4)]
@@ -511,6 +515,7 @@ def test_the_command_writes_files_that_step_4_reads(inputs, cache, tmp_path, mon
 
 
 @needs_both
+@pytest.mark.long
 def test_the_report_of_a_file_stands_beside_its_static_network(inputs, tiny, monkeypatch):
     monkeypatch.setattr(importlib.import_module("03_quantize"), "TIMED_BOXES", (1,))
     report = fast_main([*inputs, "--model", str(tiny)])

@@ -17,6 +17,7 @@ preprocess, train, quantize, infer, evaluate = (
 RECORDED = {"2DBox_CT_vertebra": (0.892182, 0.856797), "3DBox_CT_tiny0": (0.916651, 1.0)}
 
 
+@pytest.mark.long
 def test_golden_cases_go_from_01_to_05_and_score_what_they_scored(tmp_path, monkeypatch):
     use(monkeypatch, PAPER)
     vertebra = next(case for case in real_cases() if case.name == "2DBox_CT_vertebra")

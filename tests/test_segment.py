@@ -306,6 +306,7 @@ def test_published_loops_equal_the_originals(lite_medsam):
         assert (found != golden[key]).mean() <= 0.001
 
 
+@pytest.mark.long
 def test_lite_medsam_with_fixed_is_right_on_a_cylinder(lite_medsam):
     labels = np.pad(cylinder()[::2], ((0, 0), (16, 16), (16, 16)))  # 9 slices, to be quick
     one = case(volume_of(labels, seed=1), labels)
@@ -354,6 +355,7 @@ def test_a_new_encoder_is_one_class_and_one_row(monkeypatch, tmp_path):
         assert found.shape == (64, 64) and segmenter.enhanced
 
 
+@pytest.mark.long
 def test_eight_threads_on_one_segmenter_get_the_masks_that_one_gets(lite_medsam):
     labels = np.zeros((80, 120), np.uint16)
     labels[20:60, 30:90] = 1

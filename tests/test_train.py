@@ -275,6 +275,7 @@ train.main(sys.argv[1:])
 """
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network_as_one_process_does(cache, tmp_path):
     """With frozen norms: batch norm would normalize each process's part of the batch on its own."""
     (tmp_path / "frozen.py").write_text(FROZEN)
