@@ -213,11 +213,15 @@ class MaskDecoder(nn.Module):
 class BoxSegmenter(nn.Module):
     """Image encoder, prompt encoder, mask decoder: Figure 1 of [P], and the baseline with another encoder."""
 
-    def __init__(self, image_encoder: nn.Module) -> None:
+    def __init__(self, image_encoder: nn.Module, kinds: tuple[str, ...] = ()) -> None:
+        """kinds: names of further kinds of boxes, see segment.BOX_KINDS; each has a decoder of its own."""
         super().__init__()
         self.image_encoder = image_encoder
         self.mask_decoder = MaskDecoder()
         self.prompt_encoder = PromptEncoder()
+        # D24: the paper has one decoder. A box that touches its object and a box that a hand drew ask for two masks
+        self.mask_decoders = nn.ModuleDict({kind: MaskDecoder() for kind in kinds})
+        self.prompt_encoders = nn.ModuleDict({kind: PromptEncoder() for kind in kinds})
 
     def forward(self, images: Tensor, boxes: Tensor, image_of_box: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """images (B, 3, 256, 256) in 0..1; boxes (N, 4) x0 y0 x1 y1, pixels of the 256 grid;
@@ -225,20 +229,30 @@ class BoxSegmenter(nn.Module):
         -> logits (N, 1, 256, 256), a mask where above 0; predicted IoU (N, 1)"""
         return self.decode(self.image_encoder(images), boxes, image_of_box)
 
-    def decode(self, embedding: Tensor, boxes: Tensor, image_of_box: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def decoder_of(self, boxes_are: str) -> tuple[PromptEncoder, MaskDecoder]:
+        """What answers a kind of boxes: its own decoder, or, where a network has none for it, that of exact ones."""
+        if boxes_are in self.mask_decoders:
+            return self.prompt_encoders[boxes_are], self.mask_decoders[boxes_are]
+        return self.prompt_encoder, self.mask_decoder
+
+    def decode(
+        self, embedding: Tensor, boxes: Tensor, image_of_box: Tensor | None = None, boxes_are: str = "exact"
+    ) -> tuple[Tensor, Tensor]:
         """The same from an embedding (B, 256, 64, 64): encode an image once, decode any number of boxes."""
+        prompt_encoder, mask_decoder = self.decoder_of(boxes_are)
         if image_of_box is not None:
             embedding = embedding[image_of_box]  # (N, 256, 64, 64)
         elif len(embedding) not in (1, len(boxes)):
             raise ValueError(f"{len(boxes)} boxes for {len(embedding)} images: say which with image_of_box")
-        sparse, dense = self.prompt_encoder(boxes)
-        return self.mask_decoder(embedding, self.prompt_encoder.dense_positions(), sparse, dense)
+        sparse, dense = prompt_encoder(boxes)
+        return mask_decoder(embedding, prompt_encoder.dense_positions(), sparse, dense)
 
 
-def build_model(encoder: type[nn.Module] = ImageEncoder) -> BoxSegmenter:
+def build_model(encoder: type[nn.Module] = ImageEncoder, kinds: tuple[str, ...] = ()) -> BoxSegmenter:
     """The proposed model with EfficientViT-SAM-L0, 34,792,784 parameters, random weights. [P 2.2, Table 3]
-    encoder: another image encoder's class; it takes (B, 3, 256, 256) and returns (B, 256, 64, 64)."""
-    return BoxSegmenter(encoder())
+    encoder: another image encoder's class; it takes (B, 3, 256, 256) and returns (B, 256, 64, 64).
+    kinds: see BoxSegmenter; each has 4,064,816 parameters more."""
+    return BoxSegmenter(encoder(), kinds)
 
 
 class TorchEngine:
@@ -246,7 +260,7 @@ class TorchEngine:
     NumPy arrays go in and out. The embedding is opaque: whoever holds one only hands it back."""
 
     def __init__(self, network: BoxSegmenter) -> None:
-        self.network = network.eval()
+        self.network, self.kinds = network.eval(), ("exact", *network.mask_decoders)
 
     @torch.inference_mode()
     def encode(self, image: np.ndarray) -> Tensor:
@@ -255,11 +269,11 @@ class TorchEngine:
 
     @torch.inference_mode()
     def decode(
-        self, embedding: Tensor, boxes: np.ndarray, within: np.ndarray | None = None
+        self, embedding: Tensor, boxes: np.ndarray, within: np.ndarray | None = None, boxes_are: str = "exact"
     ) -> tuple[np.ndarray, np.ndarray]:
         """boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32
 
         within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted. An engine may leave out the rest, this one
-        does not."""
-        logits, iou = self.network.decode(embedding, torch.as_tensor(boxes, dtype=torch.float32))
+        does not.   boxes_are: their kind, see segment.BOX_KINDS."""
+        logits, iou = self.network.decode(embedding, torch.as_tensor(boxes, dtype=torch.float32), boxes_are=boxes_are)
         return logits[:, 0].numpy(), iou[:, 0].numpy()

@@ -29,6 +29,13 @@ from formats.case import check_boxes, check_image
 from grid import MaskPatch, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, reach_of
 from presets import PRESETS, Preset, override
 
+# How a box was made, which says how far its object may be from its sides. Kind -> how training makes such boxes: which
+# share of them is loosened, and by how much of the object's size, from and to; the others move as the preset's `jitter`
+# says. A kind has a decoder of its own in a checkpoint, where it was trained (D24): a new kind is a row here.
+BOX_KINDS = {
+    "exact": (0.0, 0.0, 0.0),  # touches its object: made of a label, by a detector, by the challenge
+    "drawn": (0.9, 0.0, 0.45),  # by hand, or made of the mask of a neighbouring slice
+}
 BOX_CHUNK = 6  # boxes a decoder call: bounds the memory; the feature maps of 6 are 24 MB
 
 
@@ -76,7 +83,7 @@ class Masks(NamedTuple):
 class Segmenter:
     """A network and a preset, ready to segment. Also keeps the time that is spent in each stage.
 
-    engine: anything with the two calls of model.TorchEngine, encode(image) and decode(embedding, boxes, within).
+    engine: anything like model.TorchEngine, with encode(image), decode(embedding, boxes, within, boxes_are), and kinds.
     enhanced: True if the network was trained on the three channels, False for raw images (the baseline).
     """
 
@@ -92,17 +99,21 @@ class Segmenter:
         with self.stage("encode"):
             return self.engine.encode(enhanced)
 
-    def masks(self, embedding, boxes: np.ndarray, shape: tuple[int, int]) -> Masks:
-        """Masks for boxes (N, 4), x0 y0 x1 y1 in pixels of the original image (H, W) = shape. Or InputError."""
+    def masks(self, embedding, boxes: np.ndarray, shape: tuple[int, int], boxes_are: str = "exact") -> Masks:
+        """Masks for boxes (N, 4), x0 y0 x1 y1 in pixels of the original image (H, W) = shape. Or InputError.
+
+        boxes_are: "exact" if they touch their objects, "drawn" if a hand drew them (BOX_KINDS)."""
         canvas, patches, iou = self.new_canvas(np.zeros(shape, np.uint16), len(boxes)), [], []
-        for label, (mask, sure) in enumerate(self.decode_boxes(embedding, boxes, shape), start=1):
+        for label, (mask, sure) in enumerate(self.decode_boxes(embedding, boxes, shape, boxes_are), start=1):
             with self.stage("upsample"):
                 canvas.paint(label, mask)
             patches.append(mask)
             iou.append(sure)
         return Masks(canvas.labels, patches, np.array(iou, np.float32))
 
-    def decode_boxes(self, embedding, boxes: np.ndarray, shape: tuple[int, int]) -> Iterator[tuple[MaskPatch, float]]:
+    def decode_boxes(
+        self, embedding, boxes: np.ndarray, shape: tuple[int, int], boxes_are: str = "exact"
+    ) -> Iterator[tuple[MaskPatch, float]]:
         """Yields of each box, as `masks` takes them, its mask in original pixels and its predicted IoU."""
         boxes, (height, width) = check_boxes(boxes, shape, "Segmenter.masks", flat=True), shape
         # D18: a mask ends near its box
@@ -112,21 +123,30 @@ class Segmenter:
             chunk = slice(first, first + BOX_CHUNK)
             within = grid_pixels_for(reach[chunk], height, width) if limited else None
             asked = boxes_to_grid(boxes[chunk], height, width, self.preset.box_rounding)
-            logits, iou = self.decode(embedding, asked, within)
+            logits, iou = self.decode(embedding, asked, within, boxes_are)
             for i, (one, sure) in enumerate(zip(logits, iou, strict=True), start=first):
                 with self.stage("upsample"):
                     mask = logits_to_original(one, height, width)
                     mask = crop_to_box(mask, reach[i]) if limited else mask
                 yield mask, float(sure)
 
-    def segment_image(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    def segment_image(self, image: np.ndarray, boxes: np.ndarray, boxes_are: str = "exact") -> np.ndarray:
         """image (H, W) or (H, W, 3) uint8; boxes (N, 4), original pixels -> (H, W) uint16."""
-        return self.masks(self.embed(image), boxes, image.shape[:2]).labels
+        return self.masks(self.embed(image), boxes, image.shape[:2], boxes_are).labels
 
-    def decode(self, embedding, boxes: np.ndarray, within: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def decode(
+        self, embedding, boxes: np.ndarray, within: np.ndarray | None = None, boxes_are: str = "exact"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """At most BOX_CHUNK boxes by the engine: arguments and result are model.TorchEngine.decode's."""
+        self.check_kind(boxes_are)
         with self.stage("decode"):
-            return self.engine.decode(embedding, boxes, within)
+            return self.engine.decode(embedding, boxes, within, boxes_are)
+
+    def check_kind(self, boxes_are: str) -> None:
+        """InputError for a kind of boxes that nobody knows. A network without a decoder for one asks as for exact ones."""
+        known = dict.fromkeys([*BOX_KINDS, *self.engine.kinds])
+        if boxes_are not in known:
+            raise InputError(f"boxes {boxes_are!r}: no such kind; choose one of {', '.join(known)}")
 
     def new_canvas(self, labels: np.ndarray, objects: int) -> Canvas:
         """A canvas on an empty label map (H, W), with this preset's overlap rule. One object overlaps nothing."""
@@ -244,7 +264,7 @@ def load_torch(engine: str, name: str | None, path: Path | None, choose: Callabl
     from model import TorchEngine  # here and below: so that this module loads without PyTorch
     from quantize import quantize_linear_layers
 
-    network = build(name)
+    network = build(name, checkpoints.kinds_of(stored))
     if file_int8:
         quantize_linear_layers(network, file_int8)
     preset = choose(path, checkpoints.load_weights(path, network, stored).get("preset"))
@@ -265,9 +285,9 @@ def read_model(model: str | Path, weights: Path | None = None) -> tuple[str, Pat
     if name is None:
         import torch
 
-        layers = checkpoints.state_dict_of(stored).keys()
+        layers, kinds = checkpoints.state_dict_of(stored).keys(), checkpoints.kinds_of(stored)
         with torch.device("meta"):  # layers without memory: only their names are needed
-            name = next((one for one in MODELS if build(one).state_dict().keys() == layers), None)
+            name = next((one for one in MODELS if build(one, kinds).state_dict().keys() == layers), None)
     if name not in tuple(MODELS):
         raise InputError(f"{path}: belongs to none of the models {', '.join(MODELS)}; add a row to segment.MODELS")
     return name, path, stored
@@ -280,9 +300,9 @@ def architecture(model: str) -> Architecture:
     return MODELS[model]
 
 
-def build(model: str):
-    """The network of a model, model.BoxSegmenter, with random weights."""
+def build(model: str, kinds: tuple[str, ...] = ()):
+    """The network of a model, model.BoxSegmenter, with random weights.   kinds: further ones of BOX_KINDS."""
     from model import build_model
 
     row = architecture(model)
-    return build_model(getattr(importlib.import_module(row.module), row.encoder))
+    return build_model(getattr(importlib.import_module(row.module), row.encoder), kinds)

@@ -20,7 +20,14 @@ from torch import Tensor
 
 from figures import loss_curve
 from formats import InputError
-from formats.checkpoints import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint, state_dict_of
+from formats.checkpoints import (
+    OF_KINDS,
+    lite_medsam_path,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+    state_dict_of,
+)
 from formats.writing import csv_text, save_figure, save_text, tell
 from model import BoxSegmenter
 from presets import Preset
@@ -87,6 +94,9 @@ def starting_network(
     network, told, whole = build(model), f"encoder from {init or 'random weights'}", False
     if init is not None:
         stored, prefix = read_checkpoint(init), "image_encoder."
+        # Table 3 trains one decoder, the one of exact boxes; another kind's would not follow the encoder
+        kept = {name: value for name, value in state_dict_of(stored).items() if not name.startswith(OF_KINDS)}
+        stored |= {"model": kept}
         try:
             whole = "preset" in stored and load_weights(init, network, stored) is not None
         except InputError:

@@ -23,6 +23,8 @@ GROWTH = 0.03
 LOGIT_LIMIT = 3.0
 # The prior, an ellipsoid's depth, counts 40 (1 - IoU)^2 logits: 0.4 at IoU 0.9, 6.4 at 0.6.
 PRIOR_WEIGHT = 40.0
+# A box that was made of the mask on the slice before is not exact: it asks as one that was drawn (D24).
+FOLLOWED = "drawn"
 
 # Slices whose embeddings, 4.2 MB each, are kept for other objects; the others are encoded again.
 EMBEDDINGS_KEPT = 64
@@ -42,7 +44,7 @@ class Found(NamedTuple):
 def segment_case(segmenter: Segmenter, case: Case) -> np.ndarray:
     """Label map of a case with boxes, 2D or 3D: (H, W) or (D, H, W) uint16."""
     if not case.is_3d:
-        return segmenter.segment_image(case.image, case.boxes)
+        return segmenter.segment_image(case.image, case.boxes, case.boxes_are)
     return segment_volume(segmenter, case).labels
 
 
@@ -54,9 +56,9 @@ def segment_volume(segmenter: Segmenter, case: Case, progress: Progress = list) 
     boxes, loop = check_boxes(case.boxes, case.image.shape, case.name, flat=True), segmenter.preset.propagation
     tally = Tally(len(boxes))
     if loop == "prompted":
-        labels = prompted(segmenter, case.image, boxes, tally, progress)
+        labels = prompted(segmenter, case.image, boxes, tally, progress, case.boxes_are)
     else:
-        labels = published_loop(segmenter, case.image, boxes, loop == "mended", tally, progress)
+        labels = published_loop(segmenter, case.image, boxes, loop == "mended", tally, progress, case.boxes_are)
     return Found(labels, tally.iou / np.maximum(tally.slices, 1), tally.own)
 
 
@@ -93,7 +95,13 @@ class Embeddings:
 
 
 def published_loop(
-    segmenter: Segmenter, volume: np.ndarray, boxes, mended: bool, tally: Tally | None = None, progress: Progress = list
+    segmenter: Segmenter,
+    volume: np.ndarray,
+    boxes,
+    mended: bool,
+    tally: Tally | None = None,
+    progress: Progress = list,
+    boxes_are: str = "exact",
 ) -> np.ndarray:
     """The released 3D loop, or that loop with its faults mended. The arguments and the result are those of `prompted`.
 
@@ -118,7 +126,8 @@ def published_loop(
                 # the released code rounds this box on the way up, but not on the way down
                 rounding = "float" if step < 0 and not mended else segmenter.preset.box_rounding
                 prompt = boxes_to_grid(box[None, [0, 1, 3, 4]], *volume.shape[1:], rounding)
-            logits, iou = segmenter.decode(embeddings.of(z, again=label < len(boxes)), prompt)
+            asked_as = boxes_are if before is None else FOLLOWED
+            logits, iou = segmenter.decode(embeddings.of(z, again=label < len(boxes)), prompt, None, asked_as)
             with segmenter.stage("upsample"):
                 values, rows, columns = logits_to_original(logits[0], *volume.shape[1:])
             tally.add(label - 1, float(iou[0]), values)
@@ -144,7 +153,12 @@ def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
 
 
 def prompted(
-    segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, tally: Tally | None = None, progress: Progress = list
+    segmenter: Segmenter,
+    volume: np.ndarray,
+    boxes: np.ndarray,
+    tally: Tally | None = None,
+    progress: Progress = list,
+    boxes_are: str = "exact",
 ) -> np.ndarray:
     """Ours (D6: two limits): from the middle outwards, between the prompt and the ellipsoid inscribed in it.
 
@@ -174,6 +188,7 @@ def prompted(
     EMBEDDINGS_KEPT suffices: z = 0 .. D - 1 for all objects with m <= z <= z1, then z = D - 1 .. 0 for
     all with z0 <= z < m. All objects of a slice are decoded together.
     tally: adds up each object's mask and predicted IoU on each slice.   progress: see `segment_volume`.
+    boxes_are: their kind (segment.BOX_KINDS), as which the middle slice is asked; the others as FOLLOWED.
     -> (D, H, W) uint16, box i paints i + 1
     """
     tally = tally or Tally(len(boxes))
@@ -192,30 +207,35 @@ def prompted(
         for index in objects[middle[objects] == z + 1]:
             # the way down starts from the mask of the middle slice
             followed[index] = from_middle[index]
-        asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in objects])
-        found = ask(segmenter, embedding, asked, boxes[objects], z, height, width)
-        for index, (mask, iou) in zip(objects, found, strict=True):
-            tally.add(index, iou, mask.values)
-            canvas.paint(index + 1, mask)
-            followed[index] = mask_box(mask)
-            if z == middle[index]:
-                from_middle[index] = followed[index]
+        starts = middle[objects] == z
+        for kind, group in ((boxes_are, objects[starts]), (FOLLOWED, objects[~starts])):
+            asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in group])
+            found = ask(segmenter, embedding, asked, boxes[group], z, height, width, kind)
+            for index, (mask, iou) in zip(group, found, strict=True):
+                tally.add(index, iou, mask.values)
+                canvas.paint(index + 1, mask)
+                followed[index] = mask_box(mask)
+                if z == middle[index]:
+                    from_middle[index] = followed[index]
         if z in visited_twice:
             visited_twice.remove(z)
             canvases[z] = canvas
     return labels
 
 
-def ask(segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z: int, height: int, width: int):
+def ask(
+    segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z: int, height: int, width: int, kind: str
+):
     """Step 4 of `prompted` for N objects of slice z: yields each one's mask, and its predicted IoU.
 
     asked: (N, 4) the boxes of this slice.   boxes: (N, 6) the prompts.   height, width: of the slice.
+    kind: of the boxes of this slice.
     """
     for first in range(0, len(asked), BOX_CHUNK):
         chunk = slice(first, first + BOX_CHUNK)
         on_grid = boxes_to_grid(asked[chunk], height, width, segmenter.preset.box_rounding)
         whole = boxes[chunk][:, [0, 1, 3, 4]]
-        logits, iou = segmenter.decode(embedding, on_grid, grid_pixels_for(whole, height, width))
+        logits, iou = segmenter.decode(embedding, on_grid, grid_pixels_for(whole, height, width), kind)
         for i, (one, sure) in enumerate(zip(logits, iou, strict=True)):
             with segmenter.stage("upsample"):
                 one = with_prior(one, float(sure), ellipsoid_depth(boxes[chunk][i], z, height, width))

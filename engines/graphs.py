@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,19 +82,19 @@ def encoder_graph(network: BoxSegmenter):
     return traced(by_cell, torch.zeros(1, 3, GRID, GRID))
 
 
-def decoder_graphs(network: BoxSegmenter) -> dict:
-    """The graphs "image", "prompt" and "box" of a network's decoder."""
+def decoder_graphs(network: BoxSegmenter, kind: str) -> dict:
+    """The graphs "image", "prompt" and "box" of a network's decoder for a kind of boxes."""
     only_decoder = BoxSegmenter(nn.Identity())
-    only_decoder.prompt_encoder = copy.deepcopy(network.prompt_encoder)
-    only_decoder.mask_decoder = copy.deepcopy(network.mask_decoder)
+    only_decoder.prompt_encoder, only_decoder.mask_decoder = copy.deepcopy(network.decoder_of(kind))
     # a graph's constants cannot be trained
     decoder, embedding = ReorderedDecoder(only_decoder.requires_grad_(False)), torch.zeros(EMBED_GRID**2, EMBED_DIM)
     prompt, corners = torch.zeros(1, 2, EMBED_DIM), torch.tensor([7, 36, 5, 31])
-    return {
+    graphs = {
         "image": traced(Traceable(decoder.of_image), embedding),
         "prompt": traced(Traceable(decoder.of_boxes), torch.zeros(2, 4), shapes=[(-1, 4)]),
         "box": traced(Traceable(decoder.of_box), prompt, corners, *decoder.of_image(embedding)),
     }
+    return {f"{name}-{kind}": graph for name, graph in graphs.items()}
 
 
 def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=None) -> int:
@@ -107,10 +108,10 @@ def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=N
         engine = "openvino" if int8_encoder is None else "openvino-int8"
         return InputError(f"engine {engine}: it cannot compute what this {part} does; use --engine torch")
 
-    openvino, graphs = import_openvino(), {}
+    openvino, graphs, kinds = import_openvino(), {}, ("exact", *network.mask_decoders)
     for part, make in (
         ("image encoder", lambda: {"encoder": int8_encoder or encoder_graph(network)}),
-        ("mask decoder", lambda: decoder_graphs(network)),
+        *(("mask decoder", partial(decoder_graphs, network, kind)) for kind in kinds),
     ):
         try:
             graphs |= make()
@@ -121,10 +122,11 @@ def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=N
         made = Path(scratch) / folder.name
         for name, graph in graphs.items():
             openvino.save_model(graph, made / f"{name}.xml", compress_to_fp16=False)
-        for part in differing(answers(OpenVINOEngine(made)), answers(TorchEngine(network))):
-            if int8_encoder is None or part != "image encoder":
-                raise refusal(part)
-        write_info(made, info)
+        write_info(made, info | {"kinds": kinds})
+        for kind in kinds:
+            for part in differing(answers(OpenVINOEngine(made), kind), answers(TorchEngine(network), kind)):
+                if int8_encoder is None or part != "image encoder":
+                    raise refusal(part)
         size = sum(path.stat().st_size for path in made.iterdir())
         if folder.is_dir():
             shutil.move(folder, Path(scratch) / "before")
@@ -135,8 +137,8 @@ def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=N
 # ---------------------------------------------------------------- do they compute what the network's code computes?
 
 
-def answers(engine: OpenVINOEngine | TorchEngine) -> dict[str, np.ndarray]:
-    """What an engine makes of fixed random inputs: of an image, and of an embedding with two boxes."""
+def answers(engine: OpenVINOEngine | TorchEngine, kind: str = "exact") -> dict[str, np.ndarray]:
+    """What an engine makes of fixed random inputs: of an image, and of an embedding with two boxes of a kind."""
     rng = np.random.default_rng(0)
     found = engine.encode(rng.random((3, GRID, GRID), np.float32))
     # about as large as a normalized embedding
@@ -144,7 +146,7 @@ def answers(engine: OpenVINOEngine | TorchEngine) -> dict[str, np.ndarray]:
     if isinstance(engine, TorchEngine):  # its embeddings are (1, 256, 64, 64)
         found = found.flatten(2)[0].T.numpy()
         embedding = torch.from_numpy(embedding.T.reshape(1, EMBED_DIM, EMBED_GRID, EMBED_GRID))
-    logits, iou = engine.decode(embedding, np.float32([[20, 30, 120, 140], [100.5, 20.25, 180, 90.75]]))
+    logits, iou = engine.decode(embedding, np.float32([[20, 30, 120, 140], [100.5, 20.25, 180, 90.75]]), None, kind)
     return {"image encoder": found, "mask decoder": logits, "prediction of IoU": iou}
 
 

@@ -2,11 +2,11 @@
 
 OpenVINO takes a network as graphs and fits them to the processor: neighbouring layers become one,
 weights are laid out as the processor reads them. A graph is two files, NAME.xml (its nodes) and
-NAME.bin (its weights). Ours are four (graphs.py makes them):
-    encoder   image (1, 3, 256, 256)                     -> embedding (4096, 256), cell by cell
-    image     embedding                                  -> what decoder.py's `of_image` computes
-    prompt    boxes (N, 4)                               -> their prompts (N, 2, 256)
-    box       a prompt, cells that are wanted, of image  -> logits of their pixels, predicted IoU (1, 1)
+NAME.bin (its weights). Ours are four (graphs.py makes them), the last three for each kind of boxes:
+    encoder      image (1, 3, 256, 256)                     -> embedding (4096, 256), cell by cell
+    image-KIND   embedding                                  -> what decoder.py's `of_image` computes
+    prompt-KIND  boxes (N, 4)                               -> their prompts (N, 2, 256)
+    box-KIND     a prompt, cells that are wanted, of image  -> logits of their pixels, predicted IoU (1, 1)
 A cell is 4x4 pixels of the grid. Beside the graphs lies info.json, which says what they were made of (__init__.py).
 The package is optional and imported only where it is used: pip install -r requirements-fast.txt
 """
@@ -25,8 +25,8 @@ from grid import GRID
 
 INSTALL = "pip install -r requirements-fast.txt"
 MAKE_STATIC = "make it again with python -m engines static"
-GRAPHS = ("encoder", "box", "image", "prompt")
-FORM = 3  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
+OF_BOXES = ("image", "prompt", "box")  # graphs of a kind of boxes
+FORM = 4  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
 CELL = 4  # pixels of the grid along a cell's side
 CELLS = GRID // CELL  # cells along the grid's side
 OUTSIDE = -100.0  # the logit of pixels that were not asked for
@@ -72,6 +72,16 @@ def cell_range(within: list[float] | None) -> tuple[slice, slice]:
     return slice(y0, y1 + 1), slice(x0, x1 + 1)
 
 
+class BoxGraphs:
+    """The compiled graphs of the decoder for a kind of boxes, and what was computed last."""
+
+    def __init__(self, kind: str, image, prompt, box) -> None:
+        self.kind, self.image, self.prompt, self.one = kind, image, prompt, box
+        self.many = None  # an AsyncInferQueue, when first needed
+        self.seen: np.ndarray | None = None  # the embedding that `image_side` was last computed of
+        self.image_side: list[np.ndarray] = []
+
+
 class OpenVINOEngine:
     """The graphs of a folder, compiled. It serves one call after another, whatever threads they come from: a call takes
     all cores already, and OpenVINO's memory for inputs and results is there once."""
@@ -82,35 +92,38 @@ class OpenVINOEngine:
         """compiled: where OpenVINO may keep what it compiled, for the next start; nothing is kept by default.
         precision: f32, bf16, or auto: bf16 where the processor has it, else f32. Of all graphs but `prompt`.
         threads: default all cores that this process may use.   InputError if a file is missing or damaged."""
-        for name, size in read_info(folder).get("sizes", {}).items():
+        info = read_info(folder)
+        for name, size in info.get("sizes", {}).items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise damaged(folder)
         self.folder, self.core, self.lock = folder, import_openvino().Core(), Lock()
-        self.threads = threads or usable_cores()
+        self.threads, self.kinds = threads or usable_cores(), tuple(info.get("kinds", ("exact",)))
         if compiled is not None:
             self.core.set_property({"CACHE_DIR": str(compiled)})
         # D23: bfloat16 where the processor has it
         self.hint = {} if precision == "auto" else {"INFERENCE_PRECISION_HINT": precision}
+        first = self.kinds[0]
+        self.encoder, *of_boxes = self.compile(["encoder", *(f"{name}-{first}" for name in OF_BOXES)])
+        self.decoders = {first: BoxGraphs(first, *of_boxes)}  # other kinds follow when they are asked for
+
+    def compile(self, names: list[str], settings: dict | None = None) -> list:
+        """Graphs of the folder, ready to run. Programs beside this one want cores too: no thread is bound to a core."""
+        common = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads, "ENABLE_CPU_PINNING": False}
+
+        def compiled(name: str):
+            chosen = EXACT if name.startswith("prompt") else self.hint
+            return self.core.compile_model(str(self.folder / f"{name}.xml"), "CPU", common | chosen | (settings or {}))
+
         before = locale.setlocale(locale.LC_ALL)
         try:
-            with ThreadPoolExecutor(len(GRAPHS)) as pool:  # reading weights and laying them out keeps one core busy
-                found = pool.map(self.compile, GRAPHS, (self.hint, self.hint, self.hint, EXACT))
-                self.encoder, self.one, self.image, self.prompt = found
+            with ThreadPoolExecutor(len(names)) as pool:  # reading weights and laying them out keeps one core busy
+                return list(pool.map(compiled, names))
+        except RuntimeError as error:
+            raise damaged(self.folder) from error
         finally:
             # OpenVINO sets the locale "C" while it reads, then what it found before. With several threads "C" may stay,
             # and then text files are read as ASCII.
             locale.setlocale(locale.LC_ALL, before)
-        self.many = None  # an AsyncInferQueue, when first needed
-        self.seen: np.ndarray | None = None  # the embedding that `image_side` was last computed of
-        self.image_side: list[np.ndarray] = []
-
-    def compile(self, name: str, settings: dict):
-        """A graph of the folder, ready to run. Programs beside this one want cores too: no thread is bound to a core."""
-        common = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads, "ENABLE_CPU_PINNING": False}
-        try:
-            return self.core.compile_model(str(self.folder / f"{name}.xml"), "CPU", common | settings)
-        except RuntimeError as error:
-            raise damaged(self.folder) from error
 
     def encode(self, image: np.ndarray) -> np.ndarray:
         """image (3, 256, 256) float32, see enhance.network_input -> its embedding, (4096, 256)"""
@@ -118,11 +131,12 @@ class OpenVINOEngine:
             return self.encoder(image[None], share_inputs=True)[0]
 
     def decode(
-        self, embedding: np.ndarray, boxes: np.ndarray, within: np.ndarray | None = None
+        self, embedding: np.ndarray, boxes: np.ndarray, within: np.ndarray | None = None, boxes_are: str = "exact"
     ) -> tuple[np.ndarray, np.ndarray]:
         """boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32
 
         within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted; elsewhere logits are OUTSIDE.
+        boxes_are: their kind; where the network has no decoder for it, that of exact boxes answers.
         """
         logits, iou = np.full((len(boxes), GRID, GRID), OUTSIDE, np.float32), np.zeros(len(boxes), np.float32)
         ranges = [cell_range(None if within is None else within[i].tolist()) for i in range(len(boxes))]
@@ -134,34 +148,42 @@ class OpenVINOEngine:
         if not len(boxes):
             return logits, iou
         with self.lock:
+            graphs = self.graphs_of(boxes_are if boxes_are in self.kinds else self.kinds[0])
             # Results are used without a copy, in OpenVINO's own memory, which the next call overwrites
-            if embedding is not self.seen:  # chunks of boxes of one image come one after another
-                found = self.image([embedding], share_inputs=True, share_outputs=True)
-                self.image_side, self.seen = list(found.values()), embedding
-            prompts = self.prompt([np.float32(boxes)], share_inputs=True, share_outputs=True)[0]
+            if embedding is not graphs.seen:  # chunks of boxes of one image come one after another
+                found = graphs.image([embedding], share_inputs=True, share_outputs=True)
+                graphs.image_side, graphs.seen = list(found.values()), embedding
+            prompts = graphs.prompt([np.float32(boxes)], share_inputs=True, share_outputs=True)[0]
             asked = [
-                [prompt[None], np.array([r.start, r.stop, c.start, c.stop]), *self.image_side]
+                [prompt[None], np.array([r.start, r.stop, c.start, c.stop]), *graphs.image_side]
                 for prompt, (r, c) in zip(prompts, ranges, strict=True)
             ]
-            if len(boxes) == 1 and self.many is None:
-                keep(self.one(asked[0], share_inputs=True, share_outputs=True), 0)
+            if len(boxes) == 1 and graphs.many is None:
+                keep(graphs.one(asked[0], share_inputs=True, share_outputs=True), 0)
             else:
-                queue = self.queue()
+                queue = self.queue(graphs)
                 queue.set_callback(lambda request, i: keep([output.data for output in request.output_tensors], i))
                 for i, inputs in enumerate(asked):
                     queue.start_async(inputs, i, share_inputs=True)
                 queue.wait_all()
         return logits, iou
 
-    def queue(self):
+    def graphs_of(self, kind: str) -> BoxGraphs:
+        """The decoder's graphs of a kind of boxes, compiled when it is first asked for: most runs have one kind."""
+        if kind not in self.decoders:
+            self.decoders[kind] = BoxGraphs(kind, *self.compile([f"{name}-{kind}" for name in OF_BOXES]))
+        return self.decoders[kind]
+
+    def queue(self, graphs: BoxGraphs):
         """Requests for several boxes at once, each on a thread of its own."""
-        if self.many is None:
+        if graphs.many is None:
             streams = min(self.threads, AT_ONCE)
             settings = self.hint | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
-            self.one = None  # 100 MB: where several boxes were asked for once, `many` serves single ones too
+            graphs.one = None  # 100 MB: where several boxes were asked for once, `many` serves single ones too
             # twice as many requests as streams: while the result of one is copied, its stream goes on with another
-            self.many = import_openvino().AsyncInferQueue(self.compile("box", settings), 2 * streams)
-        return self.many
+            compiled = self.compile([f"box-{graphs.kind}"], settings)[0]
+            graphs.many = import_openvino().AsyncInferQueue(compiled, 2 * streams)
+        return graphs.many
 
 
 # ---------------------------------------------------------------- a folder of graphs

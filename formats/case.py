@@ -30,6 +30,7 @@ class Case:
     affine: np.ndarray | None = None  # (4, 4), voxel (x, y, z) to mm, where the file has one
     window: tuple[float, float] | None = None  # width and level that the intensities were cut to; width 0: percentiles
     source_range: tuple[float, float] | None = None  # lowest and highest intensity of the file; None if it had 8 bits
+    boxes_are: str = "exact"  # how the boxes were made, of segment.BOX_KINDS
     modality: str = ""  # of MODALITIES; asked of the name once, when the case is made, unless it is given
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c30
 OUR_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "grays_anatomy_sam_l0.pt"  # the proposed model
 INT8_KEY = "weight_int8"  # a checkpoint with this key, "channel" or "tensor", holds int8 linear layers (quantize.py)
 WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep their state dict
+OF_KINDS = "mask_decoders.", "prompt_encoders."  # names of weights for further kinds of boxes, PREFIX KIND.NAME (D24)
 
 
 def lite_medsam_path() -> Path:
@@ -98,6 +99,12 @@ def state_dict_of(stored: dict) -> dict:
         if isinstance(stored.get(wrapper), dict):
             stored = stored[wrapper]
     return {name.removeprefix("module."): value for name, value in stored.items()}
+
+
+def kinds_of(stored: dict) -> tuple[str, ...]:
+    """The kinds of boxes, beside exact ones, for which a checkpoint that was read has a decoder."""
+    names = (name.split(".") for name in state_dict_of(stored) if name.startswith(OF_KINDS[0]))
+    return tuple(dict.fromkeys(parts[1] for parts in names))
 
 
 def load_weights(path: Path, model, stored: dict | None = None) -> dict:

@@ -91,7 +91,8 @@ def read_case(
         return replace(case, boxes=exact_boxes(case, path))
     if case.boxes is None and boxes and path.name in (named := boxes_beside(path)):
         found, names = named[path.name]
-        case = replace(case, boxes=check_boxes(found, case.grid_shape, path), label_names=names)
+        found = check_boxes(found, case.grid_shape, path)
+        case = replace(case, boxes=found, boxes_are="drawn", label_names=names)
     return case
 
 
@@ -102,14 +103,16 @@ def read_boxed(
 
     boxes: as they were given; else, with a looseness, the boxes of the case's labels, moved outwards
     by that share (0: exact ones); else those of its file, else those of boxes.csv beside it.
+    Boxes of labels and of the challenge's files are exact, all others drawn.
     """
     case = read_case(path, looseness is not None, window, labels=False, boxes=not boxes)
     if boxes:
         if len({len(box) for box in boxes}) > 1:
             raise InputError("--box: give 4 numbers for each, X0 Y0 X1 Y1, or in a volume 6, X0 Y0 Z0 X1 Y1 Z1")
-        return replace(case, boxes=check_boxes(np.array(boxes), case.grid_shape, path), label_names=None)
-    if looseness is not None:
-        return replace(case, boxes=drawn_boxes(case.name, case.boxes, looseness, case.grid_shape))
+        boxes = check_boxes(np.array(boxes), case.grid_shape, path)
+        return replace(case, boxes=boxes, boxes_are="drawn", label_names=None)
+    if looseness:
+        return replace(case, boxes=drawn_boxes(case.name, case.boxes, looseness, case.grid_shape), boxes_are="drawn")
     if case.boxes is None:
         raise InputError(
             f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, draw them with --draw, put a "

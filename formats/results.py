@@ -10,6 +10,7 @@ import io
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ from formats.readers import ending_of, list_cases, name_of, read_boxed
 from formats.writing import csv_text, progress, save_bytes, save_image, save_json, save_npz, save_text, tell
 from grid import label_ids
 
-OBJECT_COLUMNS = ("case", "label", "name", "box", "pixels", "mm3", "predicted_iou", "seconds", "note")
+OBJECT_COLUMNS = ("case", "label", "name", "box", "boxes_are", "pixels", "mm3", "predicted_iou", "seconds", "note")
 COVERED = 0.5  # an object of which others hide this share or more is named in a warning
 
 
@@ -29,14 +30,18 @@ class Job:
     """The cases that step 4 is asked for, and what it has made of them so far.
 
     source: a file or a folder.   folder: of the results.   boxes, looseness, window: see `read_boxed`.
+    boxes_are: their kind, if it is not the one that follows from where they come from.
     InputError if nothing can be done, or if results would replace something.
     """
 
-    def __init__(self, source: Path, folder: Path, boxes: list[list[float]] | None, looseness: float | None, window):
+    def __init__(
+        self, source: Path, folder: Path, boxes: list[list[float]] | None, looseness: float | None, window,
+        boxes_are: str | None = None,
+    ) -> None:  # fmt: skip
         if looseness is not None and looseness < 0:
             raise InputError(f"--boxes-from-masks {looseness:g}: a looseness is 0 or more")
         self.files = files_to_do(source, folder, "--box" if boxes else "", with_boxes=not boxes and looseness is None)
-        self.source, self.folder = source, folder
+        self.source, self.folder, self.boxes_are = source, folder, boxes_are
         self.boxes, self.looseness, self.window = boxes, looseness, window
         self.rows, self.objects, self.names = [], [], []  # of efficiency.csv, of objects.csv, files of the last case
 
@@ -54,6 +59,7 @@ class Job:
                     (self.folder / f"{name_of(path)}{ending}").unlink(missing_ok=True)
                 tell(f"04_infer.py: left out: {error}", error=True)
                 continue
+            case = replace(case, boxes_are=self.boxes_are or case.boxes_are)
             yield path, case, time.perf_counter() - start
 
     def numbers(self, case: Case) -> np.ndarray:
@@ -82,8 +88,11 @@ class Job:
         self.names.append(f"{case.name}_overlay.png" if path == self.source else f"overlays/{case.name}.png")
         return self.folder / self.names[-1]
 
-    def finish(self, arguments: dict) -> str:
-        """Write the tables. -> what was done, and what comes next. InputError if cases were left out."""
+    def finish(self, arguments: dict, decoders: tuple[str, ...]) -> str:
+        """Write the tables. -> what was done, and what comes next. InputError if cases were left out.
+
+        decoders: kinds of boxes that the network has a decoder for; it asks for others as if they were exact.
+        """
         if self.rows:
             save_text(self.folder / "efficiency.csv", csv_text(self.rows, tuple(self.rows[0]), number=".4f"))
             save_text(self.folder / "objects.csv", csv_text(self.objects, OBJECT_COLUMNS))
@@ -91,16 +100,19 @@ class Job:
         done, count, folder = len(self.rows), len(self.files), self.folder
         if done < count:
             raise InputError(f"{done} of {count} cases done, {count - done} left out as told above.")
+        kinds = Counter(o["boxes_are"] for o in self.objects)
+        found = (f"{n} {kind}" if len(kinds) > 1 else kind for kind, n in kinds.items())
+        boxes = f"boxes {', '.join(found)}{'' if kinds.keys() <= {*decoders} else ' (asked as exact)'}"
         if self.files == [self.source]:
             lines = (
                 f"object {o['label']}: {o['pixels']} pixels, predicted IoU {o['predicted_iou']}" for o in self.objects
             )
-            return f"{', '.join(lines)}; wrote {', '.join(self.names)} and objects.csv to {folder}"
+            return f"{', '.join(lines)}; {boxes}; wrote {', '.join(self.names)} and objects.csv to {folder}"
         told = f"wrote {folder}. Next: python 05_evaluate.py -s {folder} -g GROUND_TRUTH"
         if arguments["smoke"]:
             told = "results removed again. Next: python 05_evaluate.py --smoke"
         seconds = sum(row["total_s"] for row in self.rows)
-        return f"{done} cases, {len(self.objects)} objects in {seconds:.1f} s, {told}"
+        return f"{done} cases, {len(self.objects)} objects in {seconds:.1f} s, {boxes}, {told}"
 
 
 def files_to_do(source: Path | None, folder: Path, one: str, with_boxes: bool) -> list[Path]:
@@ -180,7 +192,7 @@ def object_rows(case: Case, found, numbers: np.ndarray, seconds: float | None) -
         pixels, covered = int(visible[label]), 1 - visible[label] / max(1, own)
         mm3 = f"{pixels * np.prod(case.spacing_mm):.1f}" if case.spacing_mm else ""
         note = "empty" if own == 0 else f"{100 * covered:.0f} % covered by others" if covered > 0.005 else ""
-        values = (f"{case.name}.npz", label, name, box, pixels, mm3, f"{found.iou[i]:.3f}", share, note)
+        values = (f"{case.name}.npz", label, name, box, case.boxes_are, pixels, mm3, f"{found.iou[i]:.3f}", share, note)
         rows.append(dict(zip(OBJECT_COLUMNS, values, strict=True)))
         if own == 0 or covered >= COVERED:
             told.append(f"{label} ({note})")

@@ -81,7 +81,7 @@ class Drawing:
     def show_masks(self, boxes: np.ndarray) -> None:
         """Segment the boxes, and draw them with their masks in place of those before."""
         start = time.perf_counter()
-        self.found = self.segmenter.masks(self.embedding, boxes, self.image.shape[:2])
+        self.found = self.segmenter.masks(self.embedding, boxes, self.image.shape[:2], "drawn")
         self.milliseconds = 1000 * (time.perf_counter() - start)
         self.boxes = boxes
         picture = overlay(self.image, self.found.labels, boxes)

@@ -55,7 +55,7 @@ class Objects:
     """The objects that were drawn on one case. Masks are found by `worker`, one after another."""
 
     def __init__(self, segmenter: Segmenter, case: Case) -> None:
-        self.segmenter, self.is_3d = segmenter, case.is_3d
+        self.segmenter, self.is_3d, self.boxes_are = segmenter, case.is_3d, case.boxes_are
         self.slices = case.image if case.is_3d else case.image[None]  # (D, H, W), or (1, H, W) or (1, H, W, 3)
         self.shape = self.slices.shape[1:3]
         self.history: list[tuple[Drag, ...]] = [()]  # all drags after each change: the last entry is what counts
@@ -106,7 +106,8 @@ class Objects:
     def find(self, z: int, box: tuple) -> None:
         """Find the mask of a box, once. By the worker only."""
         if (z, box) not in self.masks:
-            found = self.segmenter.masks(self.embed_slice(z), np.array([box], float), self.shape)
+            embedding, boxes = self.embed_slice(z), np.array([box], float)
+            found = self.segmenter.masks(embedding, boxes, self.shape, self.boxes_are)
             values, rows, columns = found.patches[0]
             self.masks[z, box] = (values.copy(), rows, columns), found.iou[0]  # a copy: not the whole slice's logits
 

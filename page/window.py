@@ -60,6 +60,7 @@ def draw_case(
     (path,) = files_to_do(source, folder, "--draw", with_boxes=False)
     case = read_case(path, window=window_of(read), labels=False, boxes=False)
     segmenter, saved = load(), []
+    case = replace(case, boxes_are=arguments["boxes"] or "drawn")
 
     def save(drawn: Drawn) -> str:
         boxed, count = replace(case, boxes=drawn.boxes, label_names=None), len(drawn.boxes)

@@ -13,6 +13,8 @@ class BrightModel:
     the box grown by a quarter that lie in the box itself.
     """
 
+    kinds = ("exact",)
+
     def __init__(self, threshold: float = 0.5) -> None:
         self.threshold = threshold
         self.encoded = self.decoded = 0  # how many images and boxes were asked for
@@ -21,7 +23,7 @@ class BrightModel:
         self.encoded += 1
         return image
 
-    def decode(self, embedding: np.ndarray, boxes: np.ndarray, within=None) -> tuple[np.ndarray, np.ndarray]:
+    def decode(self, embedding, boxes, within=None, boxes_are="exact") -> tuple[np.ndarray, np.ndarray]:
         self.decoded += len(boxes)
         bright = embedding[0] > self.threshold
         mask = bright & self._inside(boxes, 0)

@@ -20,7 +20,7 @@ import segment
 from demo_data import tiny_case
 from formats import InputError
 from formats.case import Case
-from formats.npz import load_npz, write_case
+from formats.npz import load_npz, write_case, write_training_case
 from formats.pictures import read_image, read_mask
 from formats.writing import save_image, save_npz
 from grid import boxes_from_labels, case_rng, loosen_boxes
@@ -234,6 +234,30 @@ def test_one_image_with_two_boxes_gives_mask_overlay_and_label_map(fake, tmp_pat
     assert [row["box"] for row in rows] == ["12 10 31 29", "50 35 69 54"]
 
 
+def test_where_boxes_come_from_says_how_they_were_made_and_a_flag_overrides(fake, tmp_path, capsys):
+    two_squares(tmp_path / "a.png")
+    write_case(tmp_path, tiny_case())
+    one, folder, out, labelled = tmp_path / "a.png", tmp_path / "imgs", tmp_path / "out", tmp_path / "labelled"
+    write_training_case(labelled, tiny_case())
+
+    def kinds_of(*arguments):
+        infer.main([str(a) for a in ("-o", out, *arguments)])
+        told = capsys.readouterr().out
+        (kind,) = {row["boxes_are"] for row in rows_of(out / "objects.csv")}
+        assert f" boxes {kind}" in told and (" (asked as exact)" in told) == (kind == "drawn")  # the fake has one
+        return kind
+
+    assert kinds_of("-i", one, *BOXES) == "drawn"
+    assert kinds_of("-i", folder) == "exact", "the challenge's files"
+    assert kinds_of("-i", labelled, "--boxes-from-masks") == "exact"
+    assert kinds_of("-i", labelled, "--boxes-from-masks", 0.2) == "drawn"
+    assert kinds_of("-i", one, *BOXES, "--boxes", "exact") == "exact"
+    assert kinds_of("-i", folder, "--boxes", "drawn") == "drawn"
+    (tmp_path / "boxes.csv").write_text("file,x0,y0,x1,y1\na.png,12,10,31,29\n")
+    assert kinds_of("-i", one) == "drawn", "boxes.csv"
+    assert "boxes 'loose': no such kind; choose one of exact, drawn" in sentence("-i", one, "--boxes", "loose")
+
+
 def test_an_image_that_cannot_be_used_writes_nothing(fake, tmp_path):
     two_squares(tmp_path / "scan.png")
     (tmp_path / "text.png").write_text("no image")
@@ -388,9 +412,11 @@ def small(monkeypatch, tmp_path):
     """In place of the proposed model its decoder alone, and its checkpoint, trained with preset `released`."""
     build = segment.build
     monkeypatch.setattr(
-        segment, "build", lambda name: BoxSegmenter(torch.nn.Identity()) if name == "proposed" else build(name)
+        segment,
+        "build",
+        lambda name, kinds: BoxSegmenter(torch.nn.Identity(), kinds) if name == "proposed" else build(name),
     )
-    torch.save({"model": segment.build("proposed").state_dict(), "preset": "released"}, tmp_path / "small.pt")
+    torch.save({"model": segment.build("proposed", ()).state_dict(), "preset": "released"}, tmp_path / "small.pt")
     return tmp_path / "small.pt"
 
 
@@ -419,7 +445,7 @@ def test_another_preset_than_the_checkpoints_needs_force(small, folder):
 
 
 def test_a_bare_state_dict_takes_the_preset_asked_for(small):
-    torch.save(segment.build("proposed").state_dict(), small)
+    torch.save(segment.build("proposed", ()).state_dict(), small)
     assert load("proposed", small).preset.name == "fixed"
     assert load("proposed", small, "paper").preset.name == "paper"
 

@@ -189,7 +189,7 @@ def test_masks_are_pytorchs_and_the_graph_is_made_once(cache, monkeypatch):
 @needs_openvino
 def test_graphs_of_the_proposed_network_answer_as_pytorch(tmp_path):
     torch.manual_seed(0)
-    network = segment.build("proposed").eval()
+    network = segment.build("proposed", ("drawn",)).eval()
     write_graphs(tmp_path / "made", network, {})
     engine, plain = OpenVINOEngine(tmp_path / "made"), model.TorchEngine(network)
     rng = np.random.default_rng(0)
@@ -208,6 +208,13 @@ def test_graphs_of_the_proposed_network_answer_as_pytorch(tmp_path):
             assert np.abs(found - logits[:n]).max() < 1e-4 * np.abs(logits).max() and np.allclose(
                 sure, iou[:n], atol=1e-4
             )
+    assert engine.kinds == plain.kinds == ("exact", "drawn")
+    wanted = plain.decode(plain.encode(images[0]), boxes, boxes_are="drawn")
+    found = engine.decode(first, boxes, boxes_are="drawn")
+    assert all(np.allclose(a, b, atol=1e-3) for a, b in zip(found, wanted, strict=True)), "the other decoder answers"
+    assert not np.allclose(found[1], engine.decode(first, boxes)[1], atol=1e-3)
+    unknown = engine.decode(first, boxes, boxes_are="by a detector")[1]
+    assert np.array_equal(unknown, engine.decode(first, boxes)[1]), "as exact ones"
     assert [values.shape for values in engine.decode(first, np.zeros((0, 4)))] == [(0, 256, 256), (0,)]
     within = np.float32([[10, 12, 31.9, 200], [-50, -50, -40, 300]])
     part, whole = engine.decode(first, boxes[:2], within)[0], engine.decode(first, boxes[:2])[0]
@@ -272,7 +279,7 @@ def test_graphs_are_made_anew_for_other_weights_and_another_openvino_and_else_no
 
 
 @needs_openvino
-@pytest.mark.parametrize("name", ["encoder.bin", "box.xml"])
+@pytest.mark.parametrize("name", ["encoder.bin", "box-exact.xml"])
 def test_a_damaged_graph_is_told(name, tiny, tmp_path):
     load("tiny", engine="openvino", cache=tmp_path)
     (folder,) = tmp_path.iterdir()

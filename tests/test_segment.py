@@ -2,6 +2,7 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +107,11 @@ class Recorder(BrightModel):
 
     def __init__(self, iou: float = 1.0) -> None:
         super().__init__()
-        self.iou, self.asked = iou, []
+        self.iou, self.asked, self.told = iou, [], []
 
-    def decode(self, embedding, boxes, within=None):
+    def decode(self, embedding, boxes, within=None, boxes_are="exact"):
         self.asked.append(boxes.copy())
+        self.told += [boxes_are] * len(boxes)
         return np.full((len(boxes), 256, 256), 8.0, np.float32), np.full(len(boxes), self.iou, np.float32)
 
 
@@ -130,7 +132,7 @@ def test_fixed_walks_down_from_the_middle_again_not_from_the_top():
     asked = []
 
     class Cone(BrightModel):
-        def decode(self, embedding, boxes, within=None):
+        def decode(self, embedding, boxes, within=None, boxes_are="exact"):
             asked.append(float(boxes[0, 2] - boxes[0, 0]) * 80 / 256)
             return super().decode(embedding, boxes)
 
@@ -203,7 +205,7 @@ def testbox_of_previous_by_hand():
 def test_released_forgets_to_round_a_box_on_the_way_down():
     volume, boxes = np.full((9, 50, 50), 100, np.uint8), np.array([[5, 7, 1, 30, 33, 7]])
     model = Recorder()
-    model.decode = lambda e, b, within=None: (
+    model.decode = lambda e, b, within, boxes_are: (
         model.asked.append(b.copy()),
         (np.full((1, 256, 256), -8.0, np.float32), np.ones(1, np.float32)),
     )[1]
@@ -213,6 +215,43 @@ def test_released_forgets_to_round_a_box_on_the_way_down():
     ups, downs = model.asked[:3], model.asked[3:]  # z = 4, 5, 6, then 3, 2
     assert len(downs) == 2 and all(np.array_equal(b[0], np.trunc(exact)) for b in ups)
     assert all(b[0] == pytest.approx(exact) for b in downs)
+
+
+def test_the_middle_slice_is_asked_as_its_box_was_made_and_the_others_as_drawn():
+    labels = touching_balls()
+    one = Segmenter(Recorder(), PRESETS["fixed"], enhanced=False)
+    segment_case(one, case(volume_of(labels), labels))
+    objects = len(boxes_from_labels(labels)[0])
+    assert one.engine.told.count("exact") == objects and set(one.engine.told) == {"exact", "drawn"}
+    segment_case(one, replace(case(volume_of(labels), labels), boxes_are="drawn"))
+    assert one.engine.told.count("exact") == objects, "none more: all of the second volume's boxes are drawn"
+
+
+def test_one_embedding_serves_both_kinds_and_each_kind_has_its_decoder(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    path = tmp_path / "two.pt"
+    save_checkpoint(path, {"model": segment.build("proposed", ("drawn",)).state_dict()})
+    one, encoded = load(path), []
+    encoder = one.engine.network.image_encoder
+    encoder.register_forward_hook(lambda *_: encoded.append(1))
+    image, boxes = volume_of(cylinder()[4]), np.array([[10.0, 10, 50, 50]])
+    embedding = one.embed(image)
+    exact, drawn = (one.masks(embedding, boxes, image.shape, kind).iou for kind in ("exact", "drawn"))
+    assert len(encoded) == 1 and exact != drawn
+    assert exact == one.masks(embedding, boxes, image.shape).iou, "exact is what a box is taken for"
+    monkeypatch.setitem(segment.BOX_KINDS, "by a detector", (0.5, 0.0, 0.1))  # a fork's row, not yet trained
+    assert exact == one.masks(embedding, boxes, image.shape, "by a detector").iou
+    int8 = load(path, engine="torch-int8").engine.network
+    layers = {name for name, layer in int8.named_modules() if type(layer).__name__ == "Int8Linear"}
+    own = {name for name in layers if name.startswith("mask_decoder.")}
+    assert own and {name.replace("mask_decoder.", "mask_decoders.drawn.") for name in own} <= layers
+
+
+def test_a_kind_that_nobody_knows_is_refused_before_anything_is_asked():
+    one = Segmenter(Recorder(), PRESETS["fixed"], enhanced=False)
+    with pytest.raises(InputError, match="boxes 'loose': no such kind; choose one of exact, drawn"):
+        one.segment_image(np.zeros((40, 50), np.uint8), np.array([[5, 5, 20, 20]]), "loose")
+    assert not one.engine.asked
 
 
 def test_fixed_falls_back_to_the_ellipsoid_when_the_network_is_unsure(monkeypatch):

@@ -124,10 +124,12 @@ def test_a_drawn_case_survives_its_file(tmp_path):
 class NoiseModel:
     """Smooth random logits on both sides of 0, other ones for each image and box."""
 
+    kinds = ("exact",)
+
     def encode(self, image):
         return image
 
-    def decode(self, embedding, boxes, within=None):
+    def decode(self, embedding, boxes, within=None, boxes_are="exact"):
         seeds = [[int(1e3 * embedding.sum()), *(8 * box).astype(int)] for box in boxes]
         coarse = [np.random.default_rng(seed).normal(size=(9, 9)).astype(np.float32) for seed in seeds]
         return np.stack([cv2.resize(one, (256, 256)) for one in coarse]), np.ones(len(boxes), np.float32)

@@ -520,7 +520,7 @@ def test_a_real_mouse_draws_in_the_real_window_and_saves(tmp_path):
             process.terminate()
             process.wait(10)
     assert np.abs(boxes - asked).max() <= 1
-    assert (labels == load("proposed").segment_image(image, boxes)).all() and labels.any()
+    assert (labels == load("proposed").segment_image(image, boxes, "drawn")).all() and labels.any()
     model, wrote = log.read_text().splitlines()  # two lines: no warning, no traceback
     assert model == "04_infer.py: proposed, preset fixed, engine torch" and "1 object, wrote" in wrote
 
