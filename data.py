@@ -236,7 +236,7 @@ def training_item(folder: Path, entry: CacheEntry, preset: Preset, rng: np.rando
     chosen = np.concatenate([chosen, rng.integers(len(ids), size=preset.objects - len(chosen))]).astype(int)
     size = (GRID, GRID) if preset.flips == "on" else grid_size(entry.height, entry.width)
     # [P 3.2] nothing but the boxes' position and size is varied
-    moved = [move_box(boxes[i], preset.jitter, preset.looseness, rng, *size) for i in chosen]
+    moved = [move_box(boxes[i], preset.jitter, (0.0, 0.0), rng, *size) for i in chosen]
     return item(image, labels, ids[chosen], np.array(moved), entry, preset)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 GRID = 256  # side of the network's input image and of its mask logits, pixels [P 2.1]
 BOX_JITTER = 5  # largest move of a side of a box in training, grid pixels (#18)
 JITTER_SHARE = 0.1  # jitter "scaled": the move is also at most this share of the object's width or height
-LOOSE_SHARE = 0.6  # share of a training's boxes that are loosened (D20), where `looseness` is above 0
 ROWS_AT_ONCE = 1 << 22  # pixels of a label map that are worked on together: bounds the memory
 
 
@@ -175,15 +174,17 @@ def drawn_boxes(name: str, boxes: np.ndarray, looseness: float, shape: tuple[int
 
 
 def move_box(
-    box: np.ndarray, jitter: str, looseness: float, rng: np.random.Generator, height: int, width: int
+    box: np.ndarray, jitter: str, loose: tuple[float, float], rng: np.random.Generator, height: int, width: int
 ) -> np.ndarray:
     """A box (4,) as training prompts with it: its sides moved by up to BOX_JITTER pixels. (#18)
 
     jitter : "both" in or out by whole pixels, "outward" by whole pixels, "scaled" in or out.
-    looseness : above 0, most boxes are loosened by 0 to `looseness` instead. All stay on the image.
+    loose : a share of the boxes that is loosened instead, and by how much at most (segment.BOX_KINDS).
+    All stay on the image.
     """
+    share, looseness = loose
     # D20: most boxes loosened, as drawn
-    if looseness and rng.random() < LOOSE_SHARE:
+    if share and rng.random() < share:
         return loosen_boxes(box[None], looseness * rng.random(), rng, height, width)[0]
     if jitter == "scaled":
         # D15: at most a tenth of the object. 5 pixels are nothing to a lung, half of a nucleus.

@@ -40,7 +40,6 @@ class Preset:
     objects: int = 1  # objects an image, drawn anew at each step; they share one embedding
     sampling: Literal["equal", "without", "with"] = "equal"  # #20 an epoch: as many of each modality, or 1,000 a group
     jitter: Literal["both", "outward", "scaled"] = "both"  # #18 how a box's sides move, see grid.move_box
-    looseness: float = 0.0  # above 0: most boxes are loosened by up to this share of their size (D20)
     flips: Literal["off", "on"] = "off"  # #17 mirror images at random; the text calls flips misleading
     decoder: Literal["lite_medsam", "random"] = "lite_medsam"  # #24 weights that prompt encoder and decoder start from
     learning_rate: float = 5e-5  # #25
@@ -75,7 +74,6 @@ RANGES = {
     "gamma": (1e-6, 0.25),
     "kappa": (1e-6, 1e9),
     "diffusion_range": (1e-6, 1e6),
-    "looseness": (0.0, 2.0),
 }
 
 

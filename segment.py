@@ -29,12 +29,12 @@ from formats.case import check_boxes, check_image
 from grid import MaskPatch, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, reach_of
 from presets import PRESETS, Preset, override
 
-# How a box was made, which says how far its object may be from its sides. Kind -> how training makes such boxes: which
-# share of them is loosened, and by how much of the object's size, from and to; the others move as the preset's `jitter`
-# says. A kind has a decoder of its own in a checkpoint, where it was trained (D24): a new kind is a row here.
+# How a box was made, which says how far its object may be from its sides. Kind -> how training makes such boxes: the
+# share that is loosened, and by how much at most (grid.move_box); the others move as the preset's `jitter` says.
+# Where a kind was trained (recipe/), the checkpoint has a decoder for it (D24). A new kind is a row here.
 BOX_KINDS = {
-    "exact": (0.0, 0.0, 0.0),  # touches its object: made of a label, by a detector, by the challenge
-    "drawn": (0.9, 0.0, 0.45),  # by hand, or made of the mask of a neighbouring slice
+    "exact": (0.0, 0.0),  # touches its object: made of a label, by a detector, by the challenge
+    "drawn": (0.9, 0.3),  # by hand (D20), or made of the mask of a neighbouring slice
 }
 BOX_CHUNK = 6  # boxes a decoder call: bounds the memory; the feature maps of 6 are 24 MB
 

@@ -83,20 +83,21 @@ def segmentation_loss(logits: Tensor, iou: Tensor, masks: Tensor) -> dict[str, T
 
 
 def starting_network(
-    model: str, preset: Preset, init: Path | None, seed: int, device: torch.device | None = None
-) -> tuple[BoxSegmenter, str]:
+    model: str, preset: Preset, init: Path | None, seed: int, device: torch.device | None = None,
+    kinds: tuple[str, ...] = (),
+) -> tuple[BoxSegmenter, str]:  # fmt: skip
     """A network with the weights that training starts from, and words that say which. [P 2.2; #24]
 
     init: a checkpoint of ours, of which all is used, or efficientvit_sam_l0.pt, of which the encoder
     is. With decoder=random a checkpoint of ours with another decoder gives its encoder alone, too.
+    kinds: of boxes beside exact ones (recipe/); one that `init` has no decoder for starts from that of
+    exact ones. Without any, as in Table 3, decoders of other kinds are left out.
     """
     torch.manual_seed(seed)
-    network, told, whole = build(model), f"encoder from {init or 'random weights'}", False
+    network, told, whole = build(model, kinds), f"encoder from {init or 'random weights'}", False
     if init is not None:
         stored, prefix = read_checkpoint(init), "image_encoder."
-        # Table 3 trains one decoder, the one of exact boxes; another kind's would not follow the encoder
-        kept = {name: value for name, value in state_dict_of(stored).items() if not name.startswith(OF_KINDS)}
-        stored |= {"model": kept}
+        stored |= {"model": with_kinds(state_dict_of(stored), kinds)}
         try:
             whole = "preset" in stored and load_weights(init, network, stored) is not None
         except InputError:
@@ -110,9 +111,21 @@ def starting_network(
         if preset.decoder == "lite_medsam":
             load_weights(lite_medsam_path(), donor)
         network.prompt_encoder, network.mask_decoder = donor.prompt_encoder, donor.mask_decoder
+        own = {name: value for name, value in network.state_dict().items() if not name.startswith(OF_KINDS)}
+        network.load_state_dict(with_kinds(own, kinds))
     if device is not None and device.type == "cuda":
         network.to(device, memory_format=torch.channels_last)  # in which its convolutions are fast
     return network, f"all weights from {init}" if whole else f"{told}, decoder from {preset.decoder} weights"
+
+
+def with_kinds(state: dict, kinds: tuple[str, ...]) -> dict:
+    """A state dict with a decoder for each of `kinds` and no other; a missing one is a copy of that of exact boxes."""
+    kept = {name: value for name, value in state.items() if not name.startswith(OF_KINDS)}
+    for name in list(kept):
+        module, _, rest = name.partition(".")
+        for kind in kinds if f"{module}s." in OF_KINDS else ():
+            kept[f"{module}s.{kind}.{rest}"] = state.get(f"{module}s.{kind}.{rest}", kept[name])
+    return kept
 
 
 def decode_batch(decode: Callable, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,18 +146,21 @@ def decode_batch(decode: Callable, embedding: Tensor, boxes: Tensor) -> tuple[Te
 
 
 @torch.no_grad()
-def validate(network: BoxSegmenter, items: Iterable, channels: str = "image", extra: Callable | None = None) -> dict:
+def validate(
+    network: BoxSegmenter, items: Iterable, channels: str = "image", extra: Callable | None = None, boxes_are: str = "exact"
+) -> dict:  # fmt: skip
     """-> validation_loss, validation_dice: means over the modalities (D16); dice: of each modality
 
     items: pairs of a modality and a data.validation_item.   channels: "image" or "raw", what of an
-    item the network sees.   extra(embedding, item): a loss that recipe/ adds.
+    item the network sees.   extra(embedding, item): a loss that recipe/ adds.   boxes_are: their kind.
     Of several processes the first one validates, and the others wait for what it found.
     """
     found, losses, dices = {}, defaultdict(list), defaultdict(list)
     if first_process():
         network.eval()
         for modality, item in items:
-            loss, dice = validate_item(network, {k: torch.from_numpy(v) for k, v in item.items()}, channels, extra)
+            tensors = {key: torch.from_numpy(value) for key, value in item.items()}
+            loss, dice = validate_item(network, tensors, channels, extra, boxes_are)
             losses[modality].append(loss)
             dices[modality].append(dice)
         for name, group in (("validation_loss", losses), ("validation_dice", dices)):
@@ -157,8 +173,9 @@ def validate(network: BoxSegmenter, items: Iterable, channels: str = "image", ex
 
 
 def validate_item(
-    network: BoxSegmenter, item: dict[str, Tensor], channels: str = "image", extra: Callable | None = None
-) -> tuple[float, float]:
+    network: BoxSegmenter, item: dict[str, Tensor], channels: str = "image", extra: Callable | None = None,
+    boxes_are: str = "exact",
+) -> tuple[float, float]:  # fmt: skip
     """Mean loss and Dice of all objects of one image."""
     device = next(network.parameters()).device
     item = {key: value.to(device) for key, value in item.items()}
@@ -166,7 +183,7 @@ def validate_item(
     total, dice = 0.0, []
     for first in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
         boxes, masks = (item[key][first : first + OBJECT_CHUNK] for key in ("boxes", "masks"))
-        logits, iou = network.decode(embedding, boxes)
+        logits, iou = network.decode(embedding, boxes, boxes_are=boxes_are)
         total += segmentation_loss(logits.float(), iou.float(), masks.unsqueeze(1))["loss"].item() * len(boxes)
         found, true = (logits[:, 0] > 0).flatten(1), (masks > 0.5).flatten(1)
         dice += (2 * (found & true).sum(dim=1) / (found.sum(dim=1) + true.sum(dim=1))).tolist()

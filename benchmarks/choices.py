@@ -43,7 +43,7 @@ EVERY = 6  # of a training volume's slices, which are alike, every sixth is load
 
 def train(args: Namespace, name: str, seed: int, out: Path) -> str:
     """One run: everything learns, from our checkpoint, with one input. -> its checkpoint"""
-    fields = ["jitter=scaled", "looseness=0.3", f"objects={OBJECTS}", f"learning_rate={RATE}", *INPUTS[name]]
+    fields = ["jitter=scaled", f"objects={OBJECTS}", f"learning_rate={RATE}", *INPUTS[name]]
     preset, device = override(PRESETS["fixed"], fields), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     entries = [entry for entry in read_split(args.train)[0] if entry.modality not in COLORED]
     entries = [entry for i, entry in enumerate(entries) if i % EVERY == 0 or not entry.name.startswith("3D_")]

@@ -1,8 +1,9 @@
 """Training images that live on the device: drawn and augmented there, a batch at a time. (D14)
 
 For a GPU, which learns from an image faster than a processor can prepare one. Batches are those of
-data.SliceDataset, but for three choices of ours. Every modality has the same chance, in it every
-data set, in it every file, in it every slice. Images are augmented. Boxes are taken afterwards.
+data.SliceDataset, but for four choices of ours. Every modality has the same chance, in it every
+data set, in it every file, in it every slice. Images are augmented. Boxes are taken afterwards, and
+are of a kind (segment.BOX_KINDS). Where there are LiteMedSAM's own masks, some images have those.
 Letters: B images a batch, K objects an image, S side of the 256 grid.
 Everything depends on (seed, step) alone.
 """
@@ -16,13 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data import CacheEntry, load_entry, network_images
+from data import CacheEntry, load_entry, load_mask, network_images
 from enhance import is_gray
 from formats import InputError, bare_name
 from formats.writing import progress
 from grid import GRID, move_box
 from presets import Preset
+from recipe.own_masks import own_path
+from segment import BOX_KINDS
 
+OWN_SHARE = 3 / 8  # of the images that have LiteMedSAM's own masks in place of their labels (own_masks.py)
 MIN_AREA = 10  # pixels: what augmentation left of an object must have them to be asked for
 
 
@@ -37,9 +41,10 @@ def draw_weights(entries: list[CacheEntry]) -> Tensor:
     return torch.from_numpy(chance)
 
 
-def load_slice(folder: Path, entry: CacheEntry, preset: Preset) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def load_slice(folder: Path, entry: CacheEntry, preset: Preset, own: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """image, raw (3, S, S) float16; labels (S, S) int16, 1..n; whether channel 3 is equalized"""
     image, labels = load_entry(folder, entry)
+    labels = load_mask(own_path(folder, entry)) if own else labels
     numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1].reshape(labels.shape)
     enhanced, raw = (torch.from_numpy(x).half() for x in network_images(image, entry, preset))
     gray = preset.color == "gray" or is_gray(image)
@@ -57,13 +62,18 @@ class ResidentSlices:
             raise InputError("the preset's flips=on mirrors images a second time; add --set flips=off")
         self.preset, self.size, self.objects, self.seed = preset, batch, preset.objects, seed
         self.device, self.augment = device, augment
-        parts = zip(*(load_slice(folder, entry, preset) for entry in progress(entries, "load")), strict=True)
+        own = [
+            entry for entry in entries if own_path(folder, entry).is_file() and load_mask(own_path(folder, entry)).any()
+        ]
+        pairs = [(entry, False) for entry in entries] + [(entry, True) for entry in own]
+        parts = zip(*(load_slice(folder, entry, preset, own) for entry, own in progress(pairs, "load")), strict=True)
         self.image, self.raw, self.labels, self.gray = (torch.stack(part).to(device) for part in parts)
-        self.weights = draw_weights(entries).to(device)
+        share = OWN_SHARE if own else 0.0
+        self.weights = torch.cat([(1 - share) * draw_weights(entries), share * draw_weights(own)]).to(device)
         self.most = int(self.labels.max())  # objects of the fullest image
 
-    def batch(self, step: int) -> dict[str, Tensor]:
-        """The batch of a step; tensors on the device."""
+    def batch(self, step: int, kind: str = "exact") -> dict[str, Tensor]:
+        """The batch of a step, with boxes of a kind; tensors on the device."""
         random = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + step)
         rows = torch.multinomial(self.weights, self.size, replacement=True, generator=random)
         image, raw, labels = self.image[rows].float(), self.raw[rows].float(), self.labels[rows].long()
@@ -73,13 +83,13 @@ class ResidentSlices:
         chosen = self.choose(labels, random)
         masks = labels[:, None] == chosen[:, :, None, None]  # (B, K, S, S)
         exact = boxes_of(masks)
-        return {"image": image, "raw": raw, "masks": masks.float(), "boxes": self.move(exact, step)}
+        return {"image": image, "raw": raw, "masks": masks.float(), "boxes": self.move(exact, step, kind)}
 
-    def move(self, exact: Tensor, step: int) -> Tensor:
-        """Boxes (B, K, 4) moved or loosened by grid.move_box, as those of data.SliceDataset are."""
-        rng, (jitter, looseness) = np.random.default_rng((self.seed, step)), (self.preset.jitter, self.preset.looseness)
+    def move(self, exact: Tensor, step: int, kind: str) -> Tensor:
+        """Boxes (B, K, 4) moved or loosened by grid.move_box, as a kind of boxes is."""
+        rng, jitter = np.random.default_rng((self.seed, step)), self.preset.jitter
         boxes = exact.double().flatten(0, 1).cpu().numpy()
-        moved = np.array([move_box(box, jitter, looseness, rng, GRID, GRID) for box in boxes], np.float32)
+        moved = np.array([move_box(box, jitter, BOX_KINDS[kind], rng, GRID, GRID) for box in boxes], np.float32)
         return torch.from_numpy(moved).reshape(exact.shape).to(self.device)
 
     def uniform(self, random: torch.Generator, low: float, high: float, *shape: int) -> Tensor:

@@ -7,25 +7,23 @@ Letters: B images a batch, K objects an image, N = B K prompts.
 
 import copy
 import math
-import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from formats import InputError
-from formats.checkpoints import lite_medsam_path, load_weights, read_checkpoint
+from formats.checkpoints import OF_KINDS, lite_medsam_path, load_weights
 from model import BoxSegmenter
 from presets import Preset
 from segment import build
-from training import Run, decode_batch, segmentation_loss, validate
+from training import Run, decode_batch, mean_of, segmentation_loss, validate
 
 MODEL = "proposed"
-BAND = 3  # pixels of the grid on both sides of a contour, see boundary_loss
 WARM_UP = 0.05  # share of a run in which the rate rises
-SHARED = ("prompt_encoder.", "mask_decoder.")  # modules that LiteMedSAM and the proposed model have
 
 
 @dataclass(frozen=True)
@@ -36,39 +34,24 @@ class RecipeStage:
     steps: int
     learning_rate: float  # peak of the cycle
     validate_every: int  # steps
+    kinds: tuple[str, ...]  # of boxes (segment.BOX_KINDS), each step one, in turn
+    share: float  # of the minutes that are left, if those are limited
     batch: int = 64  # images a step
-    looseness: float = 0.0  # of the boxes (D20)
     average: float = 0.999  # decay of the moving average
     # Beside the masks the encoder learns LiteMedSAM's embedding; its decoder is frozen (D13)
     distilled: bool = False
-    # For few images a step, on a CPU: batch norms keep their means, and a CPU that has the instructions
-    # computes in bfloat16
-    small: bool = False
-    only: tuple[str, ...] = ()  # modules that learn, by the beginning of their names; (): all
-    encoder_share: float = 1.0  # the image encoder's learning rate as a share of the others'
-    boundary: float = 0.0  # weight of boundary_loss in training; validation stays Table 3's
+    # All weights learn, or the decoder of `kinds` alone. That needs no GPU: the encoder only answers
+    whole: bool = True
 
 
 # ---------------------------------------------------------------- learning rate, losses, teacher
 
 
-def one_cycle(step: int, steps: int, peak: float) -> float:
-    """Learning rate of a step: a short rise to the peak, then half a cosine to its thousandth."""
-    rise = max(1, round(WARM_UP * steps))
-    if step < rise:
-        return peak * (step + 1) / rise
-    return peak * (0.001 + 0.999 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise))) / 2)
-
-
-def boundary_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """BCE of the pixels within BAND of the true contour, a mean by prompt, then over prompts. (D22)
-
-    Of a whole image few pixels lie at a contour, and fewer still if the object is small.
-    """
-    grown, shrunk = (F.max_pool2d(sign * masks, 2 * BAND + 1, stride=1, padding=BAND) for sign in (1, -1))
-    band = grown + shrunk  # max of -m is -min of m: 1 where the neighbourhood holds both object and background
-    error = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
-    return ((error * band).flatten(1).sum(dim=1) / band.flatten(1).sum(dim=1).clamp(min=1)).mean()
+def one_cycle(progress: float, peak: float) -> float:
+    """Learning rate at a point of a run, 0..1: a short rise to the peak, then half a cosine to its thousandth."""
+    if progress < WARM_UP:
+        return peak * max(progress, 0.001) / WARM_UP
+    return peak * (0.001 + 0.999 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP))) / 2)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -78,6 +61,11 @@ def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
     answers everywhere with the mean of the teacher's numbers, has 1.
     """
     return F.mse_loss(student, teacher) / teacher.var().clamp(min=1e-6)
+
+
+def decoder_names(kind: str) -> tuple[str, ...]:
+    """How the names of the weights that answer a kind of boxes begin."""
+    return ("mask_decoder.", "prompt_encoder.") if kind == "exact" else tuple(f"{part}{kind}." for part in OF_KINDS)
 
 
 def teacher_encoder() -> nn.Module:
@@ -100,40 +88,43 @@ class StageRun(Run):
         self.settings, self.device = stage, device
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.teacher = teacher_encoder().requires_grad_(False).to(device).eval() if stage.distilled else None
+        learning = ("",) if stage.whole else tuple(name for kind in stage.kinds for name in decoder_names(kind))
         for name, parameter in network.named_parameters():
-            frozen = stage.distilled and name.startswith(SHARED)
-            parameter.requires_grad_(not frozen and name.startswith(stage.only or ""))
+            frozen = stage.distilled and not name.startswith("image_encoder.")
+            parameter.requires_grad_(not frozen and name.startswith(learning))
         self.encode, self.decode, self.teach = network.image_encoder, network.decode, self.teacher
         if compiled:
             self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
             self.teach = self.teacher and torch.compile(self.teacher)
         # A CPU without the instructions takes minutes a step in bfloat16: it stays in float32
-        quick = stage.small and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        quick = not stage.whole and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
         self.bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or quick)
         self.trainable = [p for p in network.parameters() if p.requires_grad]
-        encoder = set(network.image_encoder.parameters())
-        parts = ([p for p in self.trainable if p not in encoder], [p for p in self.trainable if p in encoder])
-        groups = [{"params": p, "share": s} for p, s in zip(parts, (1.0, stage.encoder_share), strict=True) if p]
-        optimiser = torch.optim.AdamW(groups, weight_decay=0.05, fused=device.type == "cuda")
+        optimiser = torch.optim.AdamW(self.trainable, weight_decay=0.05, fused=device.type == "cuda")
         super().__init__(MODEL, preset, network, optimiser, None, must_match, stage.name)
 
-    def train_step(self, batch: dict[str, Tensor]) -> None:
-        """One step. batch: image, raw (B, 3, 256, 256), boxes (B, K, 4), masks (B, K, 256, 256)"""
+    def kind(self) -> str:
+        """The kind of boxes of the step that comes."""
+        return self.settings.kinds[self.step % len(self.settings.kinds)]
+
+    def train_step(self, batch: dict[str, Tensor], progress: float) -> None:
+        """One step. batch: image, raw (B, 3, 256, 256), boxes (B, K, 4) of `kind`, masks (B, K, 256, 256)
+        progress: how much of the run is over, 0..1"""
         for group in self.optimiser.param_groups:
-            group["lr"] = group["share"] * one_cycle(self.step, self.settings.steps, self.preset.learning_rate)
+            group["lr"] = one_cycle(progress, self.preset.learning_rate)
         images, raw, boxes, masks = (batch[key].to(self.device) for key in ("image", "raw", "boxes", "masks"))
         masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256)
-        self.network.train(not self.settings.small)  # batch norm is the only layer that this changes
+        self.network.train(self.settings.whole)  # batch norm is the only layer that this changes
         with self.bfloat16:
-            embedding = self.encode(images)  # (B, 256, 64, 64)
-            logits, iou = decode_batch(self.decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)
+            with torch.set_grad_enabled(self.settings.whole):
+                embedding = self.encode(images)  # (B, 256, 64, 64)
+            decode = partial(self.decode, boxes_are=self.kind())
+            logits, iou = decode_batch(decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)
         loss = segmentation_loss(logits, iou, masks)["loss"]
         if self.settings.distilled:
             with torch.no_grad(), self.bfloat16:
                 wanted = self.teach(raw)
             loss = loss + distillation_loss(embedding.float(), wanted.float())
-        if self.settings.boundary:
-            loss = loss + self.settings.boundary * boundary_loss(logits, masks)
         self.note(loss)
         self.optimiser.zero_grad()
         loss.backward()
@@ -150,14 +141,19 @@ class StageRun(Run):
         for mean, now in zip(self.average.buffers(), self.network.buffers(), strict=True):
             mean.copy_(now)
 
-    def check(self, items, folder: Path) -> None:
-        """Validate the average, write the log and, if its loss is the smallest so far, best.pt."""
+    def check(self, items: Callable[[str], Iterable], folder: Path) -> None:
+        """Validate the average, write the log and, if its loss is the smallest so far, best.pt.
+
+        items: a kind of boxes -> pairs of training.validate with such boxes. The kinds' means count."""
 
         def distance(embedding: Tensor, item: dict[str, Tensor]) -> Tensor:
             return distillation_loss(embedding.float(), self.teacher(item["raw"].unsqueeze(0)).float())
 
+        extra = distance if self.teacher else None
         with self.bfloat16:
-            found = validate(self.average, items, extra=distance if self.teacher else None)
+            each = [validate(self.average, items(kind), "image", extra, kind) for kind in self.settings.kinds]
+        found = {name: mean_of([one[name] for one in each]) for name in ("validation_loss", "validation_dice")}
+        found["dice"] = {name: mean_of([one["dice"][name] for one in each]) for name in each[0]["dice"]}
         self.add_row(found, folder)
         if found["validation_loss"] < self.best:
             self.best = found["validation_loss"]
@@ -172,37 +168,3 @@ class StageRun(Run):
         stored = super().resume(path)
         self.average.load_state_dict(stored["average"])
         return stored
-
-
-# ---------------------------------------------------------------- the average of trained networks
-
-
-def average_weights(texts: list[str]) -> dict:
-    """["a.pt=0.6", "lite_medsam=0.4"] -> the first file's content with the mean of the weights. (D21)
-
-    Fine-tuning gains where the data are and loses elsewhere. On the straight line back to where it
-    started, much of the loss is undone before much of the gain is. Source: Wortsman et al., "Robust
-    fine-tuning of zero-shot models" (WiSE-FT), arXiv:2109.01903.
-    `lite_medsam` stands for LiteMedSAM's prompt encoder and mask decoder, where ours started. Our
-    image encoder has no part of it: there the other shares count alone. Shares are divided by their sum.
-    """
-    shares, states, ours = {}, {}, []
-    for text in texts:
-        name, _, share = text.rpartition("=")
-        shares[name] = float(share) if re.fullmatch(r"\d*\.?\d+", share) else 0.0
-        if not name or not shares[name]:
-            raise InputError(f"{text}: give CHECKPOINT=SHARE with a share above 0, such as runs/loosen/best.pt=0.6")
-    for name in shares:
-        donor = name == "lite_medsam"
-        network = build("baseline" if donor else MODEL)
-        load_weights(lite_medsam_path() if donor else Path(name), network)
-        states[name] = network.state_dict()
-        ours += [] if donor else [name]
-    if not ours:
-        raise InputError("lite_medsam has no image encoder of ours; name a checkpoint of the proposed model too")
-    mean = {}
-    for key, value in states[ours[0]].items():
-        found = [(shares[name], states[name][key]) for name in shares if name in ours or key.startswith(SHARED)]
-        total = sum(share for share, _ in found)
-        mean[key] = sum(share / total * part.float() for share, part in found).to(value.dtype)
-    return read_checkpoint(Path(ours[0])) | {"model": mean}

@@ -51,7 +51,7 @@ class TinyNetwork(torch.nn.Module):
         self.bn = torch.nn.BatchNorm2d(8)
         self.prompt_encoder, self.mask_decoder = torch.nn.Linear(4, 8), torch.nn.Conv2d(8, 1, 3, padding=1)
 
-    def decode(self, embedding, boxes, image_of_box=None):
+    def decode(self, embedding, boxes, image_of_box=None, boxes_are="exact"):
         x = self.bn(embedding)
         x = (x if image_of_box is None else x[image_of_box]) + self.prompt_encoder(boxes / 256)[:, :, None, None]
         logits = torch.nn.functional.interpolate(self.mask_decoder(x), size=(256, 256), mode="bilinear")

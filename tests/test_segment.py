@@ -239,7 +239,7 @@ def test_one_embedding_serves_both_kinds_and_each_kind_has_its_decoder(tmp_path,
     exact, drawn = (one.masks(embedding, boxes, image.shape, kind).iou for kind in ("exact", "drawn"))
     assert len(encoded) == 1 and exact != drawn
     assert exact == one.masks(embedding, boxes, image.shape).iou, "exact is what a box is taken for"
-    monkeypatch.setitem(segment.BOX_KINDS, "by a detector", (0.5, 0.0, 0.1))  # a fork's row, not yet trained
+    monkeypatch.setitem(segment.BOX_KINDS, "by a detector", (0.5, 0.1))  # a fork's row, not yet trained
     assert exact == one.masks(embedding, boxes, image.shape, "by a detector").iou
     int8 = load(path, engine="torch-int8").engine.network
     layers = {name for name, layer in int8.named_modules() if type(layer).__name__ == "Int8Linear"}

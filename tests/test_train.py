@@ -70,11 +70,11 @@ def test_an_epoch_is_the_same_for_the_same_seed_and_another_for_another():
 
 def test_boxes_move_as_the_preset_says():
     box, rng = np.array([50.0, 60, 120, 130]), np.random.default_rng(0)
-    both = np.array([move_box(box, "both", 0, rng, 256, 256) - box for _ in range(500)])
-    outward = np.array([move_box(box, "outward", 0, rng, 256, 256) - box for _ in range(500)])
+    both = np.array([move_box(box, "both", (0, 0), rng, 256, 256) - box for _ in range(500)])
+    outward = np.array([move_box(box, "outward", (0, 0), rng, 256, 256) - box for _ in range(500)])
     assert both.min() == -5 and both.max() == 5
     assert outward[:, :2].max() == 0 and outward[:, 2:].min() == 0 and abs(outward).max() == 5
-    small = np.array([move_box(np.array([3.0, 3, 5, 5]), "both", 0, rng, 40, 30) for _ in range(200)])
+    small = np.array([move_box(np.array([3.0, 3, 5, 5]), "both", (0, 0), rng, 40, 30) for _ in range(200)])
     assert (small[:, 2:] - small[:, :2]).min() >= 1 and small.min() >= 0 and small.max() <= 40
 
 
