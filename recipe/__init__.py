@@ -1,5 +1,7 @@
-"""How our checkpoint was made. batches.py draws and augments, loop.py trains, __main__.py runs both.
+"""How our checkpoint is trained. __main__.py runs it; its header is the manual.
 
-Losses, validation and resuming are training.py's. What is added to Table 3 is D13 to D15 and D20 to
-D22 of PAPER_VS_CODE.md.
+own_masks.py  LiteMedSAM's masks as labels      batches.py  draws and augments
+loop.py       one run, what it adds to Table 3  pack.py     archives for a machine without network
+Losses, validation and resuming are training.py's. Departures: D13 to D15, D20, D24 and D25 of
+PAPER_VS_CODE.md. The weights that are here were made by earlier forms of it, see the model card.
 """

@@ -5,7 +5,7 @@
     python -m recipe --pack FOLDER --cache cache --init CHECKPOINT        for a machine without network (pack.py)
     python -m recipe --smoke                                              2 steps of each, 1 min
 
-  masks    LiteMedSAM's own masks of CT images become labels too (own_masks.py, D22)
+  masks    LiteMedSAM's own masks of CT images become labels too (own_masks.py, D25)
 1 distill  the encoder learns LiteMedSAM's embedding and, with its frozen decoder, the masks (D13)
 2 both     everything learns: exact and drawn boxes in turn, each kind with its own decoder (D24)
 3 exact    the decoder of exact boxes alone
@@ -41,7 +41,7 @@ from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override
 from recipe.batches import ResidentSlices
 from recipe.loop import MODEL, RecipeStage, StageRun
-from recipe.own_masks import write_own_masks
+from recipe.own_masks import BOXES, write_own_masks
 from recipe.pack import write_pack
 from segment import BOX_KINDS
 from training import starting_network
@@ -148,7 +148,8 @@ def run_all(args: argparse.Namespace) -> None:
         raise InputError("the recipe trains in one process; start it without torchrun")
     if "masks" in args.stage:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        count = write_own_masks(args.cache, read_split(args.cache)[0], PRESETS["fixed"], device)
+        boxes = 6 if args.smoke else BOXES
+        count = write_own_masks(args.cache, read_split(args.cache)[0], PRESETS["fixed"], device, boxes)
         print(f"recipe: masks, {count} new ones in {args.cache / 'own'}")
     if args.pack:
         print(f"recipe: wrote {', '.join(write_pack(args.pack, args.cache, args.init))} to {args.pack}")

@@ -1,4 +1,4 @@
-"""LiteMedSAM's own masks as labels: what it finds where our data sets have no label. (D22)
+"""LiteMedSAM's own masks as labels: what it finds where our data sets have no label. (D25)
 
 A CT slice shows dozens of organs and our labels are of a few, while LiteMedSAM was trained on all of
 them. So it is asked for random boxes. A mask is kept if LiteMedSAM is sure of it, and if the mask's
@@ -36,29 +36,37 @@ def own_path(cache: Path, entry: CacheEntry) -> Path:
     return cache / "own" / mask_path(cache, entry.name).name
 
 
-def write_own_masks(cache: Path, entries: list[CacheEntry], preset: Preset, device: torch.device) -> int:
-    """The label map of each entry that has none yet. -> number of objects in all that were written"""
+def write_own_masks(
+    cache: Path, entries: list[CacheEntry], preset: Preset, device: torch.device, boxes: int = BOXES
+) -> int:
+    """The label map of each entry that has none yet. -> number of objects in all that were written
+
+    boxes: random ones that are asked for, an image.
+    """
     network, count = build("baseline").to(device).eval(), 0
     load_weights(lite_medsam_path(), network)
     for entry in progress([e for e in entries if e.modality in MODALITIES], "masks"):
         path = own_path(cache, entry)
         if not path.is_file():
             raw = torch.from_numpy(network_images(load_entry(cache, entry)[0], entry, preset)[1])
-            labels = own_masks(network, raw.to(device), grid_size(entry.height, entry.width), case_rng(entry.name))
+            size, rng = grid_size(entry.height, entry.width), case_rng(entry.name)
+            labels = own_masks(network, raw.to(device), size, rng, boxes)
             save_mask(path, encode_runs(labels), labels.shape)
             count += int(labels.max())
     return count
 
 
 @torch.inference_mode()
-def own_masks(network: BoxSegmenter, raw: Tensor, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def own_masks(
+    network: BoxSegmenter, raw: Tensor, size: tuple[int, int], rng: np.random.Generator, boxes: int = BOXES
+) -> np.ndarray:
     """raw (3, 256, 256), of which height and width are image -> label map (256, 256) uint16 of what was kept"""
     height, width = size
-    side = rng.uniform(*SIDES, (BOXES, 2)).clip(max=(width - 1, height - 1))
-    low = rng.uniform(0, 1, (BOXES, 2)) * (np.array([width, height]) - 1 - side)
+    side = rng.uniform(*SIDES, (boxes, 2)).clip(max=(width - 1, height - 1))
+    low = rng.uniform(0, 1, (boxes, 2)) * (np.array([width, height]) - 1 - side)
     embedding = network.image_encoder(raw.unsqueeze(0))
     masks, sure = answers(network, embedding, np.concatenate([low, low + side], axis=1))
-    good = [i for i in range(BOXES) if sure[i] >= SURE and masks[i].sum() >= SMALLEST]
+    good = [i for i in range(boxes) if sure[i] >= SURE and masks[i].sum() >= SMALLEST]
     exact = [[x.min(), y.min(), x.max(), y.max()] for y, x in (np.nonzero(masks[i]) for i in good)]
     again, sure_again = answers(network, embedding, np.array(exact, float).reshape(-1, 4))
     labels, count = np.zeros((GRID, GRID), np.uint16), 0

@@ -5,8 +5,8 @@
         --minutes 12 --batch 64                                                                  there, in one folder
 
 Holds the cache (pictures on the 256 grid, run lengths, LiteMedSAM's own masks), the weights in float16
-and the code. A checkpoint may be larger than an archive: it becomes a folder `start` with a file for
-each part of the network (formats/checkpoints.py reads such a folder). `distill` is not among the runs
+and the code. A checkpoint may be larger than an archive: it becomes a folder `start` of several files
+(formats/checkpoints.py reads such a folder). `distill` is not among the runs
 there: it needs LiteMedSAM's weights, and a checkpoint of ours has it behind it.
 """
 
@@ -22,6 +22,7 @@ from formats.checkpoints import read_checkpoint, state_dict_of
 
 ROOT = Path(__file__).parent.parent
 MEGABYTES = 60  # at most, an archive
+PART = 4_000_000  # weights, about, of each file of the checkpoint
 CODE = ("*.py", "formats/*.py", "recipe/*.py", "demo_data/*.py")
 
 
@@ -29,15 +30,15 @@ def write_pack(folder: Path, cache: Path, init: Path | None) -> list[str]:
     """Write the archives. -> their names.   init: the checkpoint that training there starts from"""
     if init is None:
         raise InputError("--pack: name the checkpoint that training starts from: --init CHECKPOINT")
-    stored, parts = read_checkpoint(init), defaultdict(dict)
+    stored, files, parts, count = read_checkpoint(init), {}, defaultdict(dict), 0
     for name, value in state_dict_of(stored).items():
         half = value.half() if value.is_floating_point() else value
-        parts[".".join(name.split(".")[: 3 if name.startswith("image_encoder.backbone") else 1])][name] = half
-    files = {}
-    for name, part in parts.items():
+        parts[count // PART][name] = half
+        count += half.numel()
+    for number, part in parts.items():
         content = io.BytesIO()
         torch.save({"model": part, "preset": stored.get("preset")}, content)
-        files[f"start/{name}.pt"] = content.getvalue()
+        files[f"start/{number:02}.pt"] = content.getvalue()
     wanted = [path for pattern in CODE for path in sorted(ROOT.glob(pattern))]
     files |= {path.relative_to(ROOT).as_posix(): path for path in wanted}
     files |= {f"cache/{p.relative_to(cache).as_posix()}": p for p in sorted(cache.rglob("*")) if p.is_file()}
