@@ -32,7 +32,7 @@ import numpy as np
 import tables
 from demo_data import tiny_case
 from figures import draw_figures
-from formats import InputError, usable_cores
+from formats import InputError, is_drawn, usable_cores
 from formats.npz import write_case
 from formats.writing import progress, save_json, save_npz
 from grid import drawn_boxes, label_ids
@@ -63,7 +63,8 @@ def score_case(
 
     rows, objects = [], len(label_ids(truth.labels))
     for system, segs in predictions.items():
-        row = {"system": system, "case": file.name, "modality": truth.modality, "objects": objects, "labels": {}}
+        row = {"system": system, "case": file.name, "modality": truth.modality, "drawn": "yes" * is_drawn(file.stem)}
+        row |= {"objects": objects, "labels": {}}
         # D10: "strict" measures contours, in mm; "challenge" does what the challenge's own evaluator does
         for protocol in protocols:
             # [P 3.1] Of each object: DSC, the overlap of predicted and true pixels, and NSD, the share of both contours

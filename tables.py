@@ -27,6 +27,7 @@ from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
 # D11: two systems that never look at the image, to show what a box alone is worth
 REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
 AVERAGE = "Average"
+DRAWN = " (drawn)"  # ends the name of a line of cases that demo_data drew
 DRAWS = 10_000  # of the bootstrap
 LEVEL = 0.95
 PAPER_TABLES = Path(__file__).with_name("results") / "paper"
@@ -198,27 +199,47 @@ def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
 # Means -------------------------------------------------------------------------------------------------------------
 
 
+def table_lines(rows: list[dict]) -> dict[str, list[list[dict]]]:
+    """{line of a table: groups of rows}. The line's score is the mean of its groups' means. rows: of one system.
+
+    A modality is one group; the average has a group for each modality. Drawn cases have lines of their own, below the
+    average: they show that something runs, not how well. The average holds them only where all cases are drawn.
+    """
+    lines = {}
+    for drawn, modality in itertools.product((False, True), MODALITIES):
+        if members := [r for r in rows if (r["modality"], bool(r.get("drawn"))) == (modality, drawn)]:
+            lines[modality + DRAWN * drawn] = [members]
+    averaged = {name: groups for name, groups in lines.items() if not name.endswith(DRAWN)} or lines
+    return averaged | {AVERAGE: [group for (group,) in averaged.values()]} | lines
+
+
+def known_values(groups: list[list[dict]], key: str) -> list[np.ndarray]:
+    """The numbers of each group, sorted. nan (no score, no time) is left out, and so is a group without a number."""
+    values = [np.sort([row[key] for row in group if not math.isnan(row[key])]) for group in groups]
+    return [numbers for numbers in values if len(numbers)]
+
+
+def mean_of_means(values: list[np.ndarray]) -> float:
+    """1/M sum_m 1/n_m sum_c s_mc, the equation of step 5; nan without a number.   values: one array a modality."""
+    return float(np.mean([numbers.mean() for numbers in values])) if values else math.nan
+
+
+def by_system(rows: list[dict]) -> dict[str, list[dict]]:
+    """{system: its rows}, in the order in which the systems come."""
+    return {system: [r for r in rows if r["system"] == system] for system in dict.fromkeys(r["system"] for r in rows)}
+
+
 def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
-    """{(system, modality or "Average"): cases, objects, mean scores and seconds}, in the order of the table.
+    """{(system, line of the table): cases, objects, mean scores and seconds}, in the order of the table.
 
     rows: of step 5's `score_case`, of one or more cases; each may have `seconds` as well. Means are plain: over a
     modality's cases that have a score, then over the modalities, however many cases each has.
     """
     keys, summary = [*scores_in(rows[0]), *(["seconds"] if "seconds" in rows[0] else [])], {}
-
-    def mean(members: list[dict]) -> dict[str, float]:  # of the numbers; nan (no score, no time) if there is none
-        known = {key: [row[key] for row in members if not math.isnan(row[key])] for key in keys}
-        return {key: sum(values) / len(values) if values else math.nan for key, values in known.items()}
-
-    for system in dict.fromkeys(row["system"] for row in rows):
-        lines = {}
-        for modality in MODALITIES:
-            if members := [row for row in rows if (row["system"], row["modality"]) == (system, modality)]:
-                objects = sum(row["objects"] for row in members)
-                lines[modality] = {"cases": len(members), "objects": objects, **mean(members)}
-        counts = {key: sum(line[key] for line in lines.values()) for key in ("cases", "objects")}
-        summary |= {(system, modality): line for modality, line in lines.items()}
-        summary[system, AVERAGE] = counts | mean(list(lines.values()))
+    for system, mine in by_system(rows).items():
+        for name, groups in table_lines(mine).items():
+            counts = {"cases": sum(map(len, groups)), "objects": sum(row["objects"] for g in groups for row in g)}
+            summary[system, name] = counts | {key: mean_of_means(known_values(groups, key)) for key in keys}
     return summary
 
 
@@ -255,34 +276,29 @@ def bootstrap_interval(
     return low, high
 
 
+def mean_and_interval(values: list[np.ndarray], draws: int = DRAWS) -> tuple[float, float, float]:
+    """(mean of the groups' means, low, high); low and high are nan where one case is all there is."""
+    ends = bootstrap_interval(values, draws) if sum(map(len, values)) > 1 else (math.nan, math.nan)
+    return mean_of_means(values), *ends
+
+
 def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws: int = DRAWS) -> list[dict]:
-    """Mean difference of each pair of systems, by modality and on average, with its interval.
+    """Mean difference of each pair of systems, for each line of the table, with its interval.
 
     rows: of step 5's `score_case`, all at the same boxes. pairs: (system, system to subtract); a pair without rows is
-    left out, and so is a case that has no score in either. Returns one dict for each pair, modality and score: system,
-    minus, modality, cases, score, difference, low, high. low and high are nan where one case is all there is.
+    left out, and so is a case that has no score in either. Returns one dict for each pair, line and score: system,
+    minus, modality (or "Average"), cases, score, difference, low, high.
     """
-    of_system: dict[str, dict[str, dict]] = {}
-    for row in rows:
-        of_system.setdefault(row["system"], {})[row["case"]] = row
-    found = []
+    of_system = {system: {row["case"]: row for row in mine} for system, mine in by_system(rows).items()}
+    scores, found = scores_in(rows[0]), []
     for system, minus in pairs:
         ours, theirs = of_system.get(system, {}), of_system.get(minus, {})
-        for score in scores_in(rows[0]):
-            differences: dict[str, list[float]] = {modality: [] for modality in MODALITIES}
-            for case in ours.keys() & theirs.keys():
-                differences[ours[case]["modality"]].append(ours[case][score] - theirs[case][score])
-            # sorted: sets have no order, and the draws must not depend on one
-            groups = {m: np.sort([d for d in values if not math.isnan(d)]) for m, values in differences.items()}
-            lines = {modality: [group] for modality, group in groups.items() if len(group)}
-            if lines:
-                lines[AVERAGE] = [group for (group,) in lines.values()]
-            for modality, members in lines.items():
-                cases = sum(map(len, members))
-                low, high = bootstrap_interval(members, draws) if cases > 1 else (math.nan, math.nan)
-                line = {"system": system, "minus": minus, "modality": modality, "cases": cases, "score": score}
-                mean = float(np.mean([group.mean() for group in members]))
-                found.append(line | {"difference": mean, "low": low, "high": high})
+        both = [ours[case] | {s: ours[case][s] - theirs[case][s] for s in scores} for case in ours if case in theirs]
+        for score, (name, groups) in itertools.product(scores, table_lines(both).items()):
+            if values := known_values(groups, score):
+                line = {"system": system, "minus": minus, "modality": name, "cases": sum(map(len, values))}
+                numbers = zip(("difference", "low", "high"), mean_and_interval(values, draws), strict=True)
+                found.append(line | {"score": score, **dict(numbers)})
     return found
 
 
@@ -312,13 +328,24 @@ def markdown_table(summary: dict[tuple[str, str], dict], protocols: tuple[str, .
     """A row a modality and the average; a system's columns are its metrics, strict if computed, challenge NSD, seconds."""
     rows = summary_cells(summary, score_columns(summary, protocols[0], "nsd_challenge"))
     note = f"{units()}, s in seconds: means over the cases that have one. {AVERAGE}: over the modalities."
-    return "\n".join([pipe_table(rows), "", note, ""])
+    return "\n".join([pipe_table(rows), "", note, *drawn_note(summary), ""])
 
 
 def terminal_table(summary: dict[tuple[str, str], dict], protocol: str) -> str:
     """The scores of one protocol, and seconds where known, in a terminal's width."""
     header, *body = summary_cells(summary, score_columns(summary, protocol), decimals=1)
-    return aligned([[re.sub(rf" {protocol}(, \S+)?$", r"\1", title) for title in header], *body])
+    titles = [re.sub(rf" {protocol}(, \S+)?$", r"\1", title) for title in header]
+    return "\n".join([aligned([titles, *body]), *drawn_note(summary)])
+
+
+def drawn_note(summary: dict[tuple[str, str], dict]) -> list[str]:
+    """The sentence below a table that says how many of its cases are drawn; none if it has none."""
+    system, names = systems_of(summary)[-1], modalities_of(summary)
+    drawn = [name for name in names if name.endswith(DRAWN)]
+    count = sum(summary[system, name]["cases"] for name in drawn)
+    if len(drawn) == len(names) - 1:  # all but the average
+        return [f"All {count} cases are drawn by us: scores on them say nothing about real images."]
+    return [f"Drawn by us, to show that more kinds of images run: {count} cases, outside the average."] if drawn else []
 
 
 def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
@@ -399,7 +426,7 @@ def write_tables(
     ]
     means = [{"system": system, "modality": modality, **line} for (system, modality), line in summary.items()]
     tables = {
-        "cases": (rows, (*names, "objects", *score_names(), "seconds")),
+        "cases": (rows, (*names, "drawn", "objects", *score_names(), "seconds")),
         "labels": (objects, (*names, "label", *score_names(of_objects=True))),
         "modalities": (means, ("system", "modality", "cases", "objects", *score_names(), "seconds")),
         "differences": (differences, ("system", "minus", "modality", "cases", "score", "difference", "low", "high")),

@@ -1,10 +1,11 @@
-"""Demo data, no download: eight real images that installed packages carry, eleven synthetic cases.
+"""Demo data, no download: eight real images that installed packages carry, and eight synthetic cases.
 
 `python -m demo_data --out demo` writes them. The outlines of the real images are ours, made for
 demonstration by somebody without clinical training: good enough to show a box, a mask and a score,
 no reference standard. `annotations.json` has them, with sources and licences; its coordinates are
 (x, y) in pixels of the file as stored, pixel centres at whole numbers. A synthetic case (drawn.py)
-has the look of its modality, and a score on it says nothing about patients.
+shows that a volume, or a modality without a real image here, runs. A score on it says nothing about
+patients, so step 5 leaves it out of its averages (formats.is_drawn).
 """
 
 import gzip
@@ -29,13 +30,13 @@ from formats.npz import write_case, write_training_case
 from formats.pictures import read_image
 
 ANNOTATIONS = Path(__file__).with_name("annotations.json")
-# modality in the challenge's file names -> recipe, spacing (z, y, x) mm; append only: places seed
+# modality in the challenge's file names -> recipe, spacing (z, y, x) mm, and what its seed begins with
 RECIPES = {
-    "CT": (drawn.draw_ct, (8.0, 1.8, 1.8)), "MR": (drawn.draw_mr, (10.0, 1.2, 1.2)),
-    "PET": (drawn.draw_pet, (4.0, 4.0, 4.0)), "US": (drawn.draw_us, None), "X-Ray": (drawn.draw_xray, None),
-    "Mammography": (drawn.draw_mammography, None), "Dermoscopy": (drawn.draw_dermoscopy, None),
-    "Endoscopy": (drawn.draw_endoscopy, None), "Fundus": (drawn.draw_fundus, None), "OCT": (drawn.draw_oct, None),
-    "Microscope": (drawn.draw_microscope, None),
+    "CT": (drawn.draw_ct, (8.0, 1.8, 1.8), 0), "MR": (drawn.draw_mr, (10.0, 1.2, 1.2), 1),
+    "PET": (drawn.draw_pet, (4.0, 4.0, 4.0), 2), "X-Ray": (drawn.draw_xray, None, 4),
+    "Mammography": (drawn.draw_mammography, None, 5), "Dermoscopy": (drawn.draw_dermoscopy, None, 6),
+    "Endoscopy": (drawn.draw_endoscopy, None, 7), "Fundus": (drawn.draw_fundus, None, 8),
+    "OCT": (drawn.draw_oct, None, 9), "Microscope": (drawn.draw_microscope, None, 10),
 }  # fmt: skip
 TINY = [(seed, dims) for seed in range(3) for dims in (2, 3)]  # three tiny images and three tiny volumes
 
@@ -53,8 +54,8 @@ def synthetic_case(modality: str, seed: int = 0) -> Case:
     """Draw a case of a modality of RECIPES; one seed (and NumPy, and OpenCV) gives one case."""
     if modality not in RECIPES:
         raise ValueError(f"no recipe for modality {modality!r}; choose one of {', '.join(RECIPES)}.")
-    recipe, spacing_mm = RECIPES[modality]
-    image, objects = recipe(np.random.default_rng((seed, list(RECIPES).index(modality))))
+    recipe, spacing_mm, place = RECIPES[modality]
+    image, objects = recipe(np.random.default_rng((seed, place)))
     name = f"{'2DBox' if spacing_mm is None else '3DBox'}_{modality}_synthetic{seed}"
     return painted(name, image, objects, spacing_mm)
 
@@ -120,8 +121,10 @@ def real_cases() -> list[Case]:
 
 
 def demo_cases() -> list[Case]:
-    """The whole demo: the real images, then one synthetic case of each modality."""
-    return real_cases() + [synthetic_case(modality) for modality in RECIPES]
+    """The whole demo: the real images, then a synthetic case of each modality or volume that they lack."""
+    real, synthetic = real_cases(), [synthetic_case(modality) for modality in RECIPES]
+    covered = {(case.modality, case.is_3d) for case in real}
+    return real + [case for case in synthetic if (case.modality, case.is_3d) not in covered]
 
 
 def write_tiny_cases(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Synthetic images and volumes of the challenge's eleven modalities, and the tools that draw them.
+"""Synthetic images and volumes of the challenge's modalities but ultrasound, and the tools that draw them.
 
 A recipe takes a random generator and a shape, and returns (image, objects). The image is (H, W),
 (H, W, 3) RGB or (D, H, W), grey levels 0..255 as floats. An object is a description and a mask.
@@ -33,7 +33,7 @@ def field(rng: np.random.Generator, shape: Sequence[int], sigma: float | Sequenc
 
 
 def speckle(rng, shape, sigma) -> np.ndarray:
-    """Rayleigh speckle of ultrasound and OCT, mean about 1: amplitude of a complex Gaussian."""
+    """Rayleigh speckle of OCT, mean about 1: amplitude of a complex Gaussian."""
     return np.hypot(field(rng, shape, sigma), field(rng, shape, sigma)) / 1.253
 
 
@@ -185,34 +185,6 @@ def draw_pet(rng, shape=(14, 64, 64)):
         objects.append(("hot lesion", lesion < 1))
     counts = rng.poisson(25 * blur(activity, 1.1)) / 25  # point spread: 1.1 voxels, 10 mm full width at half maximum
     return 255 * blur(counts, 0.6) / 7, objects
-
-
-def draw_us(rng, shape=(480, 560)):
-    """Sector scan: a solid mass that casts a shadow, a cyst with bright tissue behind it."""
-    h, w = shape
-    y, x = np.mgrid[:h, :w].astype(np.float32)
-    r, theta = np.hypot(y + 0.18 * h, x - w / 2), np.arctan2(x - w / 2, y + 0.18 * h)
-    depth = (r / h - 0.26) / 0.86  # 0 at the transducer, 1 at the deepest arc
-    ripple = depth + 0.010 * field(rng, shape, (30, 60))
-    echo = 0.26 * np.exp(0.25 * field(rng, shape, (9, 26)) + 0.15 * field(rng, shape, (3, 12)))
-    for at, gain in ((0.02, 0.9), (0.11, 0.45), (0.16, 0.3), (0.27, 0.4), (0.30, 0.3), (0.93, 0.5)):
-        echo += gain * np.exp(-(((ripple - at) / 0.008) ** 2)) * (0.7 + 0.3 * field(rng, shape, 20))  # fascia
-    objects = []
-    for what, centre, radii, wobble, level, behind in (
-        ("solid hypoechoic mass with an acoustic shadow", (0.45, 0.36), (0.095, 0.105), 0.10, 0.055, 0.45),
-        ("cyst with enhancement behind it", (0.55, 0.64), (0.07, 0.075), 0.03, 0.008, 2.4),
-    ):
-        centre = centre + rng.uniform(-0.02, 0.02, 2)
-        rho = blob(rng, shape, centre, radii, wobble, rng.uniform(-0.3, 0.3))
-        r0, t0 = (a[int(centre[0] * h), int(centre[1] * w)] for a in (r, theta))
-        beam = soft(np.abs(theta - t0) / (radii[1] * w / r0 * 0.9), 0.12) / (1 + np.exp((r0 + 0.06 * h - r) / 8))
-        echo = mix(echo * (1 + (behind - 1) * beam), level * np.exp(0.3 * field(rng, shape, 6)), soft(rho, 0.05))
-        echo = echo + 0.10 * np.exp(-(((rho - 1.06) / 0.06) ** 2))  # bright wall
-        objects.append((what, rho < 1))
-    grain = cv2.remap(speckle(rng, (600, 260), (1.4, 1.2)), (theta + 0.7) * 185, depth * 600, cv2.INTER_LINEAR)
-    sector = (np.abs(theta) < 0.62) & (depth > 0) & (depth < 1)
-    level = 205 + 125 * np.log10(np.maximum(echo * grain, 1e-3)) - 35 * depth  # log compression, attenuation
-    return np.where(sector, np.clip(level, 8, 255), 0), objects
 
 
 RIGHT_LUNG = [(0.42, 0.17), (0.36, 0.12), (0.28, 0.15), (0.21, 0.25), (0.165, 0.4), (0.14, 0.56), (0.125, 0.72)]

@@ -15,13 +15,24 @@ import cv2
 import numpy as np
 
 from figures import PALETTE, figure3_row, overlay
-from formats import MODALITIES, InputError
+from formats import InputError
 from formats.case import Case
 from formats.readers import list_cases, name_of, read_case
 from formats.writing import save_text
 from grid import boxes_from_labels, drawn_boxes
 from metrics import METRICS
-from tables import AVERAGE, LEVEL, bootstrap_interval, read_labels, read_rows, terminal_table, units
+from tables import (
+    AVERAGE,
+    LEVEL,
+    by_system,
+    known_values,
+    mean_and_interval,
+    read_labels,
+    read_rows,
+    table_lines,
+    terminal_table,
+    units,
+)
 
 WORST = 6  # cases that are shown
 STYLE = """
@@ -32,21 +43,16 @@ figcaption, .small { color: dimgray; font-size: 0.875rem; } code { overflow-wrap
 
 
 def bar_intervals(rows: list[dict], score: str) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """{(system, modality or "Average"): (mean, low, high)} of one score, 0..1, with its bootstrap interval.
+    """{(system, line of the table): (mean, low, high)} of one score, 0..1, with its bootstrap interval.
 
     rows: step 5's `score_case`. low and high are nan where there is one case.
     """
-    found = {}
-    for system in dict.fromkeys(row["system"] for row in rows):
-        mine = [row for row in rows if row["system"] == system and not math.isnan(row[score])]
-        groups = {m: np.array([row[score] for row in mine if row["modality"] == m]) for m in MODALITIES}
-        lines = {m: [values] for m, values in groups.items() if len(values)}
-        if lines:
-            lines[AVERAGE] = [values for (values,) in lines.values()]
-        for modality, members in lines.items():
-            ends = bootstrap_interval(members) if sum(map(len, members)) > 1 else (math.nan, math.nan)
-            found[system, modality] = (float(np.mean([values.mean() for values in members])), *ends)
-    return found
+    return {
+        (system, name): mean_and_interval(values)
+        for system, mine in by_system(rows).items()
+        for name, groups in table_lines(mine).items()
+        if (values := known_values(groups, score))
+    }
 
 
 def predicted_and_true(rows: list[dict], objects: Path, system: str, score: str) -> list[tuple[str, float, float]]:
@@ -100,19 +106,21 @@ def write_report(
     system: of the worst cases and of the predicted IoU.   folders: of images, if any, of its predictions, of the truth.
     """
     _, segs, gts = folders
+    # a picture shows drawn cases only where there is no other; the table marks them
+    shown = [row for row in rows if not row.get("drawn")] or rows
     facts = [f"{len({row['case'] for row in rows})} cases of {gts}, protocol {protocol}. {units()}."]
     facts += [f"Not scored: {problem}" for problem in problems[:20]]
     parts = [
         *(f"<p>{html.escape(fact)}</p>" for fact in facts),
         "<h2>Scores by modality</h2>",
-        *(_bars(rows, metric, protocol) for metric in METRICS),
+        *(_bars(shown, metric, protocol) for metric in METRICS),
         f"<p class=small>Black lines: {LEVEL:.0%} bootstrap intervals of the mean; none where there is one case. The two gray "
         "systems never look at the image: a filled box, and the ellipse inscribed in it.</p>",
         f"<pre>{html.escape(terminal_table(summary, protocol))}</pre>",
         f"<h2>The worst cases of {html.escape(system)}</h2>",
-        *_worst(rows, system, protocol, folders, looseness),
+        *_worst(shown, system, protocol, folders, looseness),
         "<h2>Does the network know when it is wrong?</h2>",
-        _against_iou(rows, segs / "objects.csv", system, protocol),
+        _against_iou(shown, segs / "objects.csv", system, protocol),
     ]
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>Evaluation</title><style>{STYLE}</style>"
     body = "\n".join(["<h1>What step 5 scored</h1>", *parts])
