@@ -179,17 +179,18 @@ def figure3_row(name: str, image: np.ndarray, boxes: np.ndarray | None, segs: np
     return f"{name}, slice {z}", (truth[0], segs[z], truth[2]), truth
 
 
-def draw_figures(out: Path, scored: Sequence[str], named: Sequence[str], images: Path, segs: Path, gts: Path) -> None:
+def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path, segs: Path, gts: Path) -> None:
     """figure3.png of the named cases, else of the first four; figure2.png of their first gray 2D image, else of any.
 
-    scored: names of the cases that may be shown. images, segs, gts: folders of the cases, of one system's predictions,
+    rows: of step 5's `score_case`, one system's. images, segs, gts: folders of the cases, of that system's predictions,
     and of the truth. InputError for a case that has no image or was not scored.
     """
     from matplotlib.figure import Figure  # not pyplot: no window, this also runs on a server
 
     from tables import read_labels  # only here: step 4 draws too, and needs no table
 
-    files = {name_of(path): path for path in list_cases(images) if name_of(path) in scored}
+    scored = {row["case"] for row in rows}
+    files = {name_of(path): path for path in list_cases(images) if f"{name_of(path)}.npz" in scored}
     if not files:
         raise InputError(f"{images}: holds no image of the cases that were scored; name their folder with --images")
     for name in named:

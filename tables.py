@@ -9,20 +9,23 @@ import csv
 import itertools
 import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from formats import MODALITIES, InputError, modality_of
+from formats import MODALITIES, InputError, is_drawn, modality_of
 from formats.case import Case, check_boxes, check_labels, spacing_zyx
 from formats.npz import load_npz
 from formats.readers import read_case
-from formats.writing import csv_text, save_json, save_text
-from grid import boxes_from_labels
-from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
+from formats.writing import csv_text, progress, save_json, save_text
+from grid import boxes_from_labels, label_ids
+from metrics import METRICS, PROTOCOLS, CaseScores, filled_box, inscribed_ellipse
 
 # D11: two systems that never look at the image, to show what a box alone is worth
 REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
@@ -96,7 +99,12 @@ class Truth(NamedTuple):
     spacing_mm: tuple[float, ...] | None  # (z, y, x); None in 2D
     ids: np.ndarray  # (N,)
     boxes: np.ndarray  # (N, 4) or (N, 6)
-    modality: str
+    about: dict  # what a row of cases.csv says of the case: case, modality, drawn, objects
+
+    @property
+    def name(self) -> str:
+        """The case's name, without ".npz"."""
+        return Path(self.about["case"]).stem
 
 
 def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict]:
@@ -126,7 +134,8 @@ def read_truth(path: Path) -> Truth:
         ids = np.arange(1, len(boxes) + 1)
     else:
         ids, boxes = boxes_from_labels(labels)
-    return Truth(labels, spacing_mm, ids, boxes, modality_of(path.stem))
+    about = {"case": path.name, "modality": modality_of(path.stem), "drawn": "yes" * is_drawn(path.stem)}
+    return Truth(labels, spacing_mm, ids, boxes, about | {"objects": len(label_ids(labels))})
 
 
 def read_scored(path: Path) -> tuple[Case, Truth]:
@@ -153,9 +162,12 @@ def read_predictions(name: str, systems: dict[str, Path], truth: Truth) -> tuple
     return found, problems
 
 
-def find_systems(entries: Sequence[str], shown: str | None) -> tuple[dict[str, Path], str]:
-    """["ours=runs/segs", "other/segs"] -> {"ours": folder, "segs": folder}, and the one to be shown, else the first.
+def find_inputs(
+    entries: Sequence[str], shown: str | None, gts: Path
+) -> tuple[dict[str, Path], str, list[Path], list[str]]:
+    """What step 5 was given: (systems, the one that is shown, files of truth, a sentence for each file without truth).
 
+    entries: "ours=runs/segs" or "other/segs", whose name is then "segs". shown: the first system if None.
     InputError if a name or a folder is of no use.
     """
     systems: dict[str, Path] = {}
@@ -171,17 +183,16 @@ def find_systems(entries: Sequence[str], shown: str | None) -> tuple[dict[str, P
     shown = shown or next(iter(systems))
     if shown not in systems:
         raise InputError(f"--show {shown}: no such system; there are {', '.join(systems)}")
-    return systems, shown
-
-
-def find_truth(gts: Path, systems: dict[str, Path]) -> tuple[list[Path], list[str]]:
-    """Files of truth in their order, and a sentence for each prediction that has none. InputError without any file."""
     files = sorted(gts.glob("*.npz"))
     if not files:
         raise InputError(f"no .npz in {gts}/. Run first: python 01_preprocess.py, or correct --gts")
-    names = {file.name for file in files}
-    predicted = sorted(file for folder in systems.values() for file in folder.glob("*.npz"))
-    return files, [f"{file}: has no ground truth in {gts}; add it" for file in predicted if file.name not in names]
+    predicted, names = sorted(f for folder in systems.values() for f in folder.glob("*.npz")), {f.name for f in files}
+    return (
+        systems,
+        shown,
+        files,
+        [f"{f}: has no ground truth in {gts}; add it" for f in predicted if f.name not in names],
+    )
 
 
 def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
@@ -194,6 +205,43 @@ def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: needs columns case and total_s ({error!r}); run 04_infer.py again") from error
     return seconds
+
+
+def score_all(
+    score: Callable, files: list[Path], systems: dict[str, Path], jobs: int, problems: list[str], *more
+) -> list[dict]:
+    """The rows of step 5's `score_case` for every file, system by system. Each core takes the next file.
+
+    problems: sentences so far. Those of the cases are added, and all are told. more: for `score_case`. InputError if
+    there is no row.
+    """
+    with ProcessPoolExecutor(min(jobs, 61)) as pool:  # the most that Windows allows
+        scored = (pool.map if jobs > 1 else map)(partial(_score_file, score, systems, more), files)
+        scored = list(progress(scored, "evaluate", len(files), unit="case"))
+    problems += [problem for _, found in scored for problem in found]
+    sys.stderr.writelines(f"05_evaluate.py: {problem}\n" for problem in problems)
+    rows = [row for found, _ in scored for row in found]
+    if not rows:
+        raise InputError("no case could be scored; the problems are told above")
+    return sorted(rows, key=lambda row: [*systems, *REFERENCES].index(row["system"]))
+
+
+def add_scores(row: dict, found: CaseScores, protocol: str) -> None:
+    """The scores of a case under a protocol into its row of step 5: the means, and those of each label."""
+    row |= {f"{metric}_{protocol}": mean for metric, mean in found.means.items()}
+    for metric, values in found.scores.items():
+        for label, value in zip(found.labels, values.tolist(), strict=True):
+            row["labels"].setdefault(label, {})[f"{metric}_{protocol}"] = value
+
+
+def _score_file(score: Callable, systems: dict[str, Path], more: tuple, file: Path) -> tuple[list[dict], list[str]]:
+    """In a worker: (rows, problems) of one file of truth."""
+    try:
+        truth = read_truth(file)
+    except InputError as error:
+        return [], [str(error)]
+    predictions, problems = read_predictions(file.name, systems, truth)
+    return list(score(truth, predictions, *more)), problems
 
 
 # Means -------------------------------------------------------------------------------------------------------------
@@ -244,13 +292,8 @@ def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
 
 
 # Is one system better than another? --------------------------------------------------------------------------------
-# Two systems get the same cases with the same boxes, so they are subtracted case by case: what makes a case hard for
-# both falls out. With a_mc and b_mc the scores of case c of modality m, n_m its cases, M modalities:
-#
-#     d_mc = a_mc - b_mc                      D = 1/M sum_m 1/n_m sum_c d_mc
-#
-# How far would D move if other cases of the same kind had been drawn? The bootstrap draws n_m cases of every modality
-# again, with repeats, from those we have, and repeats that K = 10,000 times:
+# D is the mean difference of step 5. How far would it move if other cases of the same kind had been
+# drawn? Draw n_m cases of every modality m again, with repeats, from those we have, K = 10,000 times:
 #
 #     D_k = 1/M sum_m 1/n_m sum_j d_m,i(j)    i(j): the case that came j-th in draw k
 #     interval: from the 2.5th to the 97.5th percentile of D_1 .. D_K                     [P Table 4 has no intervals]
@@ -412,17 +455,19 @@ def cell(value: float, decimals: int = 2) -> str:
 
 
 def write_tables(
-    out: Path, rows: list[dict], summary: dict, differences: list[dict], protocols: tuple[str, ...]
-) -> None:
-    """cases.csv, labels.csv (a row an object), modalities.csv, differences.csv, table.md.
+    arguments: dict, rows: list[dict], summary: dict, differences: list[dict], protocols: tuple[str, ...]
+) -> str:
+    """Writes step 5's .csv files, table.md and arguments.json. Returns a table for the terminal.
 
-    Scores in .csv are as computed, shares 0..1; what was not computed, or is nan, is left blank.
+    arguments: of step 5. Scores in .csv are as computed, shares 0..1; what was not computed, or is nan, is left blank.
     """
-    names = ("system", "case", "modality")
+    out, names = arguments["out"], ("system", "case", "modality")
+    save_json(out / "arguments.json", arguments)
     objects = [
         {name: row[name] for name in names} | {"label": label} | scores
         for row in rows
         for label, scores in sorted(row["labels"].items())
+        if not all(map(math.isnan, scores.values()))
     ]
     means = [{"system": system, "modality": modality, **line} for (system, modality), line in summary.items()]
     tables = {
@@ -438,6 +483,15 @@ def write_tables(
     note = f"Differences of the {AVERAGE.lower()}, the first system's minus the second's, in the same units, with their"
     note += f" {LEVEL:.0%} bootstrap intervals."
     save_text(out / "table.md", "\n".join([markdown_table(summary, protocols), table, "", note, ""]))
+    told = f"{units()}, protocol {protocols[0]}; more in {out / 'table.md'}"
+    return f"{terminal_table(summary, protocols[0])}\n{told}"
+
+
+def last_line(rows: list[dict], problems: list[str], out: Path, figures: bool) -> str:
+    """What step 5 says when all is written."""
+    written = "report.html, table.md, .csv files" + " and figures" * figures
+    count = len({row["case"] for row in rows})
+    return f"05_evaluate.py: {count} cases, problems: {len(problems)}; wrote {written} to {out}"
 
 
 def write_int8_report(beside: Path, report: dict) -> str:

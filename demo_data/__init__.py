@@ -28,6 +28,7 @@ from formats.case import Case
 from formats.intensity import percentile_to_uint8, window_to_uint8
 from formats.npz import write_case, write_training_case
 from formats.pictures import read_image
+from formats.writing import save_npz
 
 ANNOTATIONS = Path(__file__).with_name("annotations.json")
 # modality in the challenge's file names -> recipe, spacing (z, y, x) mm, and what its seed begins with
@@ -152,3 +153,14 @@ def tiny_inputs() -> Iterator[tuple[Path, Path]]:
         for dims in (2, 3):
             write_case(Path(folder), tiny_case(dims=dims))
         yield Path(folder) / "imgs", Path(folder) / "segs"
+
+
+@contextmanager
+def tiny_predictions() -> Iterator[tuple[list[str], Path]]:
+    """Step 5's --smoke: a tiny image and a tiny volume, predicted one pixel off, as --segs and --gts; removed afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for case in (tiny_case(dims=2), tiny_case(dims=3)):
+            write_case(folder, case)
+            save_npz(folder / "shifted" / f"{case.name}.npz", segs=np.roll(case.labels, 1, axis=-1))
+        yield [str(folder / "shifted")], folder / "gts"

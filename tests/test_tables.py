@@ -162,7 +162,7 @@ def test_the_truth_of_a_case_knows_its_modality(tmp_path):
     gts[1:3, 1:4] = 2
     np.savez(tmp_path / "2DBox_CXR_a.npz", gts=gts)
     truth = read_truth(tmp_path / "2DBox_CXR_a.npz")
-    assert (truth.modality, truth.spacing_mm, truth.ids.tolist()) == ("X-Ray", None, [2])
+    assert (truth.about["modality"], truth.spacing_mm, truth.ids.tolist()) == ("X-Ray", None, [2])
     assert truth.boxes.tolist() == [[1, 1, 3, 2]]
 
 
