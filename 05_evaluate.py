@@ -33,6 +33,7 @@ Writes table.md, report.html and .csv files; with --images also figure2.png and 
 import argparse
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,20 +42,19 @@ import tables
 from demo_data import tiny_predictions
 from figures import draw_figures
 from formats import InputError, usable_cores
-from grid import drawn_boxes
 from metrics import PROTOCOLS, case_scores
 from page.report import write_report
 
 
-def score_case(truth: tables.Truth, masks: dict, protocols: tuple[str, ...], looseness: float) -> Iterator[dict]:
+def score_case(truth: tables.Truth, masks: dict, protocols: tuple[str, ...]) -> Iterator[dict]:
     """A row for every system and both references: the case's mean of each score, "dsc_strict", ...,
     and labels, {label: {score: value}}. nan: no score.   masks: {system: its label map}."""
     # D11: what is a box alone worth? Two references get the same boxes as the network, and never
     # look at the image: the filled box, and the ellipse in it. They paint box i as i + 1; its label
     # in the truth is ids[i].
-    boxes = drawn_boxes(truth.name, truth.boxes, looseness, truth.labels.shape)
     label_of = np.append(0, truth.ids).astype(np.uint16)
-    masks |= {name: label_of[paint(boxes, truth.labels.shape)] for name, paint in tables.REFERENCES.items()}
+    for name, paint in tables.REFERENCES.items():
+        masks[name] = label_of[paint(truth.boxes, truth.labels.shape)]
 
     for system, predicted in masks.items():
         row = {"system": system, **truth.about, "labels": {}}
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
     protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
 
     # 1. DSC and NSD of every object of every case, all systems at the same boxes
-    rows = tables.score_all(score_case, files, systems, args.jobs, problems, protocols, args.looseness)
+    score = partial(score_case, protocols=protocols)
+    rows = tables.score_all(score, files, systems, args.looseness, args.jobs, problems)
     # The third measure, time [P 3.1, 4.3]: seconds from reading a case to its written masks
     seconds = tables.read_seconds(systems)
     rows = [row | {"seconds": seconds.get((row["system"], row["case"]), np.nan)} for row in rows]

@@ -24,7 +24,7 @@ from formats.case import Case, check_boxes, check_labels, spacing_zyx
 from formats.npz import load_npz
 from formats.readers import read_case
 from formats.writing import csv_text, progress, save_json, save_text
-from grid import boxes_from_labels, label_ids
+from grid import boxes_from_labels, drawn_boxes, label_ids
 from metrics import METRICS, PROTOCOLS, CaseScores, filled_box, inscribed_ellipse
 
 # D11: two systems that never look at the image, to show what a box alone is worth
@@ -101,11 +101,6 @@ class Truth(NamedTuple):
     boxes: np.ndarray  # (N, 4) or (N, 6)
     about: dict  # what a row of cases.csv says of the case: case, modality, drawn, objects
 
-    @property
-    def name(self) -> str:
-        """The case's name, without ".npz"."""
-        return Path(self.about["case"]).stem
-
 
 def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict]:
     """Label map `key` of an .npz as uint16, of the given shape if any, and all that the file holds. Or InputError."""
@@ -115,10 +110,10 @@ def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> t
     return check_labels(stored[key], shape or stored[key].shape, path), stored
 
 
-def read_truth(path: Path) -> Truth:
+def read_truth(path: Path, looseness: float = 0.0) -> Truth:
     """Ground truth of a case; the boxes are those of the file if it has `boxes`, else each label's exact one.
 
-    Raises InputError, one sentence, if a key is missing or unusable.
+    looseness: of the boxes that step 4 asked with. Raises InputError, one sentence, if a key is missing or unusable.
     """
     labels, stored = read_labels(path, "gts")
     if labels.ndim not in (2, 3) or not labels.any():
@@ -135,6 +130,7 @@ def read_truth(path: Path) -> Truth:
     else:
         ids, boxes = boxes_from_labels(labels)
     about = {"case": path.name, "modality": modality_of(path.stem), "drawn": "yes" * is_drawn(path.stem)}
+    boxes = drawn_boxes(path.stem, boxes, looseness, labels.shape)
     return Truth(labels, spacing_mm, ids, boxes, about | {"objects": len(label_ids(labels))})
 
 
@@ -147,19 +143,6 @@ def read_scored(path: Path) -> tuple[Case, Truth]:
     if case.boxes is not None:
         truth = truth._replace(ids=np.arange(1, len(case.boxes) + 1), boxes=case.boxes)
     return replace(case, boxes=truth.boxes), truth
-
-
-def read_predictions(name: str, systems: dict[str, Path], truth: Truth) -> tuple[dict[str, np.ndarray], list[str]]:
-    """{system: label map uint16 of the truth's shape} of the file of that name, and a sentence for each that is bad."""
-    found, problems = {}, []
-    for system, folder in systems.items():
-        try:
-            if not (folder / name).is_file():
-                raise InputError(f"{folder / name}: no prediction for this case; run python 04_infer.py on it first")
-            found[system] = read_labels(folder / name, "segs", truth.labels.shape)[0]
-        except InputError as error:
-            problems.append(str(error))
-    return found, problems
 
 
 def find_inputs(
@@ -187,12 +170,8 @@ def find_inputs(
     if not files:
         raise InputError(f"no .npz in {gts}/. Run first: python 01_preprocess.py, or correct --gts")
     predicted, names = sorted(f for folder in systems.values() for f in folder.glob("*.npz")), {f.name for f in files}
-    return (
-        systems,
-        shown,
-        files,
-        [f"{f}: has no ground truth in {gts}; add it" for f in predicted if f.name not in names],
-    )
+    problems = [f"{file}: has no ground truth in {gts}; add it" for file in predicted if file.name not in names]
+    return systems, shown, files, problems
 
 
 def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
@@ -208,15 +187,14 @@ def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
 
 
 def score_all(
-    score: Callable, files: list[Path], systems: dict[str, Path], jobs: int, problems: list[str], *more
+    score: Callable, files: list[Path], systems: dict[str, Path], looseness: float, jobs: int, problems: list[str]
 ) -> list[dict]:
-    """The rows of step 5's `score_case` for every file, system by system. Each core takes the next file.
+    """The rows of `score`, step 5's `score_case`, for every file, system by system. Each core takes the next file.
 
-    problems: sentences so far. Those of the cases are added, and all are told. more: for `score_case`. InputError if
-    there is no row.
+    problems: sentences so far. Those of the cases are added, and all are told. InputError if there is no row.
     """
     with ProcessPoolExecutor(min(jobs, 61)) as pool:  # the most that Windows allows
-        scored = (pool.map if jobs > 1 else map)(partial(_score_file, score, systems, more), files)
+        scored = (pool.map if jobs > 1 else map)(partial(_score_file, score, systems, looseness), files)
         scored = list(progress(scored, "evaluate", len(files), unit="case"))
     problems += [problem for _, found in scored for problem in found]
     sys.stderr.writelines(f"05_evaluate.py: {problem}\n" for problem in problems)
@@ -224,6 +202,23 @@ def score_all(
     if not rows:
         raise InputError("no case could be scored; the problems are told above")
     return sorted(rows, key=lambda row: [*systems, *REFERENCES].index(row["system"]))
+
+
+def _score_file(score: Callable, systems: dict[str, Path], looseness: float, file: Path) -> tuple[list, list[str]]:
+    """In a worker: the rows of one file of truth, and a sentence for each prediction that cannot be scored."""
+    masks, problems = {}, []
+    try:
+        truth = read_truth(file, looseness)
+    except InputError as error:
+        return [], [str(error)]
+    for system, path in ((system, folder / file.name) for system, folder in systems.items()):
+        try:
+            if not path.is_file():
+                raise InputError(f"{path}: no prediction for this case; run python 04_infer.py on it first")
+            masks[system] = read_labels(path, "segs", truth.labels.shape)[0]
+        except InputError as error:
+            problems.append(str(error))
+    return list(score(truth, masks)), problems
 
 
 def add_scores(row: dict, found: CaseScores, protocol: str) -> None:
@@ -234,42 +229,7 @@ def add_scores(row: dict, found: CaseScores, protocol: str) -> None:
             row["labels"].setdefault(label, {})[f"{metric}_{protocol}"] = value
 
 
-def _score_file(score: Callable, systems: dict[str, Path], more: tuple, file: Path) -> tuple[list[dict], list[str]]:
-    """In a worker: (rows, problems) of one file of truth."""
-    try:
-        truth = read_truth(file)
-    except InputError as error:
-        return [], [str(error)]
-    predictions, problems = read_predictions(file.name, systems, truth)
-    return list(score(truth, predictions, *more)), problems
-
-
 # Means -------------------------------------------------------------------------------------------------------------
-
-
-def table_lines(rows: list[dict]) -> dict[str, list[list[dict]]]:
-    """{line of a table: groups of rows}. The line's score is the mean of its groups' means. rows: of one system.
-
-    A modality is one group; the average has a group for each modality. Drawn cases have lines of their own, below the
-    average: they show that something runs, not how well. The average holds them only where all cases are drawn.
-    """
-    lines = {}
-    for drawn, modality in itertools.product((False, True), MODALITIES):
-        if members := [r for r in rows if (r["modality"], bool(r.get("drawn"))) == (modality, drawn)]:
-            lines[modality + DRAWN * drawn] = [members]
-    averaged = {name: groups for name, groups in lines.items() if not name.endswith(DRAWN)} or lines
-    return averaged | {AVERAGE: [group for (group,) in averaged.values()]} | lines
-
-
-def known_values(groups: list[list[dict]], key: str) -> list[np.ndarray]:
-    """The numbers of each group, sorted. nan (no score, no time) is left out, and so is a group without a number."""
-    values = [np.sort([row[key] for row in group if not math.isnan(row[key])]) for group in groups]
-    return [numbers for numbers in values if len(numbers)]
-
-
-def mean_of_means(values: list[np.ndarray]) -> float:
-    """1/M sum_m 1/n_m sum_c s_mc, the equation of step 5; nan without a number.   values: one array a modality."""
-    return float(np.mean([numbers.mean() for numbers in values])) if values else math.nan
 
 
 def by_system(rows: list[dict]) -> dict[str, list[dict]]:
@@ -277,17 +237,37 @@ def by_system(rows: list[dict]) -> dict[str, list[dict]]:
     return {system: [r for r in rows if r["system"] == system] for system in dict.fromkeys(r["system"] for r in rows)}
 
 
+def table_lines(rows: list[dict], key: str) -> dict[str, list[np.ndarray]]:
+    """{line of a table: the numbers that its mean of means is of}: one array for a modality, one of each for the average.
+
+    rows: of one system. nan (no score, no time) is left out, and so is an array without a number. Drawn cases have
+    lines of their own, below the average. They are in it only where all cases are drawn.
+    """
+    lines = {}
+    for drawn, modality in itertools.product((False, True), MODALITIES):
+        if numbers := [r[key] for r in rows if (r["modality"], bool(r.get("drawn"))) == (modality, drawn)]:
+            lines[modality + DRAWN * drawn] = [np.sort([x for x in numbers if not math.isnan(x)])]
+    averaged = {name: values for name, values in lines.items() if not name.endswith(DRAWN)} or lines
+    lines = averaged | {AVERAGE: [values for (values,) in averaged.values()]} | lines
+    return {name: [values for values in arrays if len(values)] for name, arrays in lines.items()}
+
+
+def mean_of_means(values: list[np.ndarray]) -> float:
+    """1/M sum_m 1/n_m sum_c s_mc, the equation of step 5; nan without a number.   values: one array a modality."""
+    return float(np.mean([numbers.mean() for numbers in values])) if values else math.nan
+
+
 def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
     """{(system, line of the table): cases, objects, mean scores and seconds}, in the order of the table.
 
-    rows: of step 5's `score_case`, of one or more cases; each may have `seconds` as well. Means are plain: over a
-    modality's cases that have a score, then over the modalities, however many cases each has.
+    rows: of step 5's `score_case`, of one or more cases; each may have `seconds` as well.
     """
     keys, summary = [*scores_in(rows[0]), *(["seconds"] if "seconds" in rows[0] else [])], {}
     for system, mine in by_system(rows).items():
-        for name, groups in table_lines(mine).items():
-            counts = {"cases": sum(map(len, groups)), "objects": sum(row["objects"] for g in groups for row in g)}
-            summary[system, name] = counts | {key: mean_of_means(known_values(groups, key)) for key in keys}
+        lines = {key: table_lines(mine, key) for key in ("objects", *keys)}
+        for name, objects in lines["objects"].items():
+            counts = {"cases": sum(map(len, objects)), "objects": int(sum(map(sum, objects)))}
+            summary[system, name] = counts | {key: mean_of_means(lines[key][name]) for key in keys}
     return summary
 
 
@@ -337,8 +317,8 @@ def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws
     for system, minus in pairs:
         ours, theirs = of_system.get(system, {}), of_system.get(minus, {})
         both = [ours[case] | {s: ours[case][s] - theirs[case][s] for s in scores} for case in ours if case in theirs]
-        for score, (name, groups) in itertools.product(scores, table_lines(both).items()):
-            if values := known_values(groups, score):
+        for score, name, values in ((s, *line) for s in scores for line in table_lines(both, s).items()):
+            if values:
                 line = {"system": system, "minus": minus, "modality": name, "cases": sum(map(len, values))}
                 numbers = zip(("difference", "low", "high"), mean_and_interval(values, draws), strict=True)
                 found.append(line | {"score": score, **dict(numbers)})

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files as packaged_files
 from pathlib import Path
 
@@ -34,11 +35,9 @@ ANNOTATIONS = Path(__file__).with_name("annotations.json")
 # modality in the challenge's file names -> recipe, spacing (z, y, x) mm, and what its seed begins with
 RECIPES = {
     "CT": (drawn.draw_ct, (8.0, 1.8, 1.8), 0), "MR": (drawn.draw_mr, (10.0, 1.2, 1.2), 1),
-    "PET": (drawn.draw_pet, (4.0, 4.0, 4.0), 2), "X-Ray": (drawn.draw_xray, None, 4),
-    "Mammography": (drawn.draw_mammography, None, 5), "Dermoscopy": (drawn.draw_dermoscopy, None, 6),
-    "Endoscopy": (drawn.draw_endoscopy, None, 7), "Fundus": (drawn.draw_fundus, None, 8),
-    "OCT": (drawn.draw_oct, None, 9), "Microscope": (drawn.draw_microscope, None, 10),
-}  # fmt: skip
+    "PET": (drawn.draw_pet, (4.0, 4.0, 4.0), 2), "Fundus": (drawn.draw_fundus, None, 8),
+    "Microscope": (drawn.draw_microscope, None, 10),
+} | {name: (partial(drawn.draw_scene, modality=name), None, i) for i, name in enumerate(drawn.SCENES, start=11)}  # fmt: skip
 TINY = [(seed, dims) for seed in range(3) for dims in (2, 3)]  # three tiny images and three tiny volumes
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+import tables
 from figures import PALETTE, figure3_row, overlay
 from formats import InputError
 from formats.case import Case
@@ -21,18 +22,7 @@ from formats.readers import list_cases, name_of, read_case
 from formats.writing import save_text
 from grid import boxes_from_labels, drawn_boxes
 from metrics import METRICS
-from tables import (
-    AVERAGE,
-    LEVEL,
-    by_system,
-    known_values,
-    mean_and_interval,
-    read_labels,
-    read_rows,
-    table_lines,
-    terminal_table,
-    units,
-)
+from tables import AVERAGE, LEVEL, read_labels, read_rows, terminal_table, units
 
 WORST = 6  # cases that are shown
 STYLE = """
@@ -48,10 +38,10 @@ def bar_intervals(rows: list[dict], score: str) -> dict[tuple[str, str], tuple[f
     rows: step 5's `score_case`. low and high are nan where there is one case.
     """
     return {
-        (system, name): mean_and_interval(values)
-        for system, mine in by_system(rows).items()
-        for name, groups in table_lines(mine).items()
-        if (values := known_values(groups, score))
+        (system, name): tables.mean_and_interval(values)
+        for system, mine in tables.by_system(rows).items()
+        for name, values in tables.table_lines(mine, score).items()
+        if values
     }
 
 
