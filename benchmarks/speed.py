@@ -30,6 +30,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -37,15 +38,16 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
+import segment
+import volumes
 from formats import InputError
 from formats.case import Case
 from formats.checkpoints import OUR_CHECKPOINT
 from formats.npz import load_npz, read_npz, write_case
 from formats.writing import csv_text, progress, save_json, save_npz, save_text, tell
-from grid import boxes_to_grid, grid_size
+from grid import grid_size
 from segment import MODELS, Segmenter, load
 from tables import PAPER_TABLES, pipe_table, read_rows
-from volumes import box_of_previous
 
 ENGINES = ("torch", "torch-int8", "openvino", "openvino-int8")
 INSIDE = ("read", "enhance", "encode", "decode", "upsample", "other", "write")  # of a case
@@ -160,42 +162,17 @@ def released_algorithm(segmenter: Segmenter, case: Case) -> np.ndarray:
     It enhances at original size, encodes each slice once for each object, decodes box by box, and upsamples each mask
     to the whole image. Its float64 and its copies between are left out: the real one is slower, if anything.
     """
-    if case.is_3d:
-        return released_volume(segmenter, case.image, case.boxes)
-    height, width = case.image.shape[:2]
-    labels, embedding = np.zeros((height, width), np.uint16), segmenter.embed(case.image)
-    for label, box in enumerate(case.boxes, start=1):
-        prompt = boxes_to_grid(box[None], height, width, segmenter.preset.box_rounding)
-        labels[whole_mask(segmenter, embedding, prompt, height, width)] = label
-    return labels
+    anew = patch.multiple(volumes, EMBEDDINGS_KEPT=0, logits_to_original=whole_mask)
+    with anew, patch.multiple(segment, BOX_CHUNK=1, logits_to_original=whole_mask):
+        return volumes.segment_case(segmenter, case)
 
 
-def released_volume(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """volumes.published_loop as released, without its memory of embeddings."""
-    height, width = volume.shape[1:]
-    labels = np.zeros(volume.shape, np.uint16)
-    for label, box in enumerate(boxes.astype(int), start=1):
-        own = np.zeros(volume.shape, np.uint16)
-        middle = (box[2] + box[5]) // 2
-        for z, step in [(z, 1) for z in range(middle, box[5])] + [(z, -1) for z in range(middle - 1, box[2], -1)]:
-            embedding = segmenter.embed(volume[z])
-            with segmenter.stage("upsample"):  # masks to the grid: the way back, counted with it
-                prompt = box_of_previous(labels[z - step] if z != middle else None)
-            if prompt is None:
-                rounding = "float" if step < 0 else segmenter.preset.box_rounding
-                prompt = boxes_to_grid(box[None, [0, 1, 3, 4]], height, width, rounding)
-            own[z][whole_mask(segmenter, embedding, prompt, height, width)] = label
-        labels[own > 0] = label
-    return labels
-
-
-def whole_mask(segmenter: Segmenter, embedding, prompt: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Decode one box (1, 4) and upsample all of it, wherever the mask is. -> (H, W) bool"""
-    (logits, _), (h, w) = segmenter.decode(embedding, prompt), grid_size(height, width)
-    with segmenter.stage("upsample"):
-        small = torch.from_numpy(logits)[None, :, :h, :w]
-        full = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
-        return torch.sigmoid(full)[0, 0].numpy() > 0.5
+def whole_mask(logits: np.ndarray, height: int, width: int) -> tuple[np.ndarray, slice, slice]:
+    """In place of grid.logits_to_original: upsamples all of a mask, wherever it lies. -> (H, W) bool, its rows, columns"""
+    h, w = grid_size(height, width)
+    small = torch.from_numpy(logits)[None, None, :h, :w]
+    full = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
+    return torch.sigmoid(full)[0, 0].numpy() > 0.5, slice(None), slice(None)
 
 
 def released_step(arguments: list[str]) -> None:
