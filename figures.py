@@ -220,10 +220,8 @@ def plot_losses(log: list[dict], ax, losses: Sequence[tuple[int, float]] = ()):
     steps = [row["step"] for row in log]
     if losses:
         at, values = np.array(losses, float).T
-        span = int(np.clip(len(values) // 10, 1, 100))
-        sums = np.cumsum(np.append(0, values))
-        first = np.maximum(np.arange(1, len(values) + 1) - span, 0)
-        mean = (sums[1:] - sums[first]) / (np.arange(1, len(values) + 1) - first)
+        count, span = len(values), int(np.clip(len(values) // 10, 1, 100))
+        mean = np.convolve(values, np.ones(span))[:count] / np.minimum(np.arange(count) + 1, span)
         ax.plot(at, values, color="C0", alpha=0.35, linewidth=0.8, label="training, each step")
         ax.plot(at, mean, color="C0", linewidth=2, label=f"training, mean of the last {span}")
     else:

@@ -163,22 +163,17 @@ def draw_mr(rng, shape=(10, 160, 144)):
 
 
 def draw_pet(rng, shape=(14, 64, 64)):
-    """Chest with three hot lesions, warm heart and liver; blurred, with Poisson noise."""
-    body = ball(shape, (0.5, 0.5, 0.5), (9, 0.34, 0.44))
-    activity = np.where(body < 1, 1.0, 0.02)
-    lungs = np.minimum(*(ball(shape, (0.6, 0.47, side), (0.7, 0.22, 0.13)) for side in (0.32, 0.68)))
-    activity[lungs < 1] = 0.35
-    heart = ball(shape, (0.5, 0.45, 0.57), (0.25, 0.12, 0.11))
-    activity[heart < 1], activity[heart < 0.6] = 4.0, 1.4  # muscle around blood
-    activity[ball(shape, (0.05, 0.45, 0.32), (0.25, 0.24, 0.2)) < 1] = 2.2  # dome of the liver
-    activity[ball(shape, (0.5, 0.74, 0.5), (9, 0.06, 0.06)) < 1] = 1.7  # marrow
-    objects = []
-    plan = (((0.62, 0.42, 0.30), 0.065, 11), ((0.5, 0.56, 0.72), 0.055, 9), ((0.74, 0.60, 0.47), 0.05, 8))
-    for centre, radius, uptake in plan:
-        centre, radii = centre + rng.uniform(-0.02, 0.02, 3), (radius * shape[1] / shape[0], radius, radius)
-        lesion = ball(shape, centre, radii) + 0.1 * field(rng, shape, 2)
-        activity[lesion < 1] = uptake
-        objects.append(("hot lesion", lesion < 1))
+    """Chest with lungs, a warm heart and three hot lesions; blurred, with Poisson noise."""
+    activity, objects = np.full(shape, 0.02), []
+    plan = [("", (0.5, 0.5, 0.5), (9, 0.34, 0.44), 1), ("", (0.5, 0.45, 0.57), (0.25, 0.12, 0.11), 3)]
+    plan += [("", (0.6, 0.47, x), (0.7, 0.22, 0.13), 0.35) for x in (0.3, 0.7)]
+    plan += [
+        ("hot lesion", at, (0.27, 0.06, 0.06), 9) for at in ((0.6, 0.42, 0.3), (0.5, 0.56, 0.72), (0.7, 0.6, 0.47))
+    ]
+    for what, centre, radii, uptake in plan:
+        rho = ball(shape, centre + rng.uniform(-0.02, 0.02, 3) * bool(what), radii) + 0.1 * field(rng, shape, 2)
+        activity[rho < 1] = uptake
+        objects += [(what, rho < 1)] if what else []
     counts = rng.poisson(25 * blur(activity, 1.1)) / 25  # point spread: 1.1 voxels, 10 mm full width at half maximum
     return 255 * blur(counts, 0.6) / 7, objects
 
