@@ -114,7 +114,9 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
     write_report(args.out, rows, summary, protocols[0], shown, folders, args.looseness, problems)
     if args.images:
         draw_figures(args.out, [row for row in rows if row["system"] == shown], args.figures, *folders)
-    print(tables.last_line(rows, problems, args.out, bool(args.images)))
+    written = "report.html, table.md, .csv files" + " and figures" * bool(args.images)
+    count = len({row["case"] for row in rows})
+    print(f"05_evaluate.py: {count} cases, problems: {len(problems)}; wrote {written} to {args.out}")
     return summary, problems
 
 

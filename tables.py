@@ -111,9 +111,9 @@ def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> t
 
 
 def read_truth(path: Path, looseness: float = 0.0) -> Truth:
-    """Ground truth of a case; the boxes are those of the file if it has `boxes`, else each label's exact one.
+    """Ground truth of a case, with the boxes of the file if it has `boxes`, else each label's exact one. Or InputError.
 
-    looseness: of the boxes that step 4 asked with. Raises InputError, one sentence, if a key is missing or unusable.
+    looseness: of the boxes that step 4 asked with.
     """
     labels, stored = read_labels(path, "gts")
     if labels.ndim not in (2, 3) or not labels.any():
@@ -124,11 +124,10 @@ def read_truth(path: Path, looseness: float = 0.0) -> Truth:
         spacing_mm = spacing_zyx(stored["spacing"]) if labels.ndim == 3 else None
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
+    ids, boxes = boxes_from_labels(labels)
     if "boxes" in stored:
         boxes = check_boxes(stored["boxes"], labels.shape, path)
         ids = np.arange(1, len(boxes) + 1)
-    else:
-        ids, boxes = boxes_from_labels(labels)
     about = {"case": path.name, "modality": modality_of(path.stem), "drawn": "yes" * is_drawn(path.stem)}
     boxes = drawn_boxes(path.stem, boxes, looseness, labels.shape)
     return Truth(labels, spacing_mm, ids, boxes, about | {"objects": len(label_ids(labels))})
@@ -330,12 +329,11 @@ def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws
 
 def summary_cells(summary: dict, columns: dict[str, tuple[str, str]], decimals: int = 2) -> list[list[str]]:
     """Cells of a table, its header first: a row a modality and the average.   columns: {title: (system, score)}."""
-    last = systems_of(summary)[-1]
-    rows = [["modality", "cases", *columns]]
+    last, rows = systems_of(summary)[-1], [["modality", "cases", *columns]]
     for modality in modalities_of(summary):
-        lines = {system: summary.get((system, modality), {}) for system in systems_of(summary)}
-        values = [lines[system].get(key, math.nan) * title_and_factor(key)[1] for system, key in columns.values()]
-        rows.append([modality, str(lines[last]["cases"]), *(cell(value, decimals) for value in values)])
+        found = [(summary.get((system, modality), {}).get(key, math.nan), key) for system, key in columns.values()]
+        numbers = [cell(value * title_and_factor(key)[1], decimals) for value, key in found]
+        rows.append([modality, str(summary[last, modality]["cases"]), *numbers])
     return rows
 
 
@@ -363,12 +361,11 @@ def terminal_table(summary: dict[tuple[str, str], dict], protocol: str) -> str:
 
 def drawn_note(summary: dict[tuple[str, str], dict]) -> list[str]:
     """The sentence below a table that says how many of its cases are drawn; none if it has none."""
-    system, names = systems_of(summary)[-1], modalities_of(summary)
-    drawn = [name for name in names if name.endswith(DRAWN)]
-    count = sum(summary[system, name]["cases"] for name in drawn)
-    if len(drawn) == len(names) - 1:  # all but the average
+    cases = {name: line["cases"] for (_, name), line in summary.items()}
+    count = sum(number for name, number in cases.items() if name.endswith(DRAWN))
+    if list(cases)[-1] == AVERAGE and count:  # no line of real cases stands above it
         return [f"All {count} cases are drawn by us: scores on them say nothing about real images."]
-    return [f"Drawn by us, to show that more kinds of images run: {count} cases, outside the average."] if drawn else []
+    return [f"Drawn by us, to show that more kinds of images run: {count} cases, outside the average."] if count else []
 
 
 def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
@@ -443,12 +440,9 @@ def write_tables(
     """
     out, names = arguments["out"], ("system", "case", "modality")
     save_json(out / "arguments.json", arguments)
-    objects = [
-        {name: row[name] for name in names} | {"label": label} | scores
-        for row in rows
-        for label, scores in sorted(row["labels"].items())
-        if not all(map(math.isnan, scores.values()))
-    ]
+    labels = [(row, *labelled) for row in rows for labelled in sorted(row["labels"].items())]
+    labels = [(row, label, scores) for row, label, scores in labels if not all(map(math.isnan, scores.values()))]
+    objects = [{name: row[name] for name in names} | {"label": label} | scores for row, label, scores in labels]
     means = [{"system": system, "modality": modality, **line} for (system, modality), line in summary.items()]
     tables = {
         "cases": (rows, (*names, "drawn", "objects", *score_names(), "seconds")),
@@ -460,24 +454,15 @@ def write_tables(
         save_text(out / f"{name}.csv", csv_text(lines, columns))
     scores = {title_and_factor(score)[0]: score for score in (f"{metric}_{protocols[0]}" for metric in METRICS)}
     table = difference_table([line for line in differences if line["modality"] == AVERAGE], scores, by="pair")
-    note = f"Differences of the {AVERAGE.lower()}, the first system's minus the second's, in the same units, with their"
-    note += f" {LEVEL:.0%} bootstrap intervals."
+    note = "Differences of the average, the first system's minus the second's, in the same units, with their "
+    note += f"{LEVEL:.0%} bootstrap intervals."
     save_text(out / "table.md", "\n".join([markdown_table(summary, protocols), table, "", note, ""]))
     told = f"{units()}, protocol {protocols[0]}; more in {out / 'table.md'}"
     return f"{terminal_table(summary, protocols[0])}\n{told}"
 
 
-def last_line(rows: list[dict], problems: list[str], out: Path, figures: bool) -> str:
-    """What step 5 says when all is written."""
-    written = "report.html, table.md, .csv files" + " and figures" * figures
-    count = len({row["case"] for row in rows})
-    return f"05_evaluate.py: {count} cases, problems: {len(problems)}; wrote {written} to {out}"
-
-
 def write_int8_report(beside: Path, report: dict) -> str:
-    """Write what step 3, or `engines static`, found as NAME.md and NAME.json. -> its tables, for the terminal
-
-    beside: their path without the ending."""
+    """Write what step 3, or `engines static`, found as `beside`.md and .json. -> its tables, for the terminal"""
     reach = [[what, f"{n:,}", f"{total:,}", f"{n / total:.1%}"] for what, (n, total) in report["reach"].items()]
     timed = list(next(iter(report["seconds"].values())))
     seconds = [["part", *(f"{name}, ms" for name in timed), *(f"{name}: times as fast" for name in timed[1:])]]
