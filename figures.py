@@ -196,19 +196,22 @@ def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path
     for name in named:
         if name not in files:
             raise InputError(f"{images}: no case {name} that was scored; there are {', '.join(files)}")
-    cases, rows = [read_case(files[name]) for name in named or list(files)[:4]], []
+    cases, found, folders = (
+        [read_case(files[name]) for name in named or list(files)[:4]],
+        [],
+        {"segs": segs, "gts": gts},
+    )
     for case in cases:
-        masks = [read_labels(f / f"{case.name}.npz", k, case.grid_shape)[0] for f, k in ((segs, "segs"), (gts, "gts"))]
-        rows.append(figure3_row(case.name, case.image, case.boxes, *masks))
-    figure = Figure(figsize=(9, 2.6 * len(rows)))
-    figure3(rows, figure.subplots(len(rows), 3, squeeze=False))
+        masks = [read_labels(at / f"{case.name}.npz", key, case.grid_shape)[0] for key, at in folders.items()]
+        found.append(figure3_row(case.name, case.image, case.boxes, *masks))
+    figure = Figure(figsize=(9, 2.6 * len(found)))
+    figure3(found, figure.subplots(len(found), 3, squeeze=False))
     save_figure(out / "figure3.png", figure)
-    for case in itertools.chain(cases, map(read_case, files.values())):
-        if not case.is_3d and is_gray(case.image):
-            figure = Figure(figsize=(9, 3.2))
-            figure2(case.image, figure.subplots(1, 3))
-            save_figure(out / "figure2.png", figure)
-            break
+    every = itertools.chain(cases, map(read_case, files.values()))
+    if gray := next((case for case in every if not case.is_3d and is_gray(case.image)), None):
+        figure = Figure(figsize=(9, 3.2))
+        figure2(gray.image, figure.subplots(1, 3))
+        save_figure(out / "figure2.png", figure)
 
 
 def plot_losses(log: list[dict], ax, losses: Sequence[tuple[int, float]] = ()):

@@ -380,20 +380,18 @@ def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
     return pipe_table(rows)
 
 
-def difference_table(lines: list[dict], scores: dict[str, str], by: str = "modality") -> str:
-    """Differences with their intervals, shares in points of per cent: a row a modality, or a pair of systems.
+def difference_table(lines: list[dict], columns: dict[str, str], scores: dict[str, str]) -> str:
+    """Differences with their intervals, shares in points of per cent; a row for what the first columns name.
 
-    lines: `paired_differences`'s, of one pair, or by="pair" of one modality. scores: {title of the column: score}.
+    lines: `paired_differences`'s. columns: {title: format, such as "{system}"}. scores: {title: score}.
     """
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     for line in (line for line in lines if line["score"] in scores.values()):
         mean, low, high = (title_and_factor(line["score"])[1] * line[key] for key in ("difference", "low", "high"))
-        interval = "" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]"
-        name = line["modality"] if by == "modality" else f"{line['system']} - {line['minus']}"
-        row = rows.setdefault(name, {"cases": str(line["cases"])})
-        row[line["score"]] = f"{mean:+.2f}{interval}"
-    body = [[name, *(row.get(key, "-") for key in ("cases", *scores.values()))] for name, row in rows.items()]
-    return pipe_table([[by, "cases", *scores], *body])
+        row = rows.setdefault(tuple(form.format(**line) for form in columns.values()), {})
+        row[line["score"]] = f"{mean:+.2f}" + ("" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]")
+    body = [[*named, *(row.get(score, "-") for score in scores.values())] for named, row in rows.items()]
+    return pipe_table([[*columns, *scores], *body])
 
 
 def pipe_table(rows: list[list[str]]) -> str:
@@ -453,7 +451,8 @@ def write_tables(
     for name, (lines, columns) in tables.items():
         save_text(out / f"{name}.csv", csv_text(lines, columns))
     scores = {title_and_factor(score)[0]: score for score in (f"{metric}_{protocols[0]}" for metric in METRICS)}
-    table = difference_table([line for line in differences if line["modality"] == AVERAGE], scores, by="pair")
+    averages = [line for line in differences if line["modality"] == AVERAGE]
+    table = difference_table(averages, {"pair": "{system} - {minus}", "cases": "{cases}"}, scores)
     note = "Differences of the average, the first system's minus the second's, in the same units, with their "
     note += f"{LEVEL:.0%} bootstrap intervals."
     save_text(out / "table.md", "\n".join([markdown_table(summary, protocols), table, "", note, ""]))

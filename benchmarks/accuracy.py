@@ -280,16 +280,13 @@ def average_table(table: Table, lines: list[dict]) -> str:
     lines: rows of differences.csv. Notebook 03 reads a row's third, fifth and sixth cell.
     """
     notes = {system.name: f" ({system.note})" for system in table.systems if system.note}
-    found: dict[tuple[str, ...], list[str]] = {}
-    for line in lines:
-        if line["modality"] == tables.AVERAGE and line["score"] in list(SHOWN.values())[:2]:
-            where = ", ".join(line[column] for column in table.parts) or "all"
-            against = line["minus"] + notes.get(line["system"], "")
-            difference, low, high = (f"{100 * line[key]:+.2f}" for key in ("difference", "low", "high"))
-            cells = found.setdefault((where, str(line["cases"]), line["system"], against), [])
-            cells.append(f"{difference} [{low}, {high}]" if line["cases"] > 1 else difference)
-    header = ["cases", "number", "system", "minus", "DSC", "NSD"]
-    return tables.pipe_table([header, *([*key, *cells] for key, cells in found.items())])
+    averages = [
+        line | {"where": ", ".join(line[c] for c in table.parts) or "all", "note": notes.get(line["system"], "")}
+        for line in lines
+        if line["modality"] == tables.AVERAGE
+    ]
+    columns = {"cases": "{where}", "number": "{cases}", "system": "{system}", "minus": "{minus}{note}"}
+    return tables.difference_table(averages, columns, {title: SHOWN[title] for title in ("DSC", "NSD")})
 
 
 def table_text(table: Table, rows: list[dict], lines: list[dict]) -> str:
