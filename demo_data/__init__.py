@@ -32,12 +32,10 @@ from formats.pictures import read_image
 from formats.writing import save_npz
 
 ANNOTATIONS = Path(__file__).with_name("annotations.json")
-# modality in the challenge's file names -> recipe, spacing (z, y, x) mm, and what its seed begins with
-RECIPES = {
-    "CT": (drawn.draw_ct, (8.0, 1.8, 1.8), 0), "MR": (drawn.draw_mr, (10.0, 1.2, 1.2), 1),
-    "PET": (drawn.draw_pet, (4.0, 4.0, 4.0), 2), "Fundus": (drawn.draw_fundus, None, 8),
-    "Microscope": (drawn.draw_microscope, None, 10),
-} | {name: (partial(drawn.draw_scene, modality=name), None, i) for i, name in enumerate(drawn.SCENES, start=11)}  # fmt: skip
+# modality in the challenge's file names -> recipe, and what its seed begins with
+RECIPES = {"CT": (drawn.draw_ct, 0), "Fundus": (drawn.draw_fundus, 8), "Microscope": (drawn.draw_microscope, 10)}
+RECIPES |= {name: (partial(drawn.draw_scene, modality=name), i) for i, name in enumerate(drawn.SCENES, start=11)}
+SPACINGS = {"CT": (8.0, 1.8, 1.8), "MR": (10.0, 1.2, 1.2), "PET": (4.0, 4.0, 4.0)}  # (z, y, x) mm, of those in 3D
 TINY = [(seed, dims) for seed in range(3) for dims in (2, 3)]  # three tiny images and three tiny volumes
 
 
@@ -54,10 +52,10 @@ def synthetic_case(modality: str, seed: int = 0) -> Case:
     """Draw a case of a modality of RECIPES; one seed (and NumPy, and OpenCV) gives one case."""
     if modality not in RECIPES:
         raise ValueError(f"no recipe for modality {modality!r}; choose one of {', '.join(RECIPES)}.")
-    recipe, spacing_mm, place = RECIPES[modality]
+    recipe, place = RECIPES[modality]
     image, objects = recipe(np.random.default_rng((seed, place)))
-    name = f"{'2DBox' if spacing_mm is None else '3DBox'}_{modality}_synthetic{seed}"
-    return painted(name, image, objects, spacing_mm)
+    name = f"{'3DBox' if modality in SPACINGS else '2DBox'}_{modality}_synthetic{seed}"
+    return painted(name, image, objects, SPACINGS.get(modality))
 
 
 def tiny_case(seed: int = 0, dims: int = 2) -> Case:

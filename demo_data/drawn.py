@@ -3,8 +3,8 @@
 A recipe takes a random generator and a shape, and returns (image, objects). The image is (H, W),
 (H, W, 3) RGB or (D, H, W), grey levels 0..255 as floats. An object is a description and a mask.
 Later objects are painted over earlier ones. All geometry is in fractions of the shape, (z, y, x).
-The drawings are ours, of no patient and no data set. Volumes, fundus and microscopy copy the look of
-their modality; the others, SCENES, are only there to show that it runs.
+The drawings are ours, of no patient and no data set. CT, fundus and microscopy copy the look of their
+modality; the others, SCENES, are only there to show that theirs runs.
 """
 
 from collections.abc import Sequence
@@ -132,55 +132,23 @@ def draw_ct(rng, shape=(12, 160, 160)):
     return window_to_uint8(hu), objects
 
 
-def draw_mr(rng, shape=(10, 160, 144)):
-    """Axial T1-weighted head with contrast: ventricles, a tumour with a rim, a bias field."""
-    head = ball(shape, (0.5, 0.5, 0.5), (1.1, 0.46, 0.44)) + 0.01 * field(rng, shape, (4, 14, 14))
-    fold, bump = field(rng, shape, (1.3, 2.9, 2.9)), 0.05 * field(rng, shape, (4, 9, 9))
-    image = np.where(head < 1, 205.0, 6.0)  # scalp fat
-    image[head < 0.925], image[head < 0.86] = 22, 38  # skull, fluid
-    depth = (0.85 - head) / 0.85  # 0 at the surface of the brain
-    sulcus = (np.abs(fold) < 0.22) & (depth < 0.2)
-    middle = np.abs(np.arange(shape[2]) / shape[2] - 0.5)[None, None]  # fissure between the hemispheres
-    brain = (head < 0.845) & ~sulcus & ((middle > 0.008) | (ball(shape, (0.5, 0.5, 0.5), (9, 0.17, 0.2)) < 1))
-    image[brain] = 112
-    image[brain & (depth > 0.05) & ((np.abs(fold) > 0.75) | (depth > 0.24))] = 165  # white matter between the sulci
-    plan = []
-    horns = (0.40, 0.045, 0.34, 0.095, 0.035), (0.55, 0.055, 0.42, 0.11, 0.03), (0.64, 0.085, 0.34, 0.075, 0.034)
-    for side, what in ((-1, "left of"), (1, "right of")):
-        image[ball(shape, (0.45, 0.49, 0.5 + side * 0.115), (0.35, 0.085, 0.04)) < 1] = 120  # nucleus
-        parts = [ball(shape, (0.52, y, 0.5 + side * x), radii) for y, x, *radii in horns]
-        plan.append((f"lateral ventricle, on the {what} the image", np.minimum.reduce(parts) + bump))
-    centre = (0.5, 0.33, 0.70) + rng.uniform(-0.03, 0.03, 3)
-    tumour = ball(shape, centre, (0.26, 0.085, 0.085)) + 0.10 * field(rng, shape, (3, 5, 5))
-    plan.append(("tumour with its rim", tumour))
-    image = mix(image, 95, 0.7 * soft(ball(shape, centre, (0.38, 0.14, 0.13)) + bump, 0.08) * brain)  # swelling
-    for _, rho in plan:
-        image[rho < 1] = 40
-    image[(tumour < 1) & (tumour > 0.72)], image[tumour <= 0.72] = 215, 75
-    image = blur(image, (0.4, 0.7, 0.7)) * (1 + 0.10 * field(rng, shape, (12, 50, 50)))  # bias field of the coil
-    image = np.hypot(image + 5 * rng.standard_normal(shape), 5 * rng.standard_normal(shape))  # magnitude: Rician noise
-    return image, [(what, rho < 1) for what, rho in plan]
-
-
-def draw_pet(rng, shape=(14, 64, 64)):
-    """Chest with lungs, a warm heart and three hot lesions; blurred, with Poisson noise."""
-    activity, objects = np.full(shape, 0.02), []
-    plan = [("", (0.5, 0.5, 0.5), (9, 0.34, 0.44), 1), ("", (0.5, 0.45, 0.57), (0.25, 0.12, 0.11), 3)]
-    plan += [("", (0.6, 0.47, x), (0.7, 0.22, 0.13), 0.35) for x in (0.3, 0.7)]
-    plan += [
-        ("hot lesion", at, (0.27, 0.06, 0.06), 9) for at in ((0.6, 0.42, 0.3), (0.5, 0.56, 0.72), (0.7, 0.6, 0.47))
-    ]
-    for what, centre, radii, uptake in plan:
-        rho = ball(shape, centre + rng.uniform(-0.02, 0.02, 3) * bool(what), radii) + 0.1 * field(rng, shape, 2)
-        activity[rho < 1] = uptake
-        objects += [(what, rho < 1)] if what else []
-    counts = rng.poisson(25 * blur(activity, 1.1)) / 25  # point spread: 1.1 voxels, 10 mm full width at half maximum
-    return 255 * blur(counts, 0.6) / 7, objects
-
-
 # modality -> shape, ground, and blobs that are painted on it one after the other: what it is ("": no object, a part of
 # the ground), centre, radii, wobble of its border, tone. A tone is a grey level, or RGB.
 SCENES = {
+    "MR": ((10, 160, 144), 6, (
+        ("", (0.5, 0.5, 0.5), (1.1, 0.46, 0.44), 0.01, 205), ("", (0.5, 0.5, 0.5), (1.1, 0.42, 0.4), 0.01, 30),
+        ("", (0.5, 0.5, 0.5), (1.1, 0.39, 0.37), 0.02, 135),
+        ("lateral ventricle, on the left of the image", (0.52, 0.47, 0.44), (0.4, 0.14, 0.04), 0.05, 40),
+        ("lateral ventricle, on the right of the image", (0.52, 0.47, 0.56), (0.4, 0.14, 0.04), 0.05, 40),
+        ("tumour", (0.5, 0.33, 0.7), (0.26, 0.085, 0.085), 0.1, 215),
+    )),
+    "PET": ((14, 64, 64), 3, (
+        ("", (0.5, 0.5, 0.5), (9, 0.34, 0.44), 0.0, 40), ("", (0.6, 0.47, 0.3), (0.7, 0.22, 0.13), 0.0, 15),
+        ("", (0.6, 0.47, 0.7), (0.7, 0.22, 0.13), 0.0, 15), ("", (0.5, 0.45, 0.55), (0.25, 0.12, 0.1), 0.0, 100),
+        ("hot lesion", (0.62, 0.42, 0.3), (0.3, 0.065, 0.065), 0.1, 240),
+        ("hot lesion", (0.5, 0.56, 0.72), (0.25, 0.055, 0.055), 0.1, 220),
+        ("hot lesion", (0.74, 0.6, 0.47), (0.23, 0.05, 0.05), 0.1, 200),
+    )),
     "X-Ray": ((512, 512), 12, (
         ("", (0.75, 0.5), (0.72, 0.46), 0.02, 135), ("", (0.5, 0.5), (0.7, 0.05), 0.0, 165),
         ("lung, on the left of the image", (0.46, 0.28), (0.33, 0.15), 0.03, 60),
@@ -210,13 +178,13 @@ SCENES = {
 
 
 def draw_scene(rng, modality: str):
-    """A flat picture of SCENES: blobs with soft borders on a ground; every tone has a texture of three sizes."""
+    """A flat picture or volume of SCENES: blobs with soft borders on a ground, with a texture of three sizes."""
     shape, ground, plan = SCENES[modality]
     texture = sum(share * field(rng, shape, size) for share, size in ((4, 20), (3, 5), (3, 1)))
     image, objects = np.full((*shape, *np.shape(ground)), ground, float), []
     for what, centre, radii, wobble, tone in plan:
-        move = rng.uniform(-0.02, 0.02, 2) * bool(what)  # objects lie a little elsewhere in every case
-        rho = blob(rng, shape, centre + move, radii, wobble)
+        move = rng.uniform(-0.02, 0.02, len(shape)) * bool(what)  # objects lie a little elsewhere in every case
+        rho = ball(shape, centre + move, radii) + wobble * field(rng, shape, np.array(shape) / 20)
         image = mix(image, tone, soft(rho, 0.03))
         objects += [(what, rho < 1)] if what else []
     return image + texture.reshape(shape + (1,) * np.ndim(ground)), objects

@@ -138,7 +138,7 @@ def test_more_than_255_objects_are_stored_in_16_bits(tmp_path):
 
 
 def test_spacing_is_zyx_in_memory_and_xyz_in_files(tmp_path, synthetic):
-    ct, mr, pet = synthetic[:3]
+    ct, mr, pet = (synthetic[list(RECIPES).index(modality)] for modality in ("CT", "MR", "PET"))
     assert ct.spacing_mm == (8.0, 1.8, 1.8) and mr.spacing_mm == (10.0, 1.2, 1.2)  # thick slices
     assert len(set(pet.spacing_mm)) == 1
     with np.load(write_case(tmp_path, ct)) as stored:
