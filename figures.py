@@ -179,35 +179,39 @@ def figure3_row(name: str, image: np.ndarray, boxes: np.ndarray | None, segs: np
     return f"{name}, slice {z}", (truth[0], segs[z], truth[2]), truth
 
 
-def draw_figures(out: Path, scored: Sequence[str], named: Sequence[str], images: Path, segs: Path, gts: Path) -> None:
+def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path, segs: Path, gts: Path) -> None:
     """figure3.png of the named cases, else of the first four; figure2.png of their first gray 2D image, else of any.
 
-    scored: names of the cases that may be shown. images, segs, gts: folders of the cases, of one system's predictions,
+    rows: of step 5's `score_case`, one system's. images, segs, gts: folders of the cases, of that system's predictions,
     and of the truth. InputError for a case that has no image or was not scored.
     """
     from matplotlib.figure import Figure  # not pyplot: no window, this also runs on a server
 
     from tables import read_labels  # only here: step 4 draws too, and needs no table
 
-    files = {name_of(path): path for path in list_cases(images) if name_of(path) in scored}
+    scored = {row["case"] for row in rows}
+    files = {name_of(path): path for path in list_cases(images) if f"{name_of(path)}.npz" in scored}
     if not files:
         raise InputError(f"{images}: holds no image of the cases that were scored; name their folder with --images")
     for name in named:
         if name not in files:
             raise InputError(f"{images}: no case {name} that was scored; there are {', '.join(files)}")
-    cases, rows = [read_case(files[name]) for name in named or list(files)[:4]], []
+    cases, found, folders = (
+        [read_case(files[name]) for name in named or list(files)[:4]],
+        [],
+        {"segs": segs, "gts": gts},
+    )
     for case in cases:
-        masks = [read_labels(f / f"{case.name}.npz", k, case.grid_shape)[0] for f, k in ((segs, "segs"), (gts, "gts"))]
-        rows.append(figure3_row(case.name, case.image, case.boxes, *masks))
-    figure = Figure(figsize=(9, 2.6 * len(rows)))
-    figure3(rows, figure.subplots(len(rows), 3, squeeze=False))
+        masks = [read_labels(at / f"{case.name}.npz", key, case.grid_shape)[0] for key, at in folders.items()]
+        found.append(figure3_row(case.name, case.image, case.boxes, *masks))
+    figure = Figure(figsize=(9, 2.6 * len(found)))
+    figure3(found, figure.subplots(len(found), 3, squeeze=False))
     save_figure(out / "figure3.png", figure)
-    for case in itertools.chain(cases, map(read_case, files.values())):
-        if not case.is_3d and is_gray(case.image):
-            figure = Figure(figsize=(9, 3.2))
-            figure2(case.image, figure.subplots(1, 3))
-            save_figure(out / "figure2.png", figure)
-            break
+    every = itertools.chain(cases, map(read_case, files.values()))
+    if gray := next((case for case in every if not case.is_3d and is_gray(case.image)), None):
+        figure = Figure(figsize=(9, 3.2))
+        figure2(gray.image, figure.subplots(1, 3))
+        save_figure(out / "figure2.png", figure)
 
 
 def plot_losses(log: list[dict], ax, losses: Sequence[tuple[int, float]] = ()):
@@ -219,10 +223,8 @@ def plot_losses(log: list[dict], ax, losses: Sequence[tuple[int, float]] = ()):
     steps = [row["step"] for row in log]
     if losses:
         at, values = np.array(losses, float).T
-        span = int(np.clip(len(values) // 10, 1, 100))
-        sums = np.cumsum(np.append(0, values))
-        first = np.maximum(np.arange(1, len(values) + 1) - span, 0)
-        mean = (sums[1:] - sums[first]) / (np.arange(1, len(values) + 1) - first)
+        count, span = len(values), int(np.clip(len(values) // 10, 1, 100))
+        mean = np.convolve(values, np.ones(span))[:count] / np.minimum(np.arange(count) + 1, span)
         ax.plot(at, values, color="C0", alpha=0.35, linewidth=0.8, label="training, each step")
         ax.plot(at, mean, color="C0", linewidth=2, label=f"training, mean of the last {span}")
     else:

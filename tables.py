@@ -9,24 +9,28 @@ import csv
 import itertools
 import math
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from formats import MODALITIES, InputError, modality_of
+from formats import MODALITIES, InputError, is_drawn, modality_of
 from formats.case import Case, check_boxes, check_labels, spacing_zyx
 from formats.npz import load_npz
 from formats.readers import read_case
-from formats.writing import csv_text, save_json, save_text
-from grid import boxes_from_labels
-from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
+from formats.writing import csv_text, progress, save_json, save_text
+from grid import boxes_from_labels, drawn_boxes, label_ids
+from metrics import METRICS, PROTOCOLS, CaseScores, filled_box, inscribed_ellipse
 
 # D11: two systems that never look at the image, to show what a box alone is worth
 REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
 AVERAGE = "Average"
+DRAWN = " (drawn)"  # ends the name of a line of cases that demo_data drew
 DRAWS = 10_000  # of the bootstrap
 LEVEL = 0.95
 PAPER_TABLES = Path(__file__).with_name("results") / "paper"
@@ -95,7 +99,7 @@ class Truth(NamedTuple):
     spacing_mm: tuple[float, ...] | None  # (z, y, x); None in 2D
     ids: np.ndarray  # (N,)
     boxes: np.ndarray  # (N, 4) or (N, 6)
-    modality: str
+    about: dict  # what a row of cases.csv says of the case: case, modality, drawn, objects
 
 
 def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict]:
@@ -106,10 +110,10 @@ def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> t
     return check_labels(stored[key], shape or stored[key].shape, path), stored
 
 
-def read_truth(path: Path) -> Truth:
-    """Ground truth of a case; the boxes are those of the file if it has `boxes`, else each label's exact one.
+def read_truth(path: Path, looseness: float = 0.0) -> Truth:
+    """Ground truth of a case, with the boxes of the file if it has `boxes`, else each label's exact one. Or InputError.
 
-    Raises InputError, one sentence, if a key is missing or unusable.
+    looseness: of the boxes that step 4 asked with.
     """
     labels, stored = read_labels(path, "gts")
     if labels.ndim not in (2, 3) or not labels.any():
@@ -120,12 +124,13 @@ def read_truth(path: Path) -> Truth:
         spacing_mm = spacing_zyx(stored["spacing"]) if labels.ndim == 3 else None
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
+    ids, boxes = boxes_from_labels(labels)
     if "boxes" in stored:
         boxes = check_boxes(stored["boxes"], labels.shape, path)
         ids = np.arange(1, len(boxes) + 1)
-    else:
-        ids, boxes = boxes_from_labels(labels)
-    return Truth(labels, spacing_mm, ids, boxes, modality_of(path.stem))
+    about = {"case": path.name, "modality": modality_of(path.stem), "drawn": "yes" * is_drawn(path.stem)}
+    boxes = drawn_boxes(path.stem, boxes, looseness, labels.shape)
+    return Truth(labels, spacing_mm, ids, boxes, about | {"objects": len(label_ids(labels))})
 
 
 def read_scored(path: Path) -> tuple[Case, Truth]:
@@ -139,22 +144,12 @@ def read_scored(path: Path) -> tuple[Case, Truth]:
     return replace(case, boxes=truth.boxes), truth
 
 
-def read_predictions(name: str, systems: dict[str, Path], truth: Truth) -> tuple[dict[str, np.ndarray], list[str]]:
-    """{system: label map uint16 of the truth's shape} of the file of that name, and a sentence for each that is bad."""
-    found, problems = {}, []
-    for system, folder in systems.items():
-        try:
-            if not (folder / name).is_file():
-                raise InputError(f"{folder / name}: no prediction for this case; run python 04_infer.py on it first")
-            found[system] = read_labels(folder / name, "segs", truth.labels.shape)[0]
-        except InputError as error:
-            problems.append(str(error))
-    return found, problems
+def find_inputs(
+    entries: Sequence[str], shown: str | None, gts: Path
+) -> tuple[dict[str, Path], str, list[Path], list[str]]:
+    """What step 5 was given: (systems, the one that is shown, files of truth, a sentence for each file without truth).
 
-
-def find_systems(entries: Sequence[str], shown: str | None) -> tuple[dict[str, Path], str]:
-    """["ours=runs/segs", "other/segs"] -> {"ours": folder, "segs": folder}, and the one to be shown, else the first.
-
+    entries: "ours=runs/segs" or "other/segs", whose name is then "segs". shown: the first system if None.
     InputError if a name or a folder is of no use.
     """
     systems: dict[str, Path] = {}
@@ -170,17 +165,12 @@ def find_systems(entries: Sequence[str], shown: str | None) -> tuple[dict[str, P
     shown = shown or next(iter(systems))
     if shown not in systems:
         raise InputError(f"--show {shown}: no such system; there are {', '.join(systems)}")
-    return systems, shown
-
-
-def find_truth(gts: Path, systems: dict[str, Path]) -> tuple[list[Path], list[str]]:
-    """Files of truth in their order, and a sentence for each prediction that has none. InputError without any file."""
     files = sorted(gts.glob("*.npz"))
     if not files:
         raise InputError(f"no .npz in {gts}/. Run first: python 01_preprocess.py, or correct --gts")
-    names = {file.name for file in files}
-    predicted = sorted(file for folder in systems.values() for file in folder.glob("*.npz"))
-    return files, [f"{file}: has no ground truth in {gts}; add it" for file in predicted if file.name not in names]
+    predicted, names = sorted(f for folder in systems.values() for f in folder.glob("*.npz")), {f.name for f in files}
+    problems = [f"{file}: has no ground truth in {gts}; add it" for file in predicted if file.name not in names]
+    return systems, shown, files, problems
 
 
 def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
@@ -195,41 +185,94 @@ def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
     return seconds
 
 
+def score_all(
+    score: Callable, files: list[Path], systems: dict[str, Path], looseness: float, jobs: int, problems: list[str]
+) -> list[dict]:
+    """The rows of `score`, step 5's `score_case`, for every file, system by system. Each core takes the next file.
+
+    problems: sentences so far. Those of the cases are added, and all are told. InputError if there is no row.
+    """
+    with ProcessPoolExecutor(min(jobs, 61)) as pool:  # the most that Windows allows
+        scored = (pool.map if jobs > 1 else map)(partial(_score_file, score, systems, looseness), files)
+        scored = list(progress(scored, "evaluate", len(files), unit="case"))
+    problems += [problem for _, found in scored for problem in found]
+    sys.stderr.writelines(f"05_evaluate.py: {problem}\n" for problem in problems)
+    rows = [row for found, _ in scored for row in found]
+    if not rows:
+        raise InputError("no case could be scored; the problems are told above")
+    return sorted(rows, key=lambda row: [*systems, *REFERENCES].index(row["system"]))
+
+
+def _score_file(score: Callable, systems: dict[str, Path], looseness: float, file: Path) -> tuple[list, list[str]]:
+    """In a worker: the rows of one file of truth, and a sentence for each prediction that cannot be scored."""
+    masks, problems = {}, []
+    try:
+        truth = read_truth(file, looseness)
+    except InputError as error:
+        return [], [str(error)]
+    for system, path in ((system, folder / file.name) for system, folder in systems.items()):
+        try:
+            if not path.is_file():
+                raise InputError(f"{path}: no prediction for this case; run python 04_infer.py on it first")
+            masks[system] = read_labels(path, "segs", truth.labels.shape)[0]
+        except InputError as error:
+            problems.append(str(error))
+    return list(score(truth, masks)), problems
+
+
+def add_scores(row: dict, found: CaseScores, protocol: str) -> None:
+    """The scores of a case under a protocol into its row of step 5: the means, and those of each label."""
+    row |= {f"{metric}_{protocol}": mean for metric, mean in found.means.items()}
+    for metric, values in found.scores.items():
+        for label, value in zip(found.labels, values.tolist(), strict=True):
+            row["labels"].setdefault(label, {})[f"{metric}_{protocol}"] = value
+
+
 # Means -------------------------------------------------------------------------------------------------------------
 
 
-def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
-    """{(system, modality or "Average"): cases, objects, mean scores and seconds}, in the order of the table.
+def by_system(rows: list[dict]) -> dict[str, list[dict]]:
+    """{system: its rows}, in the order in which the systems come."""
+    return {system: [r for r in rows if r["system"] == system] for system in dict.fromkeys(r["system"] for r in rows)}
 
-    rows: of step 5's `score_case`, of one or more cases; each may have `seconds` as well. Means are plain: over a
-    modality's cases that have a score, then over the modalities, however many cases each has.
+
+def table_lines(rows: list[dict], key: str) -> dict[str, list[np.ndarray]]:
+    """{line of a table: the numbers that its mean of means is of}: one array for a modality, one of each for the average.
+
+    rows: of one system. nan (no score, no time) is left out, and so is an array without a number. Drawn cases have
+    lines of their own, below the average. They are in it only where all cases are drawn.
+    """
+    lines = {}
+    for drawn, modality in itertools.product((False, True), MODALITIES):
+        if numbers := [r[key] for r in rows if (r["modality"], bool(r.get("drawn"))) == (modality, drawn)]:
+            lines[modality + DRAWN * drawn] = [np.sort([x for x in numbers if not math.isnan(x)])]
+    averaged = {name: values for name, values in lines.items() if not name.endswith(DRAWN)} or lines
+    lines = averaged | {AVERAGE: [values for (values,) in averaged.values()]} | lines
+    return {name: [values for values in arrays if len(values)] for name, arrays in lines.items()}
+
+
+def mean_of_means(values: list[np.ndarray]) -> float:
+    """1/M sum_m 1/n_m sum_c s_mc, the equation of step 5; nan without a number.   values: one array a modality."""
+    return float(np.mean([numbers.mean() for numbers in values])) if values else math.nan
+
+
+def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
+    """{(system, line of the table): cases, objects, mean scores and seconds}, in the order of the table.
+
+    rows: of step 5's `score_case`, of one or more cases; each may have `seconds` as well.
     """
     keys, summary = [*scores_in(rows[0]), *(["seconds"] if "seconds" in rows[0] else [])], {}
-
-    def mean(members: list[dict]) -> dict[str, float]:  # of the numbers; nan (no score, no time) if there is none
-        known = {key: [row[key] for row in members if not math.isnan(row[key])] for key in keys}
-        return {key: sum(values) / len(values) if values else math.nan for key, values in known.items()}
-
-    for system in dict.fromkeys(row["system"] for row in rows):
-        lines = {}
-        for modality in MODALITIES:
-            if members := [row for row in rows if (row["system"], row["modality"]) == (system, modality)]:
-                objects = sum(row["objects"] for row in members)
-                lines[modality] = {"cases": len(members), "objects": objects, **mean(members)}
-        counts = {key: sum(line[key] for line in lines.values()) for key in ("cases", "objects")}
-        summary |= {(system, modality): line for modality, line in lines.items()}
-        summary[system, AVERAGE] = counts | mean(list(lines.values()))
+    for system, mine in by_system(rows).items():
+        lines = {key: table_lines(mine, key) for key in ("objects", *keys)}
+        for name, objects in lines["objects"].items():
+            counts = {"cases": sum(map(len, objects)), "objects": int(sum(map(sum, objects)))}
+            summary[system, name] = counts | {key: mean_of_means(lines[key][name]) for key in keys}
     return summary
 
 
 # Is one system better than another? --------------------------------------------------------------------------------
-# Two systems get the same cases with the same boxes, so they are subtracted case by case: what makes a case hard for
-# both falls out. With a_mc and b_mc the scores of case c of modality m, n_m its cases, M modalities:
-#
-#     d_mc = a_mc - b_mc                      D = 1/M sum_m 1/n_m sum_c d_mc
-#
-# How far would D move if other cases of the same kind had been drawn? The bootstrap draws n_m cases of every modality
-# again, with repeats, from those we have, and repeats that K = 10,000 times:
+# D is the mean difference of step 5. How far would it move if other cases of the same kind had been
+# drawn? Draw n_m cases of every modality m again, with repeats, from those we have, K = 10,000 times:
 #
 #     D_k = 1/M sum_m 1/n_m sum_j d_m,i(j)    i(j): the case that came j-th in draw k
 #     interval: from the 2.5th to the 97.5th percentile of D_1 .. D_K                     [P Table 4 has no intervals]
@@ -255,34 +298,29 @@ def bootstrap_interval(
     return low, high
 
 
+def mean_and_interval(values: list[np.ndarray], draws: int = DRAWS) -> tuple[float, float, float]:
+    """(mean of the groups' means, low, high); low and high are nan where one case is all there is."""
+    ends = bootstrap_interval(values, draws) if sum(map(len, values)) > 1 else (math.nan, math.nan)
+    return mean_of_means(values), *ends
+
+
 def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws: int = DRAWS) -> list[dict]:
-    """Mean difference of each pair of systems, by modality and on average, with its interval.
+    """Mean difference of each pair of systems, for each line of the table, with its interval.
 
     rows: of step 5's `score_case`, all at the same boxes. pairs: (system, system to subtract); a pair without rows is
-    left out, and so is a case that has no score in either. Returns one dict for each pair, modality and score: system,
-    minus, modality, cases, score, difference, low, high. low and high are nan where one case is all there is.
+    left out, and so is a case that has no score in either. Returns one dict for each pair, line and score: system,
+    minus, modality (or "Average"), cases, score, difference, low, high.
     """
-    of_system: dict[str, dict[str, dict]] = {}
-    for row in rows:
-        of_system.setdefault(row["system"], {})[row["case"]] = row
-    found = []
+    of_system = {system: {row["case"]: row for row in mine} for system, mine in by_system(rows).items()}
+    scores, found = scores_in(rows[0]), []
     for system, minus in pairs:
         ours, theirs = of_system.get(system, {}), of_system.get(minus, {})
-        for score in scores_in(rows[0]):
-            differences: dict[str, list[float]] = {modality: [] for modality in MODALITIES}
-            for case in ours.keys() & theirs.keys():
-                differences[ours[case]["modality"]].append(ours[case][score] - theirs[case][score])
-            # sorted: sets have no order, and the draws must not depend on one
-            groups = {m: np.sort([d for d in values if not math.isnan(d)]) for m, values in differences.items()}
-            lines = {modality: [group] for modality, group in groups.items() if len(group)}
-            if lines:
-                lines[AVERAGE] = [group for (group,) in lines.values()]
-            for modality, members in lines.items():
-                cases = sum(map(len, members))
-                low, high = bootstrap_interval(members, draws) if cases > 1 else (math.nan, math.nan)
-                line = {"system": system, "minus": minus, "modality": modality, "cases": cases, "score": score}
-                mean = float(np.mean([group.mean() for group in members]))
-                found.append(line | {"difference": mean, "low": low, "high": high})
+        both = [ours[case] | {s: ours[case][s] - theirs[case][s] for s in scores} for case in ours if case in theirs]
+        for score, name, values in ((s, *line) for s in scores for line in table_lines(both, s).items()):
+            if values:
+                line = {"system": system, "minus": minus, "modality": name, "cases": sum(map(len, values))}
+                numbers = zip(("difference", "low", "high"), mean_and_interval(values, draws), strict=True)
+                found.append(line | {"score": score, **dict(numbers)})
     return found
 
 
@@ -291,12 +329,11 @@ def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws
 
 def summary_cells(summary: dict, columns: dict[str, tuple[str, str]], decimals: int = 2) -> list[list[str]]:
     """Cells of a table, its header first: a row a modality and the average.   columns: {title: (system, score)}."""
-    last = systems_of(summary)[-1]
-    rows = [["modality", "cases", *columns]]
+    last, rows = systems_of(summary)[-1], [["modality", "cases", *columns]]
     for modality in modalities_of(summary):
-        lines = {system: summary.get((system, modality), {}) for system in systems_of(summary)}
-        values = [lines[system].get(key, math.nan) * title_and_factor(key)[1] for system, key in columns.values()]
-        rows.append([modality, str(lines[last]["cases"]), *(cell(value, decimals) for value in values)])
+        found = [(summary.get((system, modality), {}).get(key, math.nan), key) for system, key in columns.values()]
+        numbers = [cell(value * title_and_factor(key)[1], decimals) for value, key in found]
+        rows.append([modality, str(summary[last, modality]["cases"]), *numbers])
     return rows
 
 
@@ -312,13 +349,23 @@ def markdown_table(summary: dict[tuple[str, str], dict], protocols: tuple[str, .
     """A row a modality and the average; a system's columns are its metrics, strict if computed, challenge NSD, seconds."""
     rows = summary_cells(summary, score_columns(summary, protocols[0], "nsd_challenge"))
     note = f"{units()}, s in seconds: means over the cases that have one. {AVERAGE}: over the modalities."
-    return "\n".join([pipe_table(rows), "", note, ""])
+    return "\n".join([pipe_table(rows), "", note, *drawn_note(summary), ""])
 
 
 def terminal_table(summary: dict[tuple[str, str], dict], protocol: str) -> str:
     """The scores of one protocol, and seconds where known, in a terminal's width."""
     header, *body = summary_cells(summary, score_columns(summary, protocol), decimals=1)
-    return aligned([[re.sub(rf" {protocol}(, \S+)?$", r"\1", title) for title in header], *body])
+    titles = [re.sub(rf" {protocol}(, \S+)?$", r"\1", title) for title in header]
+    return "\n".join([aligned([titles, *body]), *drawn_note(summary)])
+
+
+def drawn_note(summary: dict[tuple[str, str], dict]) -> list[str]:
+    """The sentence below a table that says how many of its cases are drawn; none if it has none."""
+    cases = {name: line["cases"] for (_, name), line in summary.items()}
+    count = sum(number for name, number in cases.items() if name.endswith(DRAWN))
+    if list(cases)[-1] == AVERAGE and count:  # no line of real cases stands above it
+        return [f"All {count} cases are drawn by us: scores on them say nothing about real images."]
+    return [f"Drawn by us, to show that more kinds of images run: {count} cases, outside the average."] if count else []
 
 
 def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
@@ -333,20 +380,18 @@ def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
     return pipe_table(rows)
 
 
-def difference_table(lines: list[dict], scores: dict[str, str], by: str = "modality") -> str:
-    """Differences with their intervals, shares in points of per cent: a row a modality, or a pair of systems.
+def difference_table(lines: list[dict], columns: dict[str, str], scores: dict[str, str]) -> str:
+    """Differences with their intervals, shares in points of per cent; a row for what the first columns name.
 
-    lines: `paired_differences`'s, of one pair, or by="pair" of one modality. scores: {title of the column: score}.
+    lines: `paired_differences`'s. columns: {title: format, such as "{system}"}. scores: {title: score}.
     """
-    rows: dict[str, dict[str, str]] = {}
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     for line in (line for line in lines if line["score"] in scores.values()):
         mean, low, high = (title_and_factor(line["score"])[1] * line[key] for key in ("difference", "low", "high"))
-        interval = "" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]"
-        name = line["modality"] if by == "modality" else f"{line['system']} - {line['minus']}"
-        row = rows.setdefault(name, {"cases": str(line["cases"])})
-        row[line["score"]] = f"{mean:+.2f}{interval}"
-    body = [[name, *(row.get(key, "-") for key in ("cases", *scores.values()))] for name, row in rows.items()]
-    return pipe_table([[by, "cases", *scores], *body])
+        row = rows.setdefault(tuple(form.format(**line) for form in columns.values()), {})
+        row[line["score"]] = f"{mean:+.2f}" + ("" if math.isnan(low) else f" [{low:+.2f}, {high:+.2f}]")
+    body = [[*named, *(row.get(score, "-") for score in scores.values())] for named, row in rows.items()]
+    return pipe_table([[*columns, *scores], *body])
 
 
 def pipe_table(rows: list[list[str]]) -> str:
@@ -385,21 +430,20 @@ def cell(value: float, decimals: int = 2) -> str:
 
 
 def write_tables(
-    out: Path, rows: list[dict], summary: dict, differences: list[dict], protocols: tuple[str, ...]
-) -> None:
-    """cases.csv, labels.csv (a row an object), modalities.csv, differences.csv, table.md.
+    arguments: dict, rows: list[dict], summary: dict, differences: list[dict], protocols: tuple[str, ...]
+) -> str:
+    """Writes step 5's .csv files, table.md and arguments.json. Returns a table for the terminal.
 
-    Scores in .csv are as computed, shares 0..1; what was not computed, or is nan, is left blank.
+    arguments: of step 5. Scores in .csv are as computed, shares 0..1; what was not computed, or is nan, is left blank.
     """
-    names = ("system", "case", "modality")
-    objects = [
-        {name: row[name] for name in names} | {"label": label} | scores
-        for row in rows
-        for label, scores in sorted(row["labels"].items())
-    ]
+    out, names = arguments["out"], ("system", "case", "modality")
+    save_json(out / "arguments.json", arguments)
+    labels = [(row, *labelled) for row in rows for labelled in sorted(row["labels"].items())]
+    labels = [(row, label, scores) for row, label, scores in labels if not all(map(math.isnan, scores.values()))]
+    objects = [{name: row[name] for name in names} | {"label": label} | scores for row, label, scores in labels]
     means = [{"system": system, "modality": modality, **line} for (system, modality), line in summary.items()]
     tables = {
-        "cases": (rows, (*names, "objects", *score_names(), "seconds")),
+        "cases": (rows, (*names, "drawn", "objects", *score_names(), "seconds")),
         "labels": (objects, (*names, "label", *score_names(of_objects=True))),
         "modalities": (means, ("system", "modality", "cases", "objects", *score_names(), "seconds")),
         "differences": (differences, ("system", "minus", "modality", "cases", "score", "difference", "low", "high")),
@@ -407,16 +451,17 @@ def write_tables(
     for name, (lines, columns) in tables.items():
         save_text(out / f"{name}.csv", csv_text(lines, columns))
     scores = {title_and_factor(score)[0]: score for score in (f"{metric}_{protocols[0]}" for metric in METRICS)}
-    table = difference_table([line for line in differences if line["modality"] == AVERAGE], scores, by="pair")
-    note = f"Differences of the {AVERAGE.lower()}, the first system's minus the second's, in the same units, with their"
-    note += f" {LEVEL:.0%} bootstrap intervals."
+    averages = [line for line in differences if line["modality"] == AVERAGE]
+    table = difference_table(averages, {"pair": "{system} - {minus}", "cases": "{cases}"}, scores)
+    note = "Differences of the average, the first system's minus the second's, in the same units, with their "
+    note += f"{LEVEL:.0%} bootstrap intervals."
     save_text(out / "table.md", "\n".join([markdown_table(summary, protocols), table, "", note, ""]))
+    told = f"{units()}, protocol {protocols[0]}; more in {out / 'table.md'}"
+    return f"{terminal_table(summary, protocols[0])}\n{told}"
 
 
 def write_int8_report(beside: Path, report: dict) -> str:
-    """Write what step 3, or `engines static`, found as NAME.md and NAME.json. -> its tables, for the terminal
-
-    beside: their path without the ending."""
+    """Write what step 3, or `engines static`, found as `beside`.md and .json. -> its tables, for the terminal"""
     reach = [[what, f"{n:,}", f"{total:,}", f"{n / total:.1%}"] for what, (n, total) in report["reach"].items()]
     timed = list(next(iter(report["seconds"].values())))
     seconds = [["part", *(f"{name}, ms" for name in timed), *(f"{name}: times as fast" for name in timed[1:])]]

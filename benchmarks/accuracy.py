@@ -17,6 +17,7 @@ import tempfile
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
@@ -197,13 +198,10 @@ def prepare(
                 left_out += 1
                 tell(f"accuracy.py: left out: {error}", error=True)
                 continue
-            kind = "volumes" if case.is_3d else "pictures"
-            if table.only not in ("", kind) or not wanted(case):
-                continue
-            exact = boxes_from_labels(labels)[1]
-            for name in table.boxes:
-                place, boxes = work / folder.name / name / kind, BOXES[name](exact, labels.shape, case.name)
-                rest = {"boxes": boxes} | spacing_of(case)
+            kind, exact = "volumes" if case.is_3d else "pictures", boxes_from_labels(labels)[1]
+            for name in table.boxes if table.only in ("", kind) and wanted(case) else ():
+                rest = {"boxes": BOXES[name](exact, labels.shape, case.name)} | spacing_of(case)
+                place = work / folder.name / name / kind
                 save_npz(place / "imgs" / f"{case.name}.npz", imgs=case.image, **rest)
                 save_npz(place / "gts" / f"{case.name}.npz", gts=labels, **rest)
                 places[place] = None
@@ -226,9 +224,8 @@ def weights_of(model: str) -> Path:
 def digest(*paths: Path, text: str = "") -> str:
     """sha256 of the files, and of those in the folders."""
     found = hashlib.sha256(text.encode())
-    for path in paths:
-        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-            found.update(file.read_bytes())
+    for file in (file for path in paths for file in (sorted(path.iterdir()) if path.is_dir() else [path])):
+        found.update(file.read_bytes())
     return found.hexdigest()
 
 
@@ -268,11 +265,10 @@ def rows_of(systems: Iterable[System], models: dict[str, str], places: Iterable[
 
 def parts_of(table: Table, rows: list[dict]) -> list[tuple[dict, list[dict]]]:
     """The rows of each part of a table. -> [({column: value}, rows)]"""
-    names = dict.fromkeys(tuple(row[column] for column in table.parts) for row in rows)
-    return [
-        (dict(zip(table.parts, name, strict=True)), [r for r in rows if tuple(r[c] for c in table.parts) == name])
-        for name in names
-    ]
+    parts: dict[tuple, list[dict]] = {}
+    for row in rows:
+        parts.setdefault(tuple(row[column] for column in table.parts), []).append(row)
+    return [(dict(zip(table.parts, name, strict=True)), here) for name, here in parts.items()]
 
 
 # ---------------------------------------------------------------- tables
@@ -284,16 +280,13 @@ def average_table(table: Table, lines: list[dict]) -> str:
     lines: rows of differences.csv. Notebook 03 reads a row's third, fifth and sixth cell.
     """
     notes = {system.name: f" ({system.note})" for system in table.systems if system.note}
-    found: dict[tuple[str, ...], list[str]] = {}
-    for line in lines:
-        if line["modality"] == tables.AVERAGE and line["score"] in list(SHOWN.values())[:2]:
-            where = ", ".join(line[column] for column in table.parts) or "all"
-            against = line["minus"] + notes.get(line["system"], "")
-            difference, low, high = (f"{100 * line[key]:+.2f}" for key in ("difference", "low", "high"))
-            cells = found.setdefault((where, str(line["cases"]), line["system"], against), [])
-            cells.append(f"{difference} [{low}, {high}]" if line["cases"] > 1 else difference)
-    header = ["cases", "number", "system", "minus", "DSC", "NSD"]
-    return tables.pipe_table([header, *([*key, *cells] for key, cells in found.items())])
+    averages = [
+        line | {"where": ", ".join(line[c] for c in table.parts) or "all", "note": notes.get(line["system"], "")}
+        for line in lines
+        if line["modality"] == tables.AVERAGE
+    ]
+    columns = {"cases": "{where}", "number": "{cases}", "system": "{system}", "minus": "{minus}{note}"}
+    return tables.difference_table(averages, columns, {title: SHOWN[title] for title in ("DSC", "NSD")})
 
 
 def table_text(table: Table, rows: list[dict], lines: list[dict]) -> str:
@@ -303,8 +296,8 @@ def table_text(table: Table, rows: list[dict], lines: list[dict]) -> str:
     for part, here in parts_of(table, rows):
         # more systems would not fit beside one another
         for title, score in SHOWN.items() if len(table.systems) <= 4 else ():
-            where = "".join(f", {value}" for value in part.values())
-            text += [f"## {title}{where}", "", tables.score_table(tables.summarize(here), score), ""]
+            heading = ", ".join([f"## {title}", *part.values()])
+            text += [heading, "", tables.score_table(tables.summarize(here), score), ""]
     text.append(
         "Means, per cent, over a case's objects, a modality's cases, the modalities. The paper's columns are of other cases.\n"
         "Boxes moved: each x and y side in or out by at most 5 pixels of the 256 grid, whole ones. Loose by S per cent: each\n"
@@ -318,16 +311,14 @@ def looseness_plot(rows: list[dict]) -> Figure:
     folders, kinds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("folder", "boxes"))
     figure = Figure(figsize=(4.2 * len(folders), 6), layout="constrained")
     axes = figure.subplots(2, len(folders), sharex=True, sharey="row", squeeze=False)
-    for folder, (upper, lower) in zip(folders, axes.T, strict=True):
+    for (i, score), (j, folder) in product(enumerate(("dsc_strict", "nsd_strict")), enumerate(folders)):
         here = [[row for row in rows if (row["folder"], row["boxes"]) == (folder, kind)] for kind in kinds]
-        means = [tables.summarize(part) for part in here]
-        for ax, score in ((upper, "dsc_strict"), (lower, "nsd_strict")):
-            for system in ("baseline", "proposed", ELLIPSE):
-                values = [100 * summary[system, tables.AVERAGE][score] for summary in means]
-                ax.plot(kinds, values, marker="o", label=system, linestyle=":" if system == ELLIPSE else "-")
-            ax.set(title=f"{folder}: {score[:3].upper()}", ylabel=f"{score[:3].upper()}, per cent")
-            ax.set_xticks(range(len(kinds)), [kind.removesuffix("-seed0").replace("pct", " %") for kind in kinds])
-            ax.grid(alpha=0.3)
+        for system in ("baseline", "proposed", ELLIPSE):
+            means = [100 * tables.summarize(part)[system, tables.AVERAGE][score] for part in here]
+            axes[i, j].plot(kinds, means, marker="o", label=system, linestyle=":" if system == ELLIPSE else "-")
+        axes[i, j].set(title=f"{folder}: {score[:3].upper()}", ylabel=f"{score[:3].upper()}, per cent")
+        axes[i, j].set_xticks(range(len(kinds)), [k.removesuffix("-seed0").replace("pct", " %") for k in kinds])
+        axes[i, j].grid(alpha=0.3)
     axes[0, 0].legend(frameon=False)
     return figure
 

@@ -30,6 +30,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -37,15 +38,16 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script sees its own folder only
 
+import segment
+import volumes
 from formats import InputError
 from formats.case import Case
 from formats.checkpoints import OUR_CHECKPOINT
 from formats.npz import load_npz, read_npz, write_case
 from formats.writing import csv_text, progress, save_json, save_npz, save_text, tell
-from grid import boxes_to_grid, grid_size
+from grid import grid_size
 from segment import MODELS, Segmenter, load
 from tables import PAPER_TABLES, pipe_table, read_rows
-from volumes import box_of_previous
 
 ENGINES = ("torch", "torch-int8", "openvino", "openvino-int8")
 INSIDE = ("read", "enhance", "encode", "decode", "upsample", "other", "write")  # of a case
@@ -112,50 +114,42 @@ TINY = (TimedCase("2DBox_US_tiny", (64, 80, 3), 2), TimedCase("3DBox_CT_tiny", (
 BY_NAME = {case.name: case for case in (*TABLE5, SIX_OBJECTS, *TINY)}
 
 
-def spans(case: TimedCase, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """First and last slice of each object of a volume: overlapping, as organs of one region do, of unequal length."""
-    depth = case.shape[0]
+def spans(case: TimedCase, rng: np.random.Generator) -> np.ndarray:
+    """First and last slice (n, 2) of each object of a volume: overlapping, as organs of one region do, of unequal length."""
+    depth, count = case.shape[0], case.objects
     if math.isnan(case.paper_baseline_s):
-        return [(0, depth - 1)] * case.objects
-    mean = case.paper_baseline_s / SECONDS_A_SLICE / case.objects + 2  # the released loop leaves both end slices out
-    found = []
-    for share in np.linspace(0.5, 1.5, case.objects) if case.objects > 1 else (1.0,):
-        length = min(max(round(mean * share), 3), depth)
-        first = min(max(round((depth - length) / 2 + rng.uniform(-0.25, 0.25) * mean), 0), depth - length)
-        found.append((first, first + length - 1))
-    return found
+        return np.tile((0, depth - 1), (count, 1))
+    mean = case.paper_baseline_s / SECONDS_A_SLICE / count + 2  # the released loop leaves both end slices out
+    length = np.clip(np.rint(mean * ((np.arange(count) + 0.5) / count + 0.5)), 3, depth)
+    first = np.clip(np.rint((depth - length) / 2 + rng.uniform(-0.25, 0.25, count) * mean), 0, depth - length)
+    return np.stack([first, first + length - 1], axis=1).astype(int)
 
 
-def cells(count: int, height: int, width: int, rng: np.random.Generator) -> list[list[tuple[int, int]]]:
-    """Boxes [(y0, y1), (x0, x1)], inclusive, one in each cell of a grid that has room for `count`."""
+def cells(count: int, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Sides (count, 2, 2), (y0, y1) and (x0, x1), inclusive, of a box in each cell of a grid that has room for `count`."""
     columns = math.ceil(math.sqrt(count * width / height))
-    found = [[] for _ in range(count)]
-    for i, sides in enumerate(found):
-        for cell, room in ((i // columns, height / math.ceil(count / columns)), (i % columns, width / columns)):
-            size = max(round(room * rng.uniform(0.4, 0.8)), 4)
-            first = math.ceil(cell * room + rng.uniform(0, 1) * (room - size - 1))
-            sides.append((first, first + size - 1))
-    return found
+    room = np.array([height / math.ceil(count / columns), width / columns])
+    corner = np.stack(np.divmod(np.arange(count), columns), axis=1) * room
+    size = np.maximum(np.rint(room * rng.uniform(0.4, 0.8, (count, 2))), 4)
+    first = np.ceil(corner + rng.uniform(0, 1, (count, 2)) * (room - size - 1))
+    return np.stack([first, first + size - 1], axis=-1).astype(int)
 
 
 def draw(case: TimedCase, seed: int = 0) -> Case:
     """A case with its truth, the same for the same seed. Each object is an ellipsoid in a cell of its own."""
     rng = np.random.default_rng((seed, list(BY_NAME).index(case.name)))
     grid = case.shape if case.is_3d else case.shape[:2]
-    in_depth = spans(case, rng) if case.is_3d else []
-    image = rng.integers(40, 56, size=grid, dtype=np.uint8)
-    labels = np.zeros(grid, np.uint16)
-    for i, sides in enumerate(cells(case.objects, *grid[-2:], rng)):
-        bounds = [*in_depth[i : i + 1], *sides]
+    in_depth = spans(case, rng)[:, None] if case.is_3d else np.empty((case.objects, 0, 2), int)
+    image, labels = rng.integers(40, 56, size=grid, dtype=np.uint8), np.zeros(grid, np.uint16)
+    for i, bounds in enumerate(np.concatenate([in_depth, cells(case.objects, *grid[-2:], rng)], axis=1).tolist()):
         where = tuple(slice(first, last + 1) for first, last in bounds)
-        axes = [(((np.arange(z - a + 1) + 0.5) * 2 / (z - a + 1) - 1).astype(np.float32)) ** 2 for a, z in bounds]
+        axes = [np.square((np.arange(z - a + 1, dtype=np.float32) + 0.5) * 2 / (z - a + 1) - 1) for a, z in bounds]
         mask = sum(np.ix_(*axes)) <= 1  # touches each of the box's faces
         image[where][mask] += np.uint8(80 + 20 * (i % 5))
         labels[where][mask] = i + 1
     if not case.is_3d:  # the challenge stores gray pictures as three equal channels
-        gray = case.name.split("_")[1] in ("US", "X-Ray")
-        shades = np.float32((1.0, 1.0, 1.0) if gray else (1.0, 0.8, 0.7))
-        image = np.stack([(image * shade).astype(np.uint8) for shade in shades], axis=-1)
+        shades = (1.0, 1.0, 1.0) if case.name.split("_")[1] in ("US", "X-Ray") else (1.0, 0.8, 0.7)
+        image = (image[..., None] * np.float32(shades)).astype(np.uint8)
     return Case(case.name, image, None, labels, SPACING_MM if case.is_3d else None, case.is_3d)
 
 
@@ -168,56 +162,28 @@ def released_algorithm(segmenter: Segmenter, case: Case) -> np.ndarray:
     It enhances at original size, encodes each slice once for each object, decodes box by box, and upsamples each mask
     to the whole image. Its float64 and its copies between are left out: the real one is slower, if anything.
     """
-    if case.is_3d:
-        return released_volume(segmenter, case.image, case.boxes)
-    height, width = case.image.shape[:2]
-    labels, embedding = np.zeros((height, width), np.uint16), segmenter.embed(case.image)
-    for label, box in enumerate(case.boxes, start=1):
-        prompt = boxes_to_grid(box[None], height, width, segmenter.preset.box_rounding)
-        labels[whole_mask(segmenter, embedding, prompt, height, width)] = label
-    return labels
+    anew = patch.multiple(volumes, EMBEDDINGS_KEPT=0, logits_to_original=whole_mask)
+    with anew, patch.multiple(segment, BOX_CHUNK=1, logits_to_original=whole_mask):
+        return volumes.segment_case(segmenter, case)
 
 
-def released_volume(segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """volumes.published_loop as released, without its memory of embeddings."""
-    height, width = volume.shape[1:]
-    labels = np.zeros(volume.shape, np.uint16)
-    for label, box in enumerate(boxes.astype(int), start=1):
-        own = np.zeros(volume.shape, np.uint16)
-        middle = (box[2] + box[5]) // 2
-        for z, step in [(z, 1) for z in range(middle, box[5])] + [(z, -1) for z in range(middle - 1, box[2], -1)]:
-            embedding = segmenter.embed(volume[z])
-            with segmenter.stage("upsample"):  # masks to the grid: the way back, counted with it
-                prompt = box_of_previous(labels[z - step] if z != middle else None)
-            if prompt is None:
-                rounding = "float" if step < 0 else segmenter.preset.box_rounding
-                prompt = boxes_to_grid(box[None, [0, 1, 3, 4]], height, width, rounding)
-            own[z][whole_mask(segmenter, embedding, prompt, height, width)] = label
-        labels[own > 0] = label
-    return labels
-
-
-def whole_mask(segmenter: Segmenter, embedding, prompt: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Decode one box (1, 4) and upsample all of it, wherever the mask is. -> (H, W) bool"""
-    (logits, _), (h, w) = segmenter.decode(embedding, prompt), grid_size(height, width)
-    with segmenter.stage("upsample"):
-        small = torch.from_numpy(logits)[None, :, :h, :w]
-        full = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
-        return torch.sigmoid(full)[0, 0].numpy() > 0.5
+def whole_mask(logits: np.ndarray, height: int, width: int) -> tuple[np.ndarray, slice, slice]:
+    """In place of grid.logits_to_original: upsamples all of a mask, wherever it lies. -> (H, W) bool, its rows, columns"""
+    h, w = grid_size(height, width)
+    small = torch.from_numpy(logits)[None, None, :h, :w]
+    full = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
+    return torch.sigmoid(full)[0, 0].numpy() > 0.5, slice(None), slice(None)
 
 
 def released_step(arguments: list[str]) -> None:
     """What a process of the published algorithm does in place of step 4. arguments: a case's file, folder, model."""
-    segmenter, out = load(arguments[2], preset="released", force=True), Path(arguments[1])
-    times = [time.perf_counter()]
-    case = read_npz(Path(arguments[0]))
-    times.append(time.perf_counter())
+    segmenter, out, start = load(arguments[2], preset="released", force=True), Path(arguments[1]), time.perf_counter()
+    with segmenter.stage("read"):
+        case = read_npz(Path(arguments[0]))
     labels = released_algorithm(segmenter, case)
-    times.append(time.perf_counter())
-    save_npz(out / f"{case.name}.npz", segs=labels.astype(np.uint8) if labels.max() <= 255 else labels)
-    times.append(time.perf_counter())
-    row = {f"{stage}_s": segmenter.seconds[stage] for stage in INSIDE}
-    row |= {"read_s": times[1] - times[0], "write_s": times[3] - times[2], "total_s": times[3] - times[0]}
+    with segmenter.stage("write"):
+        save_npz(out / f"{case.name}.npz", segs=labels.astype(np.uint8) if labels.max() <= 255 else labels)
+    row = {f"{stage}_s": segmenter.seconds[stage] for stage in INSIDE} | {"total_s": time.perf_counter() - start}
     save_text(out / "efficiency.csv", csv_text([row], tuple(row)))
 
 

@@ -1,10 +1,11 @@
-"""Demo data, no download: eight real images that installed packages carry, eleven synthetic cases.
+"""Demo data, no download: eight real images that installed packages carry, and eight synthetic cases.
 
 `python -m demo_data --out demo` writes them. The outlines of the real images are ours, made for
 demonstration by somebody without clinical training: good enough to show a box, a mask and a score,
 no reference standard. `annotations.json` has them, with sources and licences; its coordinates are
 (x, y) in pixels of the file as stored, pixel centres at whole numbers. A synthetic case (drawn.py)
-has the look of its modality, and a score on it says nothing about patients.
+shows that a volume, or a modality without a real image here, runs. A score on it says nothing about
+patients, so step 5 leaves it out of its averages (formats.is_drawn).
 """
 
 import gzip
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files as packaged_files
 from pathlib import Path
 
@@ -27,16 +29,13 @@ from formats.case import Case
 from formats.intensity import percentile_to_uint8, window_to_uint8
 from formats.npz import write_case, write_training_case
 from formats.pictures import read_image
+from formats.writing import save_npz
 
 ANNOTATIONS = Path(__file__).with_name("annotations.json")
-# modality in the challenge's file names -> recipe, spacing (z, y, x) mm; append only: places seed
-RECIPES = {
-    "CT": (drawn.draw_ct, (8.0, 1.8, 1.8)), "MR": (drawn.draw_mr, (10.0, 1.2, 1.2)),
-    "PET": (drawn.draw_pet, (4.0, 4.0, 4.0)), "US": (drawn.draw_us, None), "X-Ray": (drawn.draw_xray, None),
-    "Mammography": (drawn.draw_mammography, None), "Dermoscopy": (drawn.draw_dermoscopy, None),
-    "Endoscopy": (drawn.draw_endoscopy, None), "Fundus": (drawn.draw_fundus, None), "OCT": (drawn.draw_oct, None),
-    "Microscope": (drawn.draw_microscope, None),
-}  # fmt: skip
+# modality in the challenge's file names -> recipe, and what its seed begins with
+RECIPES = {"CT": (drawn.draw_ct, 0), "Fundus": (drawn.draw_fundus, 8), "Microscope": (drawn.draw_microscope, 10)}
+RECIPES |= {name: (partial(drawn.draw_scene, modality=name), i) for i, name in enumerate(drawn.SCENES, start=11)}
+SPACINGS = {"CT": (8.0, 1.8, 1.8), "MR": (10.0, 1.2, 1.2), "PET": (4.0, 4.0, 4.0)}  # (z, y, x) mm, of those in 3D
 TINY = [(seed, dims) for seed in range(3) for dims in (2, 3)]  # three tiny images and three tiny volumes
 
 
@@ -53,10 +52,10 @@ def synthetic_case(modality: str, seed: int = 0) -> Case:
     """Draw a case of a modality of RECIPES; one seed (and NumPy, and OpenCV) gives one case."""
     if modality not in RECIPES:
         raise ValueError(f"no recipe for modality {modality!r}; choose one of {', '.join(RECIPES)}.")
-    recipe, spacing_mm = RECIPES[modality]
-    image, objects = recipe(np.random.default_rng((seed, list(RECIPES).index(modality))))
-    name = f"{'2DBox' if spacing_mm is None else '3DBox'}_{modality}_synthetic{seed}"
-    return painted(name, image, objects, spacing_mm)
+    recipe, place = RECIPES[modality]
+    image, objects = recipe(np.random.default_rng((seed, place)))
+    name = f"{'3DBox' if modality in SPACINGS else '2DBox'}_{modality}_synthetic{seed}"
+    return painted(name, image, objects, SPACINGS.get(modality))
 
 
 def tiny_case(seed: int = 0, dims: int = 2) -> Case:
@@ -120,8 +119,10 @@ def real_cases() -> list[Case]:
 
 
 def demo_cases() -> list[Case]:
-    """The whole demo: the real images, then one synthetic case of each modality."""
-    return real_cases() + [synthetic_case(modality) for modality in RECIPES]
+    """The whole demo: the real images, then a synthetic case of each modality or volume that they lack."""
+    real, synthetic = real_cases(), [synthetic_case(modality) for modality in RECIPES]
+    covered = {(case.modality, case.is_3d) for case in real}
+    return real + [case for case in synthetic if (case.modality, case.is_3d) not in covered]
 
 
 def write_tiny_cases(folder: Path) -> Path:
@@ -149,3 +150,14 @@ def tiny_inputs() -> Iterator[tuple[Path, Path]]:
         for dims in (2, 3):
             write_case(Path(folder), tiny_case(dims=dims))
         yield Path(folder) / "imgs", Path(folder) / "segs"
+
+
+@contextmanager
+def tiny_predictions() -> Iterator[tuple[list[str], Path]]:
+    """Step 5's --smoke: a tiny image and a tiny volume, predicted one pixel off, as --segs and --gts; removed afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for case in (tiny_case(dims=2), tiny_case(dims=3)):
+            write_case(folder, case)
+            save_npz(folder / "shifted" / f"{case.name}.npz", segs=np.roll(case.labels, 1, axis=-1))
+        yield [str(folder / "shifted")], folder / "gts"

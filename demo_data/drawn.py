@@ -1,9 +1,10 @@
-"""Synthetic images and volumes of the challenge's eleven modalities, and the tools that draw them.
+"""Synthetic images and volumes of the challenge's modalities but ultrasound, and what draws them.
 
 A recipe takes a random generator and a shape, and returns (image, objects). The image is (H, W),
 (H, W, 3) RGB or (D, H, W), grey levels 0..255 as floats. An object is a description and a mask.
 Later objects are painted over earlier ones. All geometry is in fractions of the shape, (z, y, x).
-The drawings are ours: they copy the look of a modality, no patient and no data set.
+The drawings are ours, of no patient and no data set. CT, fundus and microscopy copy the look of their
+modality; the others, SCENES, are only there to show that theirs runs.
 """
 
 from collections.abc import Sequence
@@ -30,11 +31,6 @@ def field(rng: np.random.Generator, shape: Sequence[int], sigma: float | Sequenc
     """Smooth random field, mean 0, standard deviation 1; sigma (px) sets the size of its blobs."""
     f = blur(rng.standard_normal(tuple(shape), dtype=np.float32), sigma)
     return (f - f.mean()) / f.std()
-
-
-def speckle(rng, shape, sigma) -> np.ndarray:
-    """Rayleigh speckle of ultrasound and OCT, mean about 1: amplitude of a complex Gaussian."""
-    return np.hypot(field(rng, shape, sigma), field(rng, shape, sigma)) / 1.253
 
 
 def ball(shape, centre, radii) -> np.ndarray:
@@ -136,212 +132,62 @@ def draw_ct(rng, shape=(12, 160, 160)):
     return window_to_uint8(hu), objects
 
 
-def draw_mr(rng, shape=(10, 160, 144)):
-    """Axial T1-weighted head with contrast: ventricles, a tumour with a rim, a bias field."""
-    head = ball(shape, (0.5, 0.5, 0.5), (1.1, 0.46, 0.44)) + 0.01 * field(rng, shape, (4, 14, 14))
-    fold, bump = field(rng, shape, (1.3, 2.9, 2.9)), 0.05 * field(rng, shape, (4, 9, 9))
-    image = np.where(head < 1, 205.0, 6.0)  # scalp fat
-    image[head < 0.925], image[head < 0.86] = 22, 38  # skull, fluid
-    depth = (0.85 - head) / 0.85  # 0 at the surface of the brain
-    sulcus = (np.abs(fold) < 0.22) & (depth < 0.2)
-    middle = np.abs(np.arange(shape[2]) / shape[2] - 0.5)[None, None]  # fissure between the hemispheres
-    brain = (head < 0.845) & ~sulcus & ((middle > 0.008) | (ball(shape, (0.5, 0.5, 0.5), (9, 0.17, 0.2)) < 1))
-    image[brain] = 112
-    image[brain & (depth > 0.05) & ((np.abs(fold) > 0.75) | (depth > 0.24))] = 165  # white matter between the sulci
-    plan = []
-    horns = (0.40, 0.045, 0.34, 0.095, 0.035), (0.55, 0.055, 0.42, 0.11, 0.03), (0.64, 0.085, 0.34, 0.075, 0.034)
-    for side, what in ((-1, "left of"), (1, "right of")):
-        image[ball(shape, (0.45, 0.49, 0.5 + side * 0.115), (0.35, 0.085, 0.04)) < 1] = 120  # nucleus
-        parts = [ball(shape, (0.52, y, 0.5 + side * x), radii) for y, x, *radii in horns]
-        plan.append((f"lateral ventricle, on the {what} the image", np.minimum.reduce(parts) + bump))
-    centre = (0.5, 0.33, 0.70) + rng.uniform(-0.03, 0.03, 3)
-    tumour = ball(shape, centre, (0.26, 0.085, 0.085)) + 0.10 * field(rng, shape, (3, 5, 5))
-    plan.append(("tumour with its rim", tumour))
-    image = mix(image, 95, 0.7 * soft(ball(shape, centre, (0.38, 0.14, 0.13)) + bump, 0.08) * brain)  # swelling
-    for _, rho in plan:
-        image[rho < 1] = 40
-    image[(tumour < 1) & (tumour > 0.72)], image[tumour <= 0.72] = 215, 75
-    image = blur(image, (0.4, 0.7, 0.7)) * (1 + 0.10 * field(rng, shape, (12, 50, 50)))  # bias field of the coil
-    image = np.hypot(image + 5 * rng.standard_normal(shape), 5 * rng.standard_normal(shape))  # magnitude: Rician noise
-    return image, [(what, rho < 1) for what, rho in plan]
+# modality -> shape, ground, and blobs that are painted on it one after the other: what it is ("": no object, a part of
+# the ground), centre, radii, wobble of its border, tone. A tone is a grey level, or RGB.
+SCENES = {
+    "MR": ((10, 160, 144), 6, (
+        ("", (0.5, 0.5, 0.5), (1.1, 0.46, 0.44), 0.01, 205), ("", (0.5, 0.5, 0.5), (1.1, 0.42, 0.4), 0.01, 30),
+        ("", (0.5, 0.5, 0.5), (1.1, 0.39, 0.37), 0.02, 135),
+        ("lateral ventricle, on the left of the image", (0.52, 0.47, 0.44), (0.4, 0.14, 0.04), 0.05, 40),
+        ("lateral ventricle, on the right of the image", (0.52, 0.47, 0.56), (0.4, 0.14, 0.04), 0.05, 40),
+        ("tumour", (0.5, 0.33, 0.7), (0.26, 0.085, 0.085), 0.1, 215),
+    )),
+    "PET": ((14, 64, 64), 3, (
+        ("", (0.5, 0.5, 0.5), (9, 0.34, 0.44), 0.0, 40), ("", (0.6, 0.47, 0.3), (0.7, 0.22, 0.13), 0.0, 15),
+        ("", (0.6, 0.47, 0.7), (0.7, 0.22, 0.13), 0.0, 15), ("", (0.5, 0.45, 0.55), (0.25, 0.12, 0.1), 0.0, 100),
+        ("hot lesion", (0.62, 0.42, 0.3), (0.3, 0.065, 0.065), 0.1, 240),
+        ("hot lesion", (0.5, 0.56, 0.72), (0.25, 0.055, 0.055), 0.1, 220),
+        ("hot lesion", (0.74, 0.6, 0.47), (0.23, 0.05, 0.05), 0.1, 200),
+    )),
+    "X-Ray": ((512, 512), 12, (
+        ("", (0.75, 0.5), (0.72, 0.46), 0.02, 135), ("", (0.5, 0.5), (0.7, 0.05), 0.0, 165),
+        ("lung, on the left of the image", (0.46, 0.28), (0.33, 0.15), 0.03, 60),
+        ("lung, on the right of the image", (0.46, 0.73), (0.33, 0.15), 0.03, 60),
+        ("heart", (0.62, 0.55), (0.17, 0.15), 0.03, 185),
+    )),
+    "Mammography": ((640, 448), 8, (
+        ("", (0.53, 0.0), (0.45, 0.8), 0.01, 65), ("", (0.55, 0.42), (0.27, 0.36), 0.16, 105),
+        ("irregular mass", (0.45, 0.4), (0.052, 0.07), 0.16, 190),
+        ("smooth oval mass", (0.68, 0.33), (0.03, 0.055), 0.02, 165),
+    )),
+    "Dermoscopy": ((480, 640), (222, 176, 156), (
+        ("pigmented lesion", (0.5, 0.5), (0.27, 0.24), 0.09, (120, 77, 58)),
+    )),
+    "Endoscopy": ((480, 560), (215, 130, 112), (
+        ("", (0.4, 0.6), (0.4, 0.4), 0.03, (160, 85, 75)), ("", (0.4, 0.6), (0.2, 0.2), 0.03, (70, 30, 30)),
+        ("large polyp", (0.62, 0.33), (0.15, 0.14), 0.045, (190, 70, 70)),
+        ("small polyp", (0.3, 0.34), (0.085, 0.075), 0.045, (190, 70, 70)),
+    )),
+    "OCT": ((384, 512), 5, (
+        ("", (0.55, 0.5), (0.15, 1.2), 0.01, 115), ("", (0.68, 0.5), (0.03, 1.2), 0.0, 205),
+        ("cyst in the retina", (0.52, 0.26), (0.035, 0.045), 0.05, 15),
+        ("cyst in the retina", (0.5, 0.39), (0.035, 0.045), 0.05, 15),
+        ("fluid below the retina", (0.61, 0.6), (0.035, 0.12), 0.03, 15),
+    )),
+}  # fmt: skip
 
 
-def draw_pet(rng, shape=(14, 64, 64)):
-    """Chest with three hot lesions, warm heart and liver; blurred, with Poisson noise."""
-    body = ball(shape, (0.5, 0.5, 0.5), (9, 0.34, 0.44))
-    activity = np.where(body < 1, 1.0, 0.02)
-    lungs = np.minimum(*(ball(shape, (0.6, 0.47, side), (0.7, 0.22, 0.13)) for side in (0.32, 0.68)))
-    activity[lungs < 1] = 0.35
-    heart = ball(shape, (0.5, 0.45, 0.57), (0.25, 0.12, 0.11))
-    activity[heart < 1], activity[heart < 0.6] = 4.0, 1.4  # muscle around blood
-    activity[ball(shape, (0.05, 0.45, 0.32), (0.25, 0.24, 0.2)) < 1] = 2.2  # dome of the liver
-    activity[ball(shape, (0.5, 0.74, 0.5), (9, 0.06, 0.06)) < 1] = 1.7  # marrow
-    objects = []
-    plan = (((0.62, 0.42, 0.30), 0.065, 11), ((0.5, 0.56, 0.72), 0.055, 9), ((0.74, 0.60, 0.47), 0.05, 8))
-    for centre, radius, uptake in plan:
-        centre, radii = centre + rng.uniform(-0.02, 0.02, 3), (radius * shape[1] / shape[0], radius, radius)
-        lesion = ball(shape, centre, radii) + 0.1 * field(rng, shape, 2)
-        activity[lesion < 1] = uptake
-        objects.append(("hot lesion", lesion < 1))
-    counts = rng.poisson(25 * blur(activity, 1.1)) / 25  # point spread: 1.1 voxels, 10 mm full width at half maximum
-    return 255 * blur(counts, 0.6) / 7, objects
-
-
-def draw_us(rng, shape=(480, 560)):
-    """Sector scan: a solid mass that casts a shadow, a cyst with bright tissue behind it."""
-    h, w = shape
-    y, x = np.mgrid[:h, :w].astype(np.float32)
-    r, theta = np.hypot(y + 0.18 * h, x - w / 2), np.arctan2(x - w / 2, y + 0.18 * h)
-    depth = (r / h - 0.26) / 0.86  # 0 at the transducer, 1 at the deepest arc
-    ripple = depth + 0.010 * field(rng, shape, (30, 60))
-    echo = 0.26 * np.exp(0.25 * field(rng, shape, (9, 26)) + 0.15 * field(rng, shape, (3, 12)))
-    for at, gain in ((0.02, 0.9), (0.11, 0.45), (0.16, 0.3), (0.27, 0.4), (0.30, 0.3), (0.93, 0.5)):
-        echo += gain * np.exp(-(((ripple - at) / 0.008) ** 2)) * (0.7 + 0.3 * field(rng, shape, 20))  # fascia
-    objects = []
-    for what, centre, radii, wobble, level, behind in (
-        ("solid hypoechoic mass with an acoustic shadow", (0.45, 0.36), (0.095, 0.105), 0.10, 0.055, 0.45),
-        ("cyst with enhancement behind it", (0.55, 0.64), (0.07, 0.075), 0.03, 0.008, 2.4),
-    ):
-        centre = centre + rng.uniform(-0.02, 0.02, 2)
-        rho = blob(rng, shape, centre, radii, wobble, rng.uniform(-0.3, 0.3))
-        r0, t0 = (a[int(centre[0] * h), int(centre[1] * w)] for a in (r, theta))
-        beam = soft(np.abs(theta - t0) / (radii[1] * w / r0 * 0.9), 0.12) / (1 + np.exp((r0 + 0.06 * h - r) / 8))
-        echo = mix(echo * (1 + (behind - 1) * beam), level * np.exp(0.3 * field(rng, shape, 6)), soft(rho, 0.05))
-        echo = echo + 0.10 * np.exp(-(((rho - 1.06) / 0.06) ** 2))  # bright wall
-        objects.append((what, rho < 1))
-    grain = cv2.remap(speckle(rng, (600, 260), (1.4, 1.2)), (theta + 0.7) * 185, depth * 600, cv2.INTER_LINEAR)
-    sector = (np.abs(theta) < 0.62) & (depth > 0) & (depth < 1)
-    level = 205 + 125 * np.log10(np.maximum(echo * grain, 1e-3)) - 35 * depth  # log compression, attenuation
-    return np.where(sector, np.clip(level, 8, 255), 0), objects
-
-
-RIGHT_LUNG = [(0.42, 0.17), (0.36, 0.12), (0.28, 0.15), (0.21, 0.25), (0.165, 0.4), (0.14, 0.56), (0.125, 0.72)]
-RIGHT_LUNG += [(0.135, 0.79), (0.2, 0.745), (0.3, 0.715), (0.37, 0.72), (0.42, 0.735), (0.43, 0.6), (0.415, 0.46)]
-RIGHT_LUNG += [(0.43, 0.34), (0.44, 0.24)]
-LEFT_LUNG = [(1 - x, y + (0.025 if y > 0.7 else 0)) for x, y in RIGHT_LUNG]  # the left dome lies lower
-HEART = [(0.43, 0.47), (0.5, 0.42), (0.56, 0.43), (0.61, 0.51), (0.67, 0.62), (0.7, 0.71), (0.68, 0.77)]
-HEART += [(0.58, 0.79), (0.48, 0.79), (0.41, 0.75), (0.39, 0.66), (0.405, 0.55)]
-TORSO = [(0.41, -0.1), (0.4, 0.05), (0.3, 0.1), (0.12, 0.15), (0.03, 0.25), (0.05, 0.5), (0.06, 0.8), (0.04, 1.2)]
-TORSO += [(1 - x, y) for x, y in reversed(TORSO)]
-
-
-def draw_xray(rng, shape=(512, 512)):
-    """Chest, frontal view: the patient's right lung is on the left of the image."""
-    h, w = shape
-    # each with how far its points may lie elsewhere in another case
-    curves = ((RIGHT_LUNG, 0.008), (LEFT_LUNG, 0.008), (HEART, 0.008), (TORSO, 0.0))
-    curves = [np.array(points) + rng.uniform(-by, by, (len(points), 2)) for points, by in curves]
-    right, left, heart, torso = (fill_outline(points * (w, h), shape) for points in curves)
-    right, left, body = right & ~heart, left & ~heart, blur(torso, 3)
-    air = blur(right, 3) + blur(left, 3)
-    image = 12 + body * (112 + 55 * blur(body, 60) + 5 * field(rng, shape, 14))
-    image = mix(image, 58 + 10 * field(rng, shape, 25) + 4 * field(rng, shape, 4), air * 0.93)
-    image += 26 * blur(heart, 3) + 24 * soft(np.abs(np.arange(w) / w - 0.5)[None] / 0.055, 0.1) * body
-    image += 18 * body * soft((0.86 - np.arange(h) / h)[:, None] / 0.1, 0.15)  # liver and bowel below the domes
-    marks = np.zeros(shape, np.float32)
-    for x, turn in [(0.41, np.pi)] * 11 + [(0.59, 0)] * 11:  # lung vessels fan out from the hila
-        vessels(rng, marks, (w * x, h * 0.46), rng.uniform(-1.4, 1.4) + turn, 4, 150)
-    image += 22 * blur(marks, 1.2) * air
-    for side in (-1, 1):
-        for i in range(9):
-            reach, y0 = 0.25 + 0.13 * np.sin(min(i, 5) / 5 * np.pi / 2), 0.1 + 0.068 * i
-            turn = np.linspace(0.15, 2.45, 40)[:, None]  # round the chest: spine, side (pi / 2), front
-            path = np.hstack([0.5 + side * reach * np.sin(turn), y0 + 0.1 * (1 - np.cos(turn))])
-            for part, gain in ((path[:27], 1.0), (path[24:], 0.55)):  # the front end is cartilage, fainter
-                rib = stroke(np.zeros(shape, np.float32), part * (w, h), 0.025 * w)
-                rim = stroke(np.zeros(shape, np.float32), (part + (0, 0.012)) * (w, h), 2)
-                image += gain * (15 * blur(rib, 1.5) + 10 * blur(rim, 1)) * body
-        ends = np.array([(0.5 + side * 0.05, 0.165), (0.5 + side * 0.2, 0.135), (0.5 + side * 0.37, 0.15)])
-        image += 22 * blur(stroke(np.zeros(shape, np.float32), ends * (w, h), 15), 2) * body  # clavicle
-    objects = [("lung, on the left of the image", right), ("lung, on the right of the image", left), ("heart", heart)]
-    return image + 4 * field(rng, shape, 0.7), objects
-
-
-def draw_mammography(rng, shape=(640, 448)):
-    """Oblique view of a breast with pectoral muscle, a spiculated mass and a smooth oval one."""
-    h, w = shape
-    y, x = np.mgrid[:h, :w].astype(np.float32)
-    rho = blob(rng, shape, (0.53, 0.0), (0.45, 0.8), 0.012)
-    # ducts and septa converge on the nipple: stretch a random field along the rays from it
-    ray, dist = np.arctan2(y - 0.55 * h, 0.85 * w - x), np.hypot(y - 0.55 * h, x - 0.85 * w)
-    strands = cv2.remap(field(rng, (400, 260), (3, 12)), dist / 2.5, (ray + np.pi) * 63, cv2.INTER_LINEAR)
-    gland = soft(blob(rng, shape, (0.55, 0.42), (0.27, 0.36), 0.16), 0.12)
-    tissue = 0.5 * strands + 0.5 * field(rng, shape, 18) + 0.4 * field(rng, shape, 6) + 0.3 * field(rng, shape, 2)
-    image = 62 + 9 * tissue + gland * (42 + 22 * tissue)
-    image = mix(image, 150 + 5 * field(rng, shape, (12, 4)), soft((x / w / 0.42 + y / h / 0.55), 0.025))  # pectoral
-    objects = []
-    for what, centre, radii, wobble, width, level, spicules in (
-        ("spiculated mass", (0.45, 0.40), (0.052, 0.070), 0.10, 0.06, 188, 22),
-        ("smooth oval mass", (0.68, 0.33), (0.030, 0.055), 0.02, 0.05, 163, 0),
-    ):
-        centre = centre + rng.uniform(-0.03, 0.03, 2)
-        mass = blob(rng, shape, centre, radii, wobble, rng.uniform(-0.5, 0.5))
-        image = mix(image, level + 5 * tissue, 0.85 * soft(mass, width))
-        objects.append((what, mass < 1))
-        spikes = np.zeros(shape, np.float32)
-        for a in rng.uniform(0, 2 * np.pi, spicules):
-            reach = np.linspace(0.8, rng.uniform(1.2, 1.9), 8)[:, None] * np.array(radii)[::-1] * (w, h)
-            stroke(spikes, centre[::-1] * (w, h) + reach * (np.cos(a), np.sin(a)), 1)
-        image += 38 * blur(spikes, 1.1)
-    thick = np.clip((1 - rho) / 0.10, 0, 1) ** 0.6  # compressed breast thins at its rim
-    image = soft(rho, 0.006) * image * (0.45 + 0.55 * thick) + 26 * np.exp(-(((rho - 0.99) / 0.006) ** 2))
-    return 8 + image + 3 * field(rng, shape, 0.7), objects
-
-
-def draw_dermoscopy(rng, shape=(480, 640)):
-    """Pigmented lesion with an irregular border, a pigment network, globules and hairs."""
-    h, w = shape
-    image = np.full((h, w, 3), (222.0, 176.0, 156.0)) + 5 * field(rng, shape, 60)[..., None] * (0.6, 1, 1)
-    image += 3 * field(rng, shape, 2)[..., None] - 6 * np.clip(field(rng, shape, 4), 1, 3)[..., None] * (0.2, 1, 0.8)
-    rho = blob(rng, shape, (0.5, 0.5), (0.27, 0.24), 0.09, rng.uniform(0, 3)) + 0.05 * field(rng, shape, 9)
-    tone = np.clip(0.5 + 0.28 * field(rng, shape, 38) + 0.5 * (0.75 - rho), 0, 1)  # light to dark brown
-    pigment = np.array((168.0, 112, 82)) + tone[..., None] * (np.array((72.0, 42, 34)) - (168, 112, 82))
-    net = np.exp(-((field(rng, shape, 2.8) / 0.4) ** 2))  # zero lines of a random field make a network
-    pigment -= 20 * (net * np.clip(rho, 0, 1))[..., None]
-    pigment -= 42 * (np.clip(field(rng, shape, 5) - 1.5, 0, 1) * (rho < 0.9))[..., None]  # globules
-    image = mix(image, pigment, soft(rho, 0.045) * 0.95)
-    hairs = np.zeros(shape, np.float32)
-    for _ in range(6):
-        t, a, c = np.linspace(-0.6, 0.6, 40), rng.uniform(-0.9, 0.9), rng.uniform(-0.5, 0.5)
-        p = np.stack([t * np.cos(a) - c * t**2 * np.sin(a), t * np.sin(a) + c * t**2 * np.cos(a)], 1)
-        stroke(hairs, (p * rng.uniform(0.5, 0.9) + rng.uniform(0.15, 0.85, 2)) * (w, h), rng.choice((1, 2, 2)))
-    dimmed = 1 - 0.35 * ball(shape, (0.5, 0.5), np.sqrt((0.5, 0.5)))[..., None] ** 2.5  # towards the corners
-    image = mix(image, (52, 36, 30), 0.8 * blur(hairs, 0.7)) * dimmed
-    return image + 2.5 * rng.standard_normal(image.shape), [("pigmented lesion", rho < 1)]
-
-
-def draw_endoscopy(rng, shape=(480, 560)):
-    """Colon with folds, a dark lumen and two polyps, lit from the camera, with wet highlights."""
-    h, w = shape
-    y, x = np.mgrid[:h, :w].astype(np.float32)
-    lumen = ball(shape, (0.40, 0.60), (0.42, 0.42)) + 0.04 * field(rng, shape, 45)  # about 1 where the wall is near
-    rings = 8.5 * np.log(np.maximum(lumen, 0.08)) + 0.5 * field(rng, shape, 40)
-    height = 13 * np.abs(np.cos(rings)) ** 0.7 * np.clip(lumen, 0.1, 1.3) + 4 * field(rng, shape, 26)
-    height += 0.3 * field(rng, shape, 3)
-    tint, objects = np.zeros(shape), []
-    plan = (("large polyp", (0.62, 0.33), (0.15, 0.14)), ("small polyp", (0.30, 0.34), (0.085, 0.075)))
-    for what, centre, radii in plan:
-        rho = blob(rng, shape, centre + rng.uniform(-0.02, 0.02, 2), radii, 0.045)
-        dome = np.clip(1 - rho**2, 0, None) ** 0.75 * radii[0] * h * 0.75
-        height = mix(height, 6 + dome + field(rng, shape, 6), soft(rho, 0.03))
-        tint = np.maximum(tint, soft(rho, 0.04))
-        objects.append((what, rho < 1))
-    gy, gx = np.gradient(blur(height, 1.2))
-    to_light = np.stack([(0.35 * w - x) / w, (0.2 * h - y) / h, np.full(shape, 0.9)], -1)  # lamp beside the lens
-    normal = np.stack([-gx, -gy, np.ones(shape)], -1)
-    cosine = (normal * to_light).sum(-1) / np.linalg.norm(normal, axis=-1) / np.linalg.norm(to_light, axis=-1)
-    cast = np.roll(blur(tint, 6), (9, 9), (0, 1)) * (1 - tint)  # the polyp shades the wall behind it
-    light = (0.35 + 0.75 * np.clip(cosine, 0, 1)) * (0.2 + 0.8 * np.clip(lumen, 0, 1) ** 1.2) * (1 - 0.4 * cast)
-    tree = np.zeros(shape, np.float32)
-    for _ in range(14):
-        vessels(rng, tree, rng.uniform(0, 1, 2) * (w, h), rng.uniform(0, 6.3), 2, 130)
-    colour = mix(np.full((h, w, 3), (226.0, 142.0, 122.0)), (196, 84, 82), 0.45 * blur(tree, 1) * (1 - tint))
-    colour = mix(colour, (222, 112, 100), 0.75 * tint) + 6 * field(rng, shape, 12)[..., None]
-    wet = np.clip((cosine + 0.01 * field(rng, shape, 3) - 0.988) / 0.008, 0, 1) * (field(rng, shape, 12) > 0.9)
-    dimmed = 1 - 0.55 * ball(shape, (0.5, 0.5), np.sqrt((0.5, 0.5)))[..., None] ** 2.5  # towards the corners
-    image = mix(colour * light[..., None], (255, 250, 245), blur(wet, 0.8) * 0.9) * dimmed
-    scope = np.abs(x / w - 0.5) + np.abs(y / h - 0.5) * 0.85 < 0.76  # its corners are black
-    return (image + 3 * rng.standard_normal(image.shape)) * scope[..., None], objects
+def draw_scene(rng, modality: str):
+    """A flat picture or volume of SCENES: blobs with soft borders on a ground, with a texture of three sizes."""
+    shape, ground, plan = SCENES[modality]
+    texture = sum(share * field(rng, shape, size) for share, size in ((4, 20), (3, 5), (3, 1)))
+    image, objects = np.full((*shape, *np.shape(ground)), ground, float), []
+    for what, centre, radii, wobble, tone in plan:
+        move = rng.uniform(-0.02, 0.02, len(shape)) * bool(what)  # objects lie a little elsewhere in every case
+        rho = ball(shape, centre + move, radii) + wobble * field(rng, shape, np.array(shape) / 20)
+        image = mix(image, tone, soft(rho, 0.03))
+        objects += [(what, rho < 1)] if what else []
+    return image + texture.reshape(shape + (1,) * np.ndim(ground)), objects
 
 
 def draw_fundus(rng, shape=(512, 512)):
@@ -364,33 +210,6 @@ def draw_fundus(rng, shape=(512, 512)):
         image = mix(image, colour, 0.78 * blur(tree, 1.0) * (1 - 0.25 * soft(cup, 0.1)))
     image = image * (1.08 - 0.45 * np.clip(eye, 0, 1) ** 3)[..., None] + 2.5 * rng.standard_normal(image.shape)
     return image * soft(eye, 0.003)[..., None], [("optic disc, its cup left out", disc < 1), ("optic cup", cup < 1)]
-
-
-def draw_oct(rng, shape=(384, 512)):
-    """Retinal layers through the fovea with three cysts inside the retina and fluid below it."""
-    h, w = shape
-    y, x = np.mgrid[:h, :w] / np.array((h, w)).reshape(2, 1, 1)  # fractions
-    pigment = 0.66 + 0.05 * (x - 0.5) ** 2 + 0.004 * field(rng, shape, (400, 40))[:1]  # epithelium below the retina
-    lens = 0.075 * np.clip(1 - ((x - rng.uniform(0.53, 0.6)) / 0.15) ** 2, 0, None)  # height of the fluid
-    top = 0.38 + 0.05 * (x - 0.5) ** 2 + 0.075 * np.exp(-(((x - 0.5) / 0.075) ** 2)) - 0.6 * lens
-    t = (y - top) / (pigment - lens - top)  # 0 at the inner, 1 at the outer border of the retina
-    knots = (-0.02, 0.0, 0.13, 0.15, 0.31, 0.33, 0.43, 0.45, 0.53, 0.56, 0.80, 0.82, 0.88, 0.97, 1.0)
-    echo = np.interp(t, knots, (3, 150, 150, 95, 105, 52, 50, 98, 95, 44, 48, 80, 70, 165, 120))
-    echo[t > 1] = 10
-    below = (y - pigment) * h  # px under the epithelium
-    echo = np.where(below > -2, 215 * np.exp(-(((below - 3) / 4) ** 2)) + 88 * np.exp(-below / 45) * (below > 3), echo)
-    echo *= np.where(below > 8, 1 + 0.28 * field(rng, shape, (5, 9)), 1)  # choroid: vessels
-    objects = []
-    for centre in ((0.52, 0.26), (0.505, 0.39), (0.53, 0.78)):
-        radii = rng.uniform((0.028, 0.032), (0.042, 0.058))
-        cyst = (t < 0.1) + blob(rng, shape, centre + rng.uniform(-0.012, 0.012, 2), radii, 0.05)
-        echo = mix(echo, 14, soft(cyst, 0.08))
-        objects.append(("cyst in the retina", cyst < 1))
-    objects.append(("fluid below the retina", (t > 1) & (below < -2)))
-    for at in rng.uniform(0, 1, 4):  # retinal vessels shade what lies below
-        echo *= 1 - 0.35 * np.exp(-(((x - at) / 0.008) ** 2)) * (t > 0.1)
-    grain = 0.25 + 0.75 * speckle(rng, shape, (0.8, 1.3))
-    return blur(echo, 0.8) * grain + 9 * speckle(rng, shape, (0.7, 1.0)), objects
 
 
 def draw_microscope(rng, shape=(512, 640)):

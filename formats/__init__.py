@@ -78,6 +78,15 @@ def modality_of(name: str) -> str:
     return next((modality for prefix, modality in MODALITY_PREFIXES if first.startswith(prefix)), "Other")
 
 
+def is_drawn(name: str) -> bool:
+    """True for an image that demo_data drew, which its name says at the end. A score on it says nothing of patients.
+
+    >>> [is_drawn(name) for name in ("3DBox_CT_synthetic0", "2DBox_US_tiny0", "2DBox_Fundus_retina")]
+    [True, True, False]
+    """
+    return re.search(r"_(synthetic|tiny)\d+$", name) is not None
+
+
 def submodality_of(name: str) -> str:
     """The group of a case in the sampler: one of SUBMODALITIES, else modality and data set ("CT_STS").
 

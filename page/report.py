@@ -14,14 +14,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+import tables
 from figures import PALETTE, figure3_row, overlay
-from formats import MODALITIES, InputError
+from formats import InputError
 from formats.case import Case
 from formats.readers import list_cases, name_of, read_case
 from formats.writing import save_text
 from grid import boxes_from_labels, drawn_boxes
 from metrics import METRICS
-from tables import AVERAGE, LEVEL, bootstrap_interval, read_labels, read_rows, terminal_table, units
+from tables import AVERAGE, LEVEL, read_labels, read_rows, terminal_table, units
 
 WORST = 6  # cases that are shown
 STYLE = """
@@ -32,40 +33,29 @@ figcaption, .small { color: dimgray; font-size: 0.875rem; } code { overflow-wrap
 
 
 def bar_intervals(rows: list[dict], score: str) -> dict[tuple[str, str], tuple[float, float, float]]:
-    """{(system, modality or "Average"): (mean, low, high)} of one score, 0..1, with its bootstrap interval.
+    """{(system, line of the table): (mean, low, high)} of one score, 0..1, with its bootstrap interval.
 
     rows: step 5's `score_case`. low and high are nan where there is one case.
     """
-    found = {}
-    for system in dict.fromkeys(row["system"] for row in rows):
-        mine = [row for row in rows if row["system"] == system and not math.isnan(row[score])]
-        groups = {m: np.array([row[score] for row in mine if row["modality"] == m]) for m in MODALITIES}
-        lines = {m: [values] for m, values in groups.items() if len(values)}
-        if lines:
-            lines[AVERAGE] = [values for (values,) in lines.values()]
-        for modality, members in lines.items():
-            ends = bootstrap_interval(members) if sum(map(len, members)) > 1 else (math.nan, math.nan)
-            found[system, modality] = (float(np.mean([values.mean() for values in members])), *ends)
-    return found
+    return {
+        (system, name): tables.mean_and_interval(values)
+        for system, mine in tables.by_system(rows).items()
+        for name, values in tables.table_lines(mine, score).items()
+        if values
+    }
 
 
 def predicted_and_true(rows: list[dict], objects: Path, system: str, score: str) -> list[tuple[str, float, float]]:
-    """(modality, predicted IoU, score) of each object of a system, 0..1.   objects: the objects.csv of step 4.
-
-    InputError if that file has other columns.
-    """
+    """(modality, predicted IoU, score) of each object of a system, 0..1.   objects: the objects.csv of step 4. Or InputError."""
     try:
         lines = [line for line in read_rows(objects) if line["predicted_iou"]]
         predicted = {(line["case"], int(line["label"])): float(line["predicted_iou"]) for line in lines}
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{objects}: needs columns case, label and predicted_iou; run 04_infer.py again") from error
-    return [  # a label that only the other protocol scores has no such score
-        (row["modality"], predicted[row["case"], label], scores[score])
-        for row in rows
-        if row["system"] == system
-        for label, scores in row["labels"].items()
-        if (row["case"], label) in predicted and not math.isnan(scores.get(score, math.nan))
-    ]
+    mine = [(row, *labelled) for row in rows if row["system"] == system for labelled in row["labels"].items()]
+    found = [(row["modality"], predicted.get((row["case"], label)), of.get(score, math.nan)) for row, label, of in mine]
+    # a label that only the other protocol scores has no such score
+    return [point for point in found if point[1] is not None and not math.isnan(point[2])]
 
 
 def worst_cases(rows: list[dict], system: str, score: str) -> list[dict]:
@@ -76,10 +66,7 @@ def worst_cases(rows: list[dict], system: str, score: str) -> list[dict]:
 
 
 def three_pictures(case: Case, boxes: np.ndarray, segs: np.ndarray, gts: np.ndarray) -> tuple[str, np.ndarray]:
-    """(the case's name with its slice, (h, w, 3) uint8: image with boxes, prediction and reference side by side)
-
-    boxes: (N, 4) or (N, 6), that were asked.
-    """
+    """(the case's name with its slice, (h, w, 3) uint8: image with boxes, prediction and reference side by side)"""
     title, (image, labels, asked), (_, truth, _) = figure3_row(case.name, case.image, boxes, segs, gts)
     panels = [overlay(image, np.zeros_like(labels), asked), overlay(image, labels), overlay(image, truth)]
     joined = np.concatenate([np.pad(p, ((0, 0), (0, 8), (0, 0)), constant_values=255) for p in panels], axis=1)
@@ -100,19 +87,21 @@ def write_report(
     system: of the worst cases and of the predicted IoU.   folders: of images, if any, of its predictions, of the truth.
     """
     _, segs, gts = folders
+    # a picture shows drawn cases only where there is no other; the table marks them
+    shown = [row for row in rows if not row.get("drawn")] or rows
     facts = [f"{len({row['case'] for row in rows})} cases of {gts}, protocol {protocol}. {units()}."]
     facts += [f"Not scored: {problem}" for problem in problems[:20]]
     parts = [
         *(f"<p>{html.escape(fact)}</p>" for fact in facts),
         "<h2>Scores by modality</h2>",
-        *(_bars(rows, metric, protocol) for metric in METRICS),
+        *(_bars(shown, metric, protocol) for metric in METRICS),
         f"<p class=small>Black lines: {LEVEL:.0%} bootstrap intervals of the mean; none where there is one case. The two gray "
         "systems never look at the image: a filled box, and the ellipse inscribed in it.</p>",
         f"<pre>{html.escape(terminal_table(summary, protocol))}</pre>",
         f"<h2>The worst cases of {html.escape(system)}</h2>",
-        *_worst(rows, system, protocol, folders, looseness),
+        *_worst(shown, system, protocol, folders, looseness),
         "<h2>Does the network know when it is wrong?</h2>",
-        _against_iou(rows, segs / "objects.csv", system, protocol),
+        _against_iou(shown, segs / "objects.csv", system, protocol),
     ]
     head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>Evaluation</title><style>{STYLE}</style>"
     body = "\n".join(["<h1>What step 5 scored</h1>", *parts])
@@ -172,9 +161,8 @@ def _worst(rows: list[dict], system: str, protocol: str, folders: tuple, loosene
 def _against_iou(rows: list[dict], objects: Path, system: str, protocol: str) -> str:
     """A dot an object: predicted IoU against the first score that objects have, coloured by modality."""
     if not objects.is_file():
-        return (
-            f"<p>The predicted IoU is not known, because {html.escape(str(objects))} is missing: step 4 writes it.</p>"
-        )
+        missing = html.escape(str(objects))
+        return f"<p>The predicted IoU is not known, because {missing} is missing: step 4 writes it.</p>"
     name = next((name for name, metric in METRICS.items() if not metric.of_case), "")
     points = predicted_and_true(rows, objects, system, f"{name}_{protocol}")
     if len(points) < 3:
@@ -191,8 +179,7 @@ def _against_iou(rows: list[dict], objects: Path, system: str, protocol: str) ->
     ax.set(xlabel="predicted IoU", ylabel=f"{name.upper()} ({protocol})", xlim=(None, 1.02), ylim=(None, top))
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     correlation = np.corrcoef([a for _, a, _ in points], [b for _, _, b in points])[0, 1]
-    told = f"{len(points)} objects of {system}, a dot each: predicted IoU against {name.upper()}."
-    told += f" Correlation {correlation:.2f}."
+    told = f"{len(points)} objects of {system}, a dot each: predicted IoU against {name.upper()}. Correlation {correlation:.2f}."
     return _figure(figure, told, told)
 
 
@@ -203,12 +190,11 @@ def _number(score: float, unit: str) -> str:
 
 def _figure(picture, alt: str, caption: str = "") -> str:
     """A matplotlib Figure, or an RGB array, inside the page."""
+    buffer = io.BytesIO()
     if isinstance(picture, np.ndarray):
-        kind, content = "jpeg", cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes()
+        buffer.write(cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes())
     else:
-        kind, buffer = "png", io.BytesIO()
         picture.savefig(buffer, format="png", dpi=110)
-        content = buffer.getvalue()
-    source = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    kind, content = "jpeg" if isinstance(picture, np.ndarray) else "png", base64.b64encode(buffer.getvalue()).decode()
     under = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{html.escape(alt)}" src="{source}">{under}</figure>'
+    return f'<figure><img alt="{html.escape(alt)}" src="data:image/{kind};base64,{content}">{under}</figure>'

@@ -181,7 +181,7 @@ def test_step_5_runs_with_whatever_rows_metrics_has(folders, monkeypatch, capsys
             want = math.hypot(1, 11, 11) if (name, protocol) == ("shift", "challenge") else missed[name]
             assert found["ours", "US"][f"{name}_{protocol}"] == pytest.approx(want)
     names = [f"{name}_{protocol}" for protocol in ("strict", "challenge") for name in metrics]
-    assert list(rows_of(folders / "eval" / "cases.csv")[0])[4:-1] == names
+    assert list(rows_of(folders / "eval" / "cases.csv")[0])[5:-1] == names
     assert list(rows_of(folders / "eval" / "modalities.csv")[0])[4:-1] == names
     assert [name for name in list(rows_of(folders / "eval" / "labels.csv")[0])[4:] if "strict" in name] == [
         f"{name}_strict" for name in of_objects
@@ -221,6 +221,27 @@ def test_each_system_is_subtracted_from_the_others_with_intervals(folders):
     (line,) = (line for line in table_of(folders).splitlines() if line.startswith("| other - ours |"))
     low, high = (100 * end for end in bootstrap_interval([ct, us]))
     assert f"| 3 | {50 * (ct.mean() + us.mean()):+.2f} [{low:+.2f}, {high:+.2f}] |" in line
+
+
+def test_drawn_cases_are_marked_and_stay_outside_every_average(folders, capsys):
+    real = run(folders)
+    gts, segs = squares()
+    for name in ("2DBox_CT_synthetic0", "2DBox_OCT_synthetic12"):
+        save(folders / "gts", name, gts=gts)
+        save(folders / "segs", name, segs=segs)
+    capsys.readouterr()
+    found = run(folders)
+    for key, line in real.items():
+        assert found[key] == pytest.approx(line, nan_ok=True)
+    assert [name for system, name in found if system == "ours"] == ["CT", "US", AVERAGE, "CT (drawn)", "OCT (drawn)"]
+    assert found["ours", "CT (drawn)"]["dsc_strict"] == pytest.approx(SQUARE_DSC)
+    marks = {row["case"]: row["drawn"] for row in rows_of(folders / "eval" / "cases.csv")}
+    assert [name for name, mark in marks.items() if mark] == ["2DBox_CT_synthetic0.npz", "2DBox_OCT_synthetic12.npz"]
+    out, page = capsys.readouterr().out, (folders / "eval" / "report.html").read_text()
+    for text in (out, table_of(folders), page):
+        assert "OCT (drawn)" in text and "more kinds of images run: 2 cases, outside the average." in text
+    lines = [line for line in rows_of(folders / "eval" / "differences.csv") if line["modality"] == AVERAGE]
+    assert {line["cases"] for line in lines} == {"3"}
 
 
 @pytest.mark.parametrize("protocol", ["strict", "challenge"])
@@ -450,7 +471,7 @@ def test_images_of_other_cases_and_figures_without_images_are_told(pictured, fol
     assert "give their folder with --images" in capsys.readouterr().err
 
 
-def test_smoke_makes_its_own_cases_and_leaves_only_tables_and_a_page(tmp_path, monkeypatch):
+def test_smoke_makes_its_own_cases_and_leaves_only_tables_and_a_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     found = evaluate.main(["--smoke", "--jobs", "1"])
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == [
@@ -466,5 +487,7 @@ def test_smoke_makes_its_own_cases_and_leaves_only_tables_and_a_page(tmp_path, m
     labels = tiny_case().labels
     masks = [(labels == label, np.roll(labels, 1, axis=-1) == label) for label in (1, 2)]
     want = np.mean([2 * (true & found).sum() / (true.sum() + found.sum()) for true, found in masks])
-    assert found["shifted", "US"]["dsc_strict"] == pytest.approx(want) and 0.8 < want < 1
+    assert found["shifted", "US (drawn)"]["dsc_strict"] == pytest.approx(want) and 0.8 < want < 1
+    told = "All 2 cases are drawn by us: scores on them say nothing about real images."
+    assert all(told in text for text in (capsys.readouterr().out, (tmp_path / "eval/smoke/table.md").read_text()))
     assert math.isnan(found["shifted", "Average"]["seconds"])

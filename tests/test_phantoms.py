@@ -9,6 +9,7 @@ import pytest
 from demo_data import ANNOTATIONS, RECIPES, apply_rule, demo_cases, read_packaged, real_cases, synthetic_case, tiny_case
 from demo_data.__main__ import main
 from demo_data.drawn import ball, blob, blur, fill_outline
+from formats import is_drawn
 from formats.case import Case
 from formats.intensity import percentile_to_uint8, window_to_uint8
 from formats.npz import write_case
@@ -22,8 +23,13 @@ def cases() -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def synthetic(cases) -> list[Case]:
-    return [c for c in cases if "synthetic" in c.name]
+def synthetic() -> list[Case]:
+    return [synthetic_case(modality) for modality in RECIPES]
+
+
+@pytest.fixture(scope="module")
+def every(cases, synthetic) -> list[Case]:
+    return [case for case in cases if not is_drawn(case.name)] + synthetic
 
 
 def brute_force_box(mask: np.ndarray) -> list[int]:
@@ -36,14 +42,16 @@ def brute_force_box(mask: np.ndarray) -> list[int]:
     return lows + highs
 
 
-def test_the_eleven_modalities_of_the_challenge_are_there(synthetic):
-    assert sorted(RECIPES) == sorted(CHALLENGE_MODALITIES)
+def test_the_eleven_modalities_of_the_challenge_are_there_and_real_ones_are_not_drawn_again(cases, synthetic):
+    assert {case.name.split("_")[1] for case in cases} == set(CHALLENGE_MODALITIES)
     for case, modality in zip(synthetic, RECIPES, strict=True):
         assert case.name == f"{'3DBox' if modality in ('CT', 'MR', 'PET') else '2DBox'}_{modality}_synthetic0"
+    drawn = [case.name for case in cases if is_drawn(case.name)]
+    assert set(drawn) == {case.name for case in synthetic} - {f"2DBox_{m}_synthetic0" for m in ("Fundus", "Microscope")}
 
 
 def test_names_are_unique(cases):
-    assert len({c.name for c in cases}) == len(cases) == 19
+    assert len({c.name for c in cases}) == len(cases) == 16
 
 
 @pytest.mark.parametrize("modality", RECIPES)
@@ -65,8 +73,8 @@ def test_tiny_case_is_tiny_seeded_and_has_two_objects(dims):
     assert (case.image != tiny_case(4, dims).image).any()
 
 
-def test_types_ranges_and_shapes(cases):
-    for case in cases:
+def test_types_ranges_and_shapes(every):
+    for case in every:
         assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16, case.name
         is_3d = case.name.startswith("3DBox")
         assert (case.spacing_mm is not None) == is_3d, case.name
@@ -75,16 +83,16 @@ def test_types_ranges_and_shapes(cases):
         assert case.image.max() > 150 and case.image.std() > 10, case.name  # uses the grey scale
 
 
-def test_labels_run_from_1_to_n_with_one_description_each(cases):
-    for case in cases:
+def test_labels_run_from_1_to_n_with_one_description_each(every):
+    for case in every:
         n = len(case.label_names)
         assert np.unique(case.labels).tolist() == list(range(n + 1)), case.name
         assert all(len(text) > 2 for text in case.label_names), case.name
 
 
-def test_objects_are_big_enough(cases):
+def test_objects_are_big_enough(every):
     """The challenge drops objects under 100 px in 2D and 1000 voxels in 3D; PET lesions of 4 mm voxels are smaller."""
-    for case in cases:
+    for case in every:
         least = 100 if case.labels.ndim == 2 else 50 if "PET" in case.name else 1000
         assert np.bincount(case.labels.ravel())[1:].min() >= least, case.name
 
@@ -93,9 +101,9 @@ def test_microscopy_has_more_than_100_objects(synthetic):
     assert synthetic[list(RECIPES).index("Microscope")].labels.max() > 100
 
 
-def test_objects_differ_from_their_surroundings(cases):
+def test_objects_differ_from_their_surroundings(every):
     """Mean grey level in the object against a ring of 5 px around it, on its largest slice."""
-    for case in cases:
+    for case in every:
         for i in range(1, case.labels.max() + 1):
             labels, image = case.labels, case.image
             if labels.ndim == 3:
@@ -130,7 +138,7 @@ def test_more_than_255_objects_are_stored_in_16_bits(tmp_path):
 
 
 def test_spacing_is_zyx_in_memory_and_xyz_in_files(tmp_path, synthetic):
-    ct, mr, pet = synthetic[:3]
+    ct, mr, pet = (synthetic[list(RECIPES).index(modality)] for modality in ("CT", "MR", "PET"))
     assert ct.spacing_mm == (8.0, 1.8, 1.8) and mr.spacing_mm == (10.0, 1.2, 1.2)  # thick slices
     assert len(set(pet.spacing_mm)) == 1
     with np.load(write_case(tmp_path, ct)) as stored:

@@ -109,8 +109,8 @@ def test_objects_span_as_many_slices_as_the_paper_has_seconds_for(case):
 def test_the_drawn_spans_are_the_boxes_and_six_objects_are_in_every_slice():
     case = BY_NAME["3DBox_MR_0121"]
     found = spans(case, np.random.default_rng((0, list(BY_NAME).index(case.name))))
-    assert boxed(case.name).boxes[:, [2, 5]].astype(int).tolist() == [list(pair) for pair in found]
-    assert spans(SIX_OBJECTS, np.random.default_rng(0)) == [(0, 23)] * 6
+    assert boxed(case.name).boxes[:, [2, 5]].astype(int).tolist() == found.tolist()
+    assert spans(SIX_OBJECTS, np.random.default_rng(0)).tolist() == [[0, 23]] * 6
 
 
 def test_a_drawn_case_survives_its_file(tmp_path):

@@ -24,6 +24,7 @@ from tables import (
     units,
 )
 
+ROW = {"modality": "{modality}", "cases": "{cases}"}
 SCORES = ("dsc_strict", "nsd_strict", "dsc_challenge", "nsd_challenge")
 
 
@@ -96,7 +97,7 @@ def test_differences_are_paired_by_case_and_averaged_over_modalities():
     assert average["difference"] == pytest.approx((0.1 + 0.1) / 2)
     assert (average["low"], average["high"]) == pytest.approx((-0.1, 0.3))  # CT's half, since US cannot vary
 
-    lines = difference_table(list(found.values()), {"DSC": SCORES[0], "NSD": SCORES[1]}).splitlines()
+    lines = difference_table(list(found.values()), ROW, {"DSC": SCORES[0], "NSD": SCORES[1]}).splitlines()
     assert lines[0] == "| modality | cases | DSC | NSD |"
     assert lines[2] == "| CT | 2 | +10.00 [-30.00, +50.00] | +10.00 [-30.00, +50.00] |"
     assert lines[3] == "| US | 1 | +10.00 | +10.00 |"
@@ -131,7 +132,7 @@ def test_units_stand_in_titles_and_notes_and_only_shares_are_per_cent(monkeypatc
     assert above.split() == ["ours", "theirs"] and titles.split()[2:6] == ["DSC", "NSD", "SHIFT,", "mm"]
     assert ct.split() == ["CT", "1", "50.0", "50.0", "1.5", "25.0", "25.0", "0.8"]
     lines = paired_differences(rows, [("ours", "theirs")])
-    assert "| CT | 1 | +25.00 | +0.75 |" in difference_table(lines, {"DSC": "dsc_strict", "shift": "shift_strict"})
+    assert "| CT | 1 | +25.00 | +0.75 |" in difference_table(lines, ROW, {"DSC": "dsc_strict", "shift": "shift_strict"})
 
 
 def test_rows_of_metrics_that_are_no_longer_there_are_still_averaged(monkeypatch):
@@ -162,7 +163,7 @@ def test_the_truth_of_a_case_knows_its_modality(tmp_path):
     gts[1:3, 1:4] = 2
     np.savez(tmp_path / "2DBox_CXR_a.npz", gts=gts)
     truth = read_truth(tmp_path / "2DBox_CXR_a.npz")
-    assert (truth.modality, truth.spacing_mm, truth.ids.tolist()) == ("X-Ray", None, [2])
+    assert (truth.about["modality"], truth.spacing_mm, truth.ids.tolist()) == ("X-Ray", None, [2])
     assert truth.boxes.tolist() == [[1, 1, 3, 2]]
 
 
