@@ -38,7 +38,7 @@ from formats.npz import spacing_of, write_training_case
 from formats.readers import list_cases, read_case
 from formats.writing import csv_text, progress, save_figure, save_json, save_npz, save_text, tell
 from grid import BOX_JITTER, GRID, boxes_from_labels, case_rng, drawn_boxes, promptable_labels
-from segment import MODELS
+from segment import BOX_KINDS, MODELS
 
 SHOWN = {"DSC": "dsc_strict", "NSD": "nsd_strict", "NSD challenge": "nsd_challenge"}
 ELLIPSE = "inscribed ellipse"
@@ -54,7 +54,8 @@ class System(NamedTuple):
     preset: tuple[str, ...] = ("fixed",)  # and its fields, FIELD=VALUE
     only: str = ""  # "pictures" or "volumes": it is run on these alone
     note: str = ""  # number in PAPER_VS_CODE.md
-    constants: tuple[tuple[str, float], ...] = ()  # of volumes.py, with other values
+    constants: tuple[tuple[str, float | str], ...] = ()  # of volumes.py, with other values
+    boxes_are: str = ""  # the kind that it asks boxes as, or "other": not the kind that they are (KIND_OF)
 
 
 class Table(NamedTuple):
@@ -68,8 +69,10 @@ class Table(NamedTuple):
 
 
 MOVED, LOOSE = f"moved-{BOX_JITTER}px-seed0", ("loose-15pct-seed0", "loose-30pct-seed0")
-BASELINE = System("baseline", model="baseline")
-PROPOSED = System("proposed", ("baseline", ELLIPSE))
+KIND_OF = {"exact": "exact", MOVED: "exact", LOOSE[0]: "drawn", LOOSE[1]: "drawn"}  # of segment.BOX_KINDS
+FLOAT = ("openvino", "precision=f32")  # the masks of engine torch but for rounding, in a third of its time
+BASELINE = System("baseline", model="baseline", engine=FLOAT)
+PROPOSED = System("proposed", ("baseline", ELLIPSE), engine=FLOAT)
 INT8 = (
     System("baseline-int8", ("baseline",), "baseline", ("torch-int8",)),
     System("proposed-int8", ("proposed",), "proposed", ("torch-int8",)),
@@ -86,10 +89,11 @@ SWEEP = {
     "GROWTH": (0.0, 0.01, 0.06, 0.1),
     "LOGIT_LIMIT": (1.5, 6.0, 12.0),
     "PRIOR_WEIGHT": (0.0, 10.0, 40.0, 120.0, 400.0),
+    "FOLLOWED": ("exact", "drawn"),
 }
 AS_SET = {name: getattr(volumes, name) for name in SWEEP}
 SWEPT = tuple(
-    System(f"{name} {value:g}", ("as set",), constants=((name, value),))
+    System(f"{name} {value}", ("as set",), engine=FLOAT, constants=((name, value),))
     for name, values in SWEEP.items()
     for value in values
     if value != AS_SET[name]
@@ -98,8 +102,10 @@ RELEASED_CHANNELS = ("iterations=1", "diffusion_range=1.0", "border=wrap", "roun
 TABLES = {
     "table4": Table("Table 4 measured", (BASELINE, INT8[0], PROPOSED, INT8[1]), ("exact", MOVED), ("boxes",)),
     "table4_unseen": Table("Table 4 measured", (BASELINE, PROPOSED, INT8[1]), ("exact", MOVED, *LOOSE), ("boxes",)),
-    "looseness": Table("Scores as boxes get looser (D20)", (BASELINE, PROPOSED), ("exact", MOVED, *LOOSE),
-                       ("folder", "boxes"), "pictures"),
+    "looseness": Table("Scores as boxes get looser (D20)", (
+        BASELINE, PROPOSED,
+        System("proposed, asked as the other kind", ("proposed",), engine=FLOAT, boxes_are="other", note="D24"),
+    ), ("exact", MOVED, *LOOSE), ("folder", "boxes"), "pictures"),
     "precision": Table("What does a shorter number cost? (D17, D23)", (
         System("float32", engine=("openvino", "precision=f32")),
         System("bfloat16", ("float32",), engine=("openvino", "precision=bf16")),
@@ -133,7 +139,8 @@ TABLES = {
         change("gray", "#5", "color=gray"),
     ), only="pictures"),
     "propagation": Table("What each constant of the 3D propagation is worth (D6)", (
-        BASELINE, System("as set", ("baseline", ELLIPSE)), *SWEPT,
+        BASELINE, System("as set", ("baseline", ELLIPSE), engine=FLOAT),
+        System("middle slice asked as drawn", ("as set",), engine=FLOAT, boxes_are="drawn"), *SWEPT,
     ), only="volumes"),
 }  # fmt: skip
 
@@ -231,7 +238,11 @@ def digest(*paths: Path, text: str = "") -> str:
 
 def label_maps(system: System, model: str, place: Path) -> Path:
     """Step 4 with a system on the cases of a folder, unless it has been done. -> the folder of its label maps"""
-    flags = ["--model", model, "--preset", *system.preset, "--engine", *system.engine]
+    kind = KIND_OF[place.parent.name]
+    kind = {"": kind, "other": next(other for other in BOX_KINDS if other != kind)}.get(
+        system.boxes_are, system.boxes_are
+    )
+    flags = ["--model", model, "--preset", *system.preset, "--engine", *system.engine, "--boxes", kind]
     key = digest(weights_of(model), place / "imgs", text=repr((flags, system.constants)))[:16]
     out = place / "segs" / f"{system.name}-{key}"
     # step 4 writes this file when it has done all cases
