@@ -26,13 +26,9 @@ Writes NAME.dynamic.pt, which step 4 runs with --engine torch-int8, and a report
 .json. Static int8, for convolutions too: python -m engines static.
 """
 
-import argparse
 import copy
-import statistics
-import sys
-import tempfile
-import time
 import warnings
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +39,18 @@ from demo_data import tiny_case
 from formats import InputError, checkpoints
 from formats.npz import write_case
 from formats.readers import list_cases
-from formats.writing import progress, tell
+from formats.writing import for_each, script
 from metrics import case_scores
 from model import TorchEngine
 from presets import preset_options
-from quantize import BOX, int8_reach, quantize_linear_layers, save_int8
-from tables import read_scored, write_int8_report
+from quantize import compare_speed, int8_reach, quantize_linear_layers, save_int8
+from tables import finish_int8, read_scored
 from volumes import segment_case
 
 TIMED_BOXES = (1, 6, 16)  # boxes that the timed decoder is asked at once
 
 
-def run(args: argparse.Namespace, cases: list[Path]) -> dict:
+def run(args: Namespace, cases: list[Path]) -> dict:
     # 1. The float network, trained: quantization comes last, and trains nothing
     model, path, stored = segment.read_model(args.model)
     preset, force, settings = preset_options(args.preset)
@@ -70,17 +66,15 @@ def run(args: argparse.Namespace, cases: list[Path]) -> dict:
     # 3. Less memory? An int8 weight has one byte, a float32 weight four. What share of all weights was
     #    reached, and of the multiply-adds of encoder and decoder, which could become faster?
     reach = int8_reach(network)
-    out = args.out or (checkpoints.OUR_CHECKPOINT if args.model in segment.MODELS else path).with_name(
-        f"{path.stem}.dynamic.pt"
-    )
+    beside = checkpoints.OUR_CHECKPOINT if args.model in segment.MODELS else path
+    out = args.out or beside.with_name(f"{path.stem}.dynamic.pt")
     int8_bytes = save_int8(out, quantized, preset.weight_int8, architecture=model, preset=stored.get("preset"))
     reach["bytes"] = (int8_bytes, sum(value.numel() * value.element_size() for value in network.state_dict().values()))
     int8 = segment.load(model, out, preset.name, "torch-int8", force, settings)  # from here on, what the file holds
 
     # 4. Faster? Median seconds of the encoder, and of the decoder with few and many boxes. PyTorch's own
     #    int8 layers do the same sums as ours: what lies between the two is Python, not int8
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it will move to another package
+    with warnings.catch_warnings(action="ignore"):  # that it will move to another package
         compiled = torch.ao.quantization.quantize_dynamic(network, {torch.nn.Linear}, dtype=torch.qint8)
     timed = {"float": floats.engine, "int8": int8.engine, "PyTorch's int8": TorchEngine(compiled)}
     seconds = compare_speed(timed, args.repeats, TIMED_BOXES)
@@ -88,47 +82,19 @@ def run(args: argparse.Namespace, cases: list[Path]) -> dict:
     # 5. As accurate? DSC and NSD with float and with int8 layers, on the same cases and boxes
     rows, left_out = score_cases(cases, {"float": floats, "int8": int8})
 
-    report = {"title": f"{model}, dynamic int8, one weight scale per {preset.weight_int8}", "layers": layers}
-    report |= {"reach": reach, "seconds": seconds, "cases": rows}
+    title = f"{model}, dynamic int8, one weight scale per {preset.weight_int8}"
+    report = {"title": title, "layers": layers, "reach": reach, "seconds": seconds, "cases": rows}
     report |= {"repeats": args.repeats, "threads": torch.get_num_threads(), "arguments": vars(args)}
-    print(write_int8_report(out.with_suffix(""), report))
-    if left_out:
-        raise InputError(f"{len(cases) - left_out} cases scored, {left_out} left out as told above; wrote {out}")
-    command = f"python 04_infer.py --model {out} --engine torch-int8 -i CASES -o segs_int8"
-    print("Removed again. Next: 04_infer.py --smoke" if args.smoke else f"Wrote {out}. Next: {command}")
+    finish_int8(out, report, left_out)
     return report
 
 
-def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """Median seconds of encoder and decoder, {part: {engine: seconds}}, of engines like model.TorchEngine."""
-    image = np.random.default_rng(0).random((3, 256, 256), np.float32)
-    embedding, found = {name: engine.encode(image) for name, engine in engines.items()}, {}
-    for n in (0, *boxes):  # 0: the encoder
-        asked, seconds = np.tile(np.float32(BOX), (n, 1)), {name: [] for name in engines}
-        # The engines take turns, so that whatever else the machine does slows all down
-        for _ in range(repeats + 1):
-            for name, engine in engines.items():
-                start = time.perf_counter()
-                _ = engine.decode(embedding[name], asked) if n else engine.encode(image)
-                seconds[name].append(time.perf_counter() - start)
-        title = f"decoder, {n} box{'es' * (n > 1)}" if n else "encoder, 1 image"
-        # The first run, which warms up, does not count
-        found[title] = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    return found
-
-
 def score_cases(cases: list[Path], systems: dict[str, segment.Segmenter]) -> tuple[list[dict], int]:
-    """`score` of every case; a bad one is told and left out. -> rows, cases left out. InputError if none is left."""
-    rows, left_out = [], 0
-    for case in progress(cases, "score", unit="case"):
-        try:
-            rows += score(case, systems)
-        except InputError as error:
-            left_out += 1
-            tell(f"left out: {error}", error=True)
-    if not rows:
+    """`score` of every case. -> rows, how many cases were left out. InputError if none is left."""
+    found, left_out = for_each(lambda path: score(path, systems), cases, "score", "case")
+    if not found:
         raise InputError(f"no case could be scored; {left_out} left out as told above")
-    return rows, left_out
+    return sum(found, []), left_out
 
 
 def score(path: Path, systems: dict[str, segment.Segmenter]) -> list[dict]:
@@ -146,10 +112,14 @@ def score(path: Path, systems: dict[str, segment.Segmenter]) -> list[dict]:
     return rows
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    models = ", ".join(segment.MODELS)
-    p.add_argument("--model", default="baseline", metavar="NAME|FILE", help=f"{models}, or a checkpoint (baseline)")
+def parse(argv: list[str] | None) -> Namespace:
+    p = ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument(
+        "--model",
+        default="baseline",
+        metavar="NAME|FILE",
+        help=f"{', '.join(segment.MODELS)}, or a checkpoint (baseline)",
+    )
     p.add_argument("--preset", nargs="+", default=[], metavar="NAME|FIELD=VALUE", help="such as weight_int8=tensor")
     p.add_argument("-i", "--input", type=Path, help="folder of .npz cases to score, whose truth is in ../gts")
     p.add_argument("-o", "--out", type=Path, help="the int8 file (default: beside the float one, or in checkpoints/)")
@@ -164,15 +134,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the report."""
     args = parse(argv)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            if args.input is None:
-                write_case(Path(scratch), tiny_case())
-            if args.smoke:
-                args.out, args.repeats = Path(scratch) / "smoke.dynamic.pt", 1
-            return run(args, list_cases(args.input or Path(scratch) / "imgs"))
-    except (InputError, OSError) as error:
-        sys.exit(f"03_quantize.py: {error}")
+    with script("03_quantize.py", args, "demo_data:smoke_quantize") as scratch:
+        return run(args, list_cases(args.input or write_case(scratch, tiny_case()).parent))
 
 
 if __name__ == "__main__":

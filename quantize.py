@@ -26,9 +26,12 @@ Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 """
 
 import math
+import statistics
+import time
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -187,7 +190,7 @@ def save_int8(path: Path, model: nn.Module, per: str, **says: str | None) -> int
     return path.stat().st_size
 
 
-# ---------------------------------------------------------------- its reach: weights, multiply-adds
+# ---------------------------------------------------------------- its reach: weights, multiply-adds, seconds
 
 BOX = (50.0, 60.0, 180.0, 200.0)  # the box that is counted, and timed by step 3: x0 y0 x1 y1 on the grid
 CPU_ATTENTION = {  # the decoder's, which PyTorch's counter does not know on a CPU: q k^T, and its product with v
@@ -241,6 +244,24 @@ def int8_reach(network: BoxSegmenter) -> dict[str, tuple[int, int]]:
         int8 = sum(number for (_, kind), number in counted.items() if kind == "linear")
         reach[f"multiply-adds{where}"] = (int8, sum(counted.values()))
     return reach
+
+
+def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Median seconds of encoder and decoder, {part: {engine: seconds}}, of engines like model.TorchEngine."""
+    image = np.random.default_rng(0).random((3, 256, 256), np.float32)
+    embedding, found = {name: engine.encode(image) for name, engine in engines.items()}, {}
+    for n in (0, *boxes):  # 0: the encoder
+        asked, seconds = np.tile(np.float32(BOX), (n, 1)), {name: [] for name in engines}
+        # The engines take turns, so that whatever else the machine does slows all down
+        for _ in range(repeats + 1):
+            for name, engine in engines.items():
+                start = time.perf_counter()
+                _ = engine.decode(embedding[name], asked) if n else engine.encode(image)
+                seconds[name].append(time.perf_counter() - start)
+        title = f"decoder, {n} box{'es' * (n > 1)}" if n else "encoder, 1 image"
+        # The first run, which warms up, does not count
+        found[title] = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return found
 
 
 def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[dict]:

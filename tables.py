@@ -432,3 +432,18 @@ def write_int8_report(beside: Path, report: dict) -> str:
     save_text(beside.with_name(f"{beside.name}.md"), f"# {report['title']}\n\n{text}\n\nLayers in int8:\n\n{layers}\n")
     save_json(beside.with_name(f"{beside.name}.json"), report)
     return text
+
+
+def finish_int8(out: Path, report: dict, left_out: int) -> None:
+    """Step 3's report beside its file `out`, its tables on the screen, and what comes next.
+
+    left_out: cases that could not be scored. InputError, at the end, if there are any.
+    """
+    print(write_int8_report(out.with_suffix(""), report))
+    if left_out:  # the report has two rows for each case, float and int8
+        scored = len(report["cases"]) // 2
+        raise InputError(f"{scored} cases scored, {left_out} left out as told above; wrote {out}")
+    command = f"python 04_infer.py --model {out} --engine torch-int8 -i CASES -o segs_int8"
+    print(
+        "Removed again. Next: 04_infer.py --smoke" if report["arguments"]["smoke"] else f"Wrote {out}. Next: {command}"
+    )

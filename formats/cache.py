@@ -251,11 +251,16 @@ def merged_entries(
     return sorted(rows, key=lambda row: row.name)
 
 
-def tell_summary(folder: Path, cases: list[CachedCase], entries: list[CacheEntry], thin: int, excluded: int) -> None:
-    """Print what a run read, what the cache holds, what was left out. Warn of patients on both sides.
+def finish_cache(
+    arguments: dict, entries: list[CacheEntry], cases: list[CachedCase], thin: int, excluded: int, bad: int
+) -> None:
+    """Write arguments.json, print what a run read, what the cache holds, what was left out. Warn of patients on both sides.
 
-    cases : this run's.   thin : objects left out of validation cases.   excluded : files left out.
+    cases : this run's.   thin : objects left out of validation cases.   excluded, bad : files left out,
+    as --exclude says, or because they cannot be used: InputError if there are such.
     """
+    folder = arguments["out"]
+    save_json(folder / "arguments.json", arguments)
     sides = {split: {entry.patient for entry in entries if entry.split == split} for split in SPLITS}
     if both := sorted(sides["train"] & sides["val"]):  # a drawn split has none
         tell(
@@ -278,6 +283,11 @@ def tell_summary(folder: Path, cases: list[CachedCase], entries: list[CacheEntry
         f"01_preprocess.py: {len(cases):,} files with {sum(case.objects for case in cases):,} objects; {folder} holds "
         f"{len(entries):,} images with {sum(entry.objects for entry in entries):,} objects, {train:,} train and "
         f"{val:,} val; left out: {left_out}{note}"
+    )
+    if bad:
+        raise InputError(f"{len(cases)} of {len(cases) + bad} files done, {bad} left out as told above.")
+    print(
+        f"01_preprocess.py: finished. Next: python 02_train.py {'--smoke' if arguments['smoke'] else f'--cache {folder}'}"
     )
 
 

@@ -91,12 +91,17 @@ def options_of(read: dict[str, str]) -> Options:
     return Options(read["window"], (), read["instances"] == "yes", int(read["smallest"]))
 
 
-def list_sources(folder: Path, masks: Path | None, val: Path | None, read: dict[str, str]) -> tuple[list[Source], int]:
-    """The cases of step 1, sorted by name; and how many files cannot be used (stderr says why).
+def list_sources(
+    folder: Path, masks: Path | None, val: Path | None, read: dict[str, str], exclude: Path | None
+) -> tuple[list[Source], set[str], int, int]:
+    """-> the cases of step 1, sorted by name; the names to leave out, and how many cases have one; how many files
+    cannot be used (stderr says why).
 
     masks : a folder of masks with the names of the images, or a COCO file.   val : a folder of
-    challenge cases. A case that is in both is for validation.   read : what --read says.
+    challenge cases. A case that is in both is for validation.   read : what --read says.   exclude : a
+    text file of names.
     """
+    excluded = set(map(str.strip, exclude.read_text("utf-8").splitlines())) if exclude else set()
     options, problems, prefix = options_of(read), [], f"{read['modality']}_" if "modality" in read else ""
     validation = [Source(name_of(path), path, None, "val", options) for path in (list_cases(val) if val else ())]
     if dataset := read.get("dataset"):
@@ -116,7 +121,8 @@ def list_sources(folder: Path, masks: Path | None, val: Path | None, read: dict[
             problems.append(InputError(f"{source.path}: {where} holds a case of this name too, which is kept"))
     for problem in problems:
         tell(f"01_preprocess.py: left out: {problem}", error=True)
-    return [source for _, source in sorted(sources.items())], len(problems)
+    chosen = [source for name, source in sorted(sources.items()) if name not in excluded]
+    return chosen, excluded, len(sources) - len(chosen), len(problems)
 
 
 @dataclass(frozen=True)
