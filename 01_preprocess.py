@@ -12,14 +12,12 @@ they are brought to one size and stored once, in forms that are small and quick 
 
 A volume becomes one image for each slice that holds an object.
 
-    python 01_preprocess.py -i data/train --val data/val      folders of challenge cases
+    python 01_preprocess.py -i data/train --val data/val                    folders of challenge cases
     python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital
-    python 01_preprocess.py -i FOLDER --read dataset=btcv     a public data set (formats/sources.py)
-    python 01_preprocess.py --smoke                           tiny synthetic cases, 5 s
+    python 01_preprocess.py --smoke                                         tiny synthetic cases, 5 s
 
-Writes cache/imgs, cache/masks, cache/index.csv; and cache/cases, the validation cases at their original
-size, which steps 4 and 5 read. Run it again after an interruption, or with another folder for the
-same cache: what is done stays, and so does the split. Many machines: docs/cache.md.
+Writes cache/: imgs, masks, index.csv, and cases to validate on, at their original size, for steps 4 and 5.
+A later run keeps what is done, and the split. Public data sets, many machines: docs/cache.md.
 """
 
 import zlib
@@ -33,25 +31,22 @@ import numpy as np
 from data import encode_runs, image_path, load_entry, mask_path, save_mask
 from enhance import is_gray
 from formats import cache, person_of, usable_cores
-from formats.cache import CachedCase, CacheEntry
 from formats.case import Case
-from formats.readers import read_options
 from formats.sources import list_sources, write_validation_cases
 from formats.writing import save_image, script
-from grid import GRID, label_ids, pad_to_square, resize_labels_to_grid, resize_to_grid
+from grid import GRID, pad_to_square, resize_labels_to_grid, resize_to_grid
 
 
-def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> CachedCase:
+def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> cache.CachedCase:
     """Write the images and masks of one case, a picture or the slices of a volume. [P 2.1]
 
     folder : the cache.   source : name of the case's file.   stamp : tells a changed file.
     """
-    entries, empty, lost = [], 0, 0
+    assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16
+    entries = []
     for name, z in cache.slice_names(case):
-        image, labels = case.image[z], case.labels[z]  # (H, W) or (H, W, 3) uint8, and (H, W) uint16
-        shown = len(label_ids(labels))
-        if shown == 0:  # a slice without an object teaches nothing: a box needs an object
-            empty += 1
+        image, labels = case.image[z], case.labels[z]  # (H, W) or (H, W, 3), and (H, W)
+        if not labels.any():  # a slice without an object teaches nothing: a box needs an object
             continue
 
         # One size for all: the long side becomes 256 pixels. An image's pixels are averaged. A label
@@ -60,9 +55,7 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
         if image.ndim == 3 and is_gray(image):
             image = image[..., 0]
         image, labels = resize_to_grid(image), resize_labels_to_grid(labels)  # (h, w), the longer of the two 256
-        kept = len(label_ids(labels))
-        lost += shown - kept
-        if kept == 0:
+        if not labels.any():
             continue
 
         # Zeros at the right and at the bottom make it a square, so that no anatomy is stretched.
@@ -77,11 +70,11 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
 
         # Its row of the index has the modality and sub-modality that step 2 draws by, and the
         # patient that the split goes by.
-        entries.append(cache.entry_of(case, name, source, case.labels[z].shape, kept))
-    return CachedCase(case.name, stamp, entries, len(label_ids(case.labels)), empty, lost)
+        entries.append(cache.entry_of(case, name, source, case.labels[z].shape, labels))
+    return cache.case_of(case, stamp, entries)
 
 
-def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[CacheEntry]:
+def split_entries(entries: list[cache.CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[cache.CacheEntry]:
     """Fill in the split of the rows that have none: 1 % of each modality for validation. [P 3.2]
 
     Whole patients are drawn, because to know a slice's neighbour is nearly to know the slice. A row
@@ -116,10 +109,9 @@ def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int 
     return [entry if entry.split else replace(entry, split=chosen[entry.modality, entry.patient]) for entry in entries]
 
 
-def run(args: Namespace) -> list[CacheEntry]:
+def run(args: Namespace) -> list[cache.CacheEntry]:
     # Which cases: images with their masks, sorted by name
-    options = read_options(args.read)
-    sources, excluded, skipped, bad = list_sources(args.input, args.masks, args.val, options, args.exclude)
+    sources, excluded, skipped, bad = list_sources(args.input, args.masks, args.val, args.read, args.exclude)
 
     # Each case that is not done yet to PNG and PKL: `cache_case`, on all cores or many machines
     cache.start_cache(args.out, args.input, args.masks, args.val)
@@ -155,7 +147,7 @@ def parse(argv: list[str] | None) -> Namespace:
     return args
 
 
-def main(argv: list[str] | None = None) -> list[CacheEntry]:
+def main(argv: list[str] | None = None) -> list[cache.CacheEntry]:
     """Returns the rows of index.csv."""
     args = parse(argv)
     again = "; mend that and run the same command again, what is done is kept"

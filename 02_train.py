@@ -19,9 +19,8 @@ AdamW starts with a learning rate of 5e-5, which ReduceLROnPlateau lowers when t
     python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 90 --batch 2
     python 02_train.py --smoke                              4 steps on tiny synthetic cases, 1 min
 
-Writes last.pt, best.pt, losses.csv, log.csv, dice_by_modality.csv and curve.png into --out. --resume
-goes on from last.pt and ends, on a CPU bit for bit, as a run that was never stopped. Several GPUs:
-training.join_processes. How our own checkpoint was made: recipe/.
+Writes checkpoints, log and curve into --out; --resume ends, on a CPU bit for bit, as a run that was never
+stopped. Several GPUs: training.join_processes. How our own checkpoint was made: recipe/.
 """
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
@@ -34,7 +33,7 @@ from data import SliceDataset, read_split, validation_item
 from formats.writing import script
 from presets import PRESETS, override
 from segment import MODELS
-from training import Run, decode_batch, dice_loss, join_processes, mask_iou, process_mean, starting_network, validate
+from training import Run, decode_batch, dice_loss, join_processes, mask_iou, starting_network, validate
 
 FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau, the released code's (#26)
 
@@ -93,7 +92,6 @@ def run(args: Namespace) -> dict:
 
         optimiser.zero_grad()
         loss.backward()
-        process_mean(*(parameter.grad for parameter in network.parameters()))  # of torchrun
         optimiser.step()
         run.count(loss, args.out)
 

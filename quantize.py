@@ -28,6 +28,7 @@ Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 import math
 import statistics
 import time
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from formats import InputError
 from formats.checkpoints import INT8_KEY, save_checkpoint
 from grid import GRID
-from model import BoxSegmenter
+from model import BoxSegmenter, TorchEngine
 
 BITS = {"channel": 8, "tensor": 7}  # kind of weight scale -> bits of the activations
 LEAST, MOST = -128, 127  # int8
@@ -244,6 +245,12 @@ def int8_reach(network: BoxSegmenter) -> dict[str, tuple[int, int]]:
         int8 = sum(number for (_, kind), number in counted.items() if kind == "linear")
         reach[f"multiply-adds{where}"] = (int8, sum(counted.values()))
     return reach
+
+
+def pytorchs_int8(network: BoxSegmenter) -> TorchEngine:
+    """A copy of a network with PyTorch's own dynamic int8 layers, to compare ours with."""
+    with warnings.catch_warnings(action="ignore"):  # that it will move to another package
+        return TorchEngine(torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8))
 
 
 def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[str, dict[str, float]]:

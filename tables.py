@@ -9,7 +9,7 @@ import csv
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from formats import MODALITIES, InputError, modality_of
 from formats.case import Case, check_boxes, check_labels, spacing_zyx
 from formats.npz import load_npz
 from formats.readers import read_case
-from formats.writing import csv_text, save_json, save_text
+from formats.writing import csv_text, progress, save_json, save_text, tell
 from grid import boxes_from_labels
 from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
 
@@ -97,6 +97,10 @@ class Truth(NamedTuple):
     boxes: np.ndarray  # (N, 4) or (N, 6)
     modality: str
 
+    def labels_of(self, painted: np.ndarray) -> np.ndarray:
+        """A label map that has i + 1 where box i's mask is, with the label that box i asks for in its place."""
+        return np.append(0, self.ids).astype(np.uint16)[painted]
+
 
 def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict]:
     """Label map `key` of an .npz as uint16, of the given shape if any, and all that the file holds. Or InputError."""
@@ -137,6 +141,20 @@ def read_scored(path: Path) -> tuple[Case, Truth]:
     if case.boxes is not None:
         truth = truth._replace(ids=np.arange(1, len(case.boxes) + 1), boxes=case.boxes)
     return replace(case, boxes=truth.boxes), truth
+
+
+def score_all(score: Callable, cases: list[Path]) -> tuple[list[dict], int]:
+    """Rows that `score` gives of every case; a bad one is told and left out. -> rows, how many. InputError if none is left."""
+    rows, left_out = [], 0
+    for path in progress(cases, "score", unit="case"):
+        try:
+            rows += score(path)
+        except InputError as error:
+            left_out += 1
+            tell(f"left out: {error}", error=True)
+    if not rows:
+        raise InputError(f"no case could be scored; {left_out} left out as told above")
+    return rows, left_out
 
 
 def read_predictions(name: str, systems: dict[str, Path], truth: Truth) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -434,16 +452,20 @@ def write_int8_report(beside: Path, report: dict) -> str:
     return text
 
 
-def finish_int8(out: Path, report: dict, left_out: int) -> None:
-    """Step 3's report beside its file `out`, its tables on the screen, and what comes next.
+def finish_int8(
+    out: Path, title: str, layers: list, reach: dict, seconds: dict, cases: list[dict], left_out: int, arguments: dict
+) -> dict:
+    """Step 3's report beside its file `out`, its tables on the screen, and what comes next. -> the report
 
-    left_out: cases that could not be scored. InputError, at the end, if there are any.
+    cases: rows of scores, float and int8.   left_out: cases that could not be scored; InputError if there are any.
     """
+    import torch
+
+    report = {"title": title, "layers": layers, "reach": reach, "seconds": seconds, "cases": cases}
+    report |= {"repeats": arguments["repeats"], "threads": torch.get_num_threads(), "arguments": arguments}
     print(write_int8_report(out.with_suffix(""), report))
-    if left_out:  # the report has two rows for each case, float and int8
-        scored = len(report["cases"]) // 2
-        raise InputError(f"{scored} cases scored, {left_out} left out as told above; wrote {out}")
+    if left_out:
+        raise InputError(f"{len(cases) // 2} cases scored, {left_out} left out as told above; wrote {out}")
     command = f"python 04_infer.py --model {out} --engine torch-int8 -i CASES -o segs_int8"
-    print(
-        "Removed again. Next: 04_infer.py --smoke" if report["arguments"]["smoke"] else f"Wrote {out}. Next: {command}"
-    )
+    print("Removed again. Next: 04_infer.py --smoke" if arguments["smoke"] else f"Wrote {out}. Next: {command}")
+    return report

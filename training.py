@@ -36,9 +36,6 @@ PROGRESS = ("step", "best", "log", "losses")  # fields of Run
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "learning_rate")
 
 
-# ---------------------------------------------------------------- losses
-
-
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Soft Dice loss, the mean over all prompts of
 
@@ -73,9 +70,6 @@ def segmentation_loss(logits: Tensor, iou: Tensor, masks: Tensor) -> dict[str, T
         "mse": F.mse_loss(iou, mask_iou(logits, masks)),
     }
     return terms | {"loss": sum(terms.values())}
-
-
-# ---------------------------------------------------------------- the network: its start, its answers
 
 
 def starting_network(
@@ -120,9 +114,6 @@ def decode_batch(decode: Callable, embedding: Tensor, boxes: Tensor) -> tuple[Te
         image_of_box = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
         logits, iou = decode(embedding, boxes.flatten(0, 1), image_of_box)
     return logits.float(), iou.float()
-
-
-# ---------------------------------------------------------------- validation
 
 
 @torch.no_grad()
@@ -171,9 +162,6 @@ def mean_of(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-# ---------------------------------------------------------------- one run: its log, saving, resuming
-
-
 @dataclass
 class Run:
     """All that a checkpoint holds, so that a run that was stopped goes on as if it had not been."""
@@ -204,6 +192,7 @@ class Run:
         if first_process():
             save_json(arguments["out"] / "arguments.json", arguments | {"preset_fields": vars(self.preset)})
         rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.optimiser.register_step_pre_hook(lambda *_: process_mean(*(p.grad for p in self.network.parameters())))
         self.bar = progress_bar(None, "train", steps, unit="step", initial=self.step, disable=rank > 0)
         plan = ([(step, place) for place in range(rank, data.batch, processes)] for step in range(self.step, steps))
         workers = min(8, usable_cores()) if device == "cuda" else 0
@@ -304,9 +293,6 @@ class Run:
             setattr(self, key, stored[key])
         torch.set_rng_state(stored["rng"])
         return stored
-
-
-# ---------------------------------------------------------------- several processes: torchrun
 
 
 def join_processes(batch: int) -> torch.device:

@@ -148,6 +148,11 @@ def smoke_train(args, folder: Path) -> None:
     args.steps, args.batch, args.set = 4, 2, [*args.set, "objects=2"]
 
 
+def tiny_folder(folder: Path) -> Path:
+    """A tiny image as step 4 reads it, with its truth. Returns the folder of the image."""
+    return write_case(folder, tiny_case()).parent
+
+
 def smoke_quantize(args, folder: Path) -> None:
     """Step 3's --smoke: one repeat, nothing is kept."""
     args.out, args.repeats = folder / "smoke.dynamic.pt", 1

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,32 +82,20 @@ def save_figure(path: Path, figure) -> None:
 
 
 @contextmanager
-def script(name: str, args, smoke: str, advice: str = "") -> Iterator[Path]:
-    """What a script runs in: a temporary folder; bad input, or a full disk, ends it with one sentence.
+def script(name: str, args=None, smoke: str = "", advice: str = "") -> Iterator[Path]:
+    """What a script runs in: a temporary folder. Bad input, or a full disk, ends it with one sentence.
 
     smoke : "module:function" that --smoke calls with the arguments, to change them, and the folder.
     advice : what to do about an error that the system told.
     """
     try:
         with tempfile.TemporaryDirectory() as folder:
-            if args.smoke:
+            if smoke and args.smoke:
                 module, function = smoke.split(":")
                 getattr(importlib.import_module(module), function)(args, Path(folder))
             yield Path(folder)
     except (InputError, OSError) as error:
         sys.exit(f"{name}: {error}{advice * isinstance(error, OSError)}")
-
-
-def for_each(function: Callable, items: Iterable, what: str, unit: str) -> tuple[list, int]:
-    """What a function returns for each item. Bad input is told and left out. -> results, how many were left out"""
-    results, left_out = [], 0
-    for item in progress(items, what, unit=unit):
-        try:
-            results.append(function(item))
-        except InputError as error:
-            left_out += 1
-            tell(f"left out: {error}", error=True)
-    return results, left_out
 
 
 def progress(iterable: Iterable, what: str, total: int | None = None, unit: str = "it", **options) -> Iterable:
