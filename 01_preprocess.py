@@ -16,7 +16,7 @@ A volume becomes one image for each slice that holds an object.
     python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital
     python 01_preprocess.py --smoke                                         tiny synthetic cases, 5 s
 
-Writes cache/: imgs, masks, index.csv, and cases to validate on, at their original size, for steps 4 and 5.
+Writes cache/: imgs, masks, index.csv; and cases to validate on, at their own size, for steps 4 and 5.
 A later run keeps what is done, and the split. Public data sets, many machines: docs/cache.md.
 """
 

@@ -19,8 +19,8 @@ AdamW starts with a learning rate of 5e-5, which ReduceLROnPlateau lowers when t
     python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 90 --batch 2
     python 02_train.py --smoke                              4 steps on tiny synthetic cases, 1 min
 
-Writes checkpoints, log and curve into --out; --resume ends, on a CPU bit for bit, as a run that was never
-stopped. Several GPUs: training.join_processes. How our own checkpoint was made: recipe/.
+Writes checkpoints, log and curve into --out. --resume goes on, on a CPU bit for bit as if it had not
+been stopped. Several GPUs: training.join_processes. How our own checkpoint was made: recipe/.
 """
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
@@ -49,7 +49,8 @@ def run(args: Namespace) -> dict:
     # [P 2.1] the three channels; the baseline sees the image without enhancement
     channels = "image" if MODELS[args.model].enhanced else "raw"
 
-    # [P Table 3] a pretrained network, AdamW, a learning rate that falls when the loss does not
+    # [P Table 3] a pretrained network; AdamW, with PyTorch's weight decay, as the paper names none; and a
+    # learning rate that falls when the loss does not
     init = args.out / "last.pt" if args.resume else args.init
     network, told = starting_network(args.model, preset, init, args.seed, device)
     on_gpu = device.type == "cuda"

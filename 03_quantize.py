@@ -5,7 +5,7 @@ every call, by the range that they have in this call. (Static quantization fixes
 on training images; the paper decides against it, as medical images vary.) A linear layer y = W x + b:
 
     W ~ s_w Q_w          once: s_w = max |W| / 127.5, Q_w in -128..127
-    x ~ s_x (Q_x - z)    for every x anew: s_x = (max x - min x) / 255, z = -128 - min x / s_x, rounded
+    x ~ s_x (Q_x - z)    every x anew: s_x = (max x - min x) / 255, z = -128 - min x / s_x, rounded
     y = s_w s_x (Q_w Q_x - z sum_k Q_w) + b
 
 The sums are of products of small integers, exact in int32 (quantize.py). Linear layers alone are
@@ -24,7 +24,7 @@ in time, and the report says by how much: ours pays for the Python between its s
     python 03_quantize.py --model runs/table3/best.pt -i demo/cache/cases/imgs      with scores on cases
     python 03_quantize.py --smoke                           one repeat, nothing is kept
 
-Writes NAME.dynamic.pt for step 4, --engine torch-int8, and a report. Static int8: python -m engines static.
+Writes NAME.dynamic.pt for step 4, and a report. Static int8, for comparison: python -m engines static.
 """
 
 import copy
@@ -54,37 +54,34 @@ def run(args: Namespace, cases: list[Path]) -> dict:
 
     # 2. Every linear layer gives way to one of int8, with the same weights rounded to whole steps of s_w:
     #    one s_w for the layer, or one for each of its outputs, as the preset says. Convolutions, norms and
-    #    attention's products stay float32
+    #    attention's products stay float32. Activations become int8 in each call, by their own range, so
+    #    nothing has to be calibrated
     quantized = copy.deepcopy(network)
     layers = quantize_linear_layers(quantized, preset.weight_int8)
 
-    # 3. Less memory [P 2.3]? An int8 weight has one byte, a float32 weight four. What share of all weights
-    #    was reached, and of the multiply-adds of encoder and decoder, which could become faster?
+    # 3. Less memory [P 2.3]? An int8 weight has one byte, a float32 weight four. What share of all
+    #    weights was reached, and of the multiply-adds of encoder and decoder, which could become faster?
     reach = int8_reach(network)
     out = args.out or int8_path(path, args.model in segment.MODELS)
     int8_bytes = save_int8(out, quantized, preset.weight_int8, architecture=model, preset=stored.get("preset"))
     reach["bytes"] = (int8_bytes, sum(value.numel() * value.element_size() for value in network.state_dict().values()))
     int8 = segment.load(model, out, preset.name, "torch-int8", force, settings)  # from here on, what the file holds
 
-    # 4. Faster [P 4.3]? The paper finds its int8 model three times as fast on average, but as the baseline,
-    #    whose encoder is another. Here a network is compared with itself: median seconds of the encoder, and
-    #    of the decoder with few and many boxes. PyTorch's own int8 layers (torch.qint8, the paper's) do the
-    #    same sums as ours: what lies between the two is Python, not int8
+    # 4. Faster [P 4.3]? The paper compares its int8 model with the baseline, which has another encoder:
+    #    three times as fast on average. Here each network is compared with itself: median seconds of the
+    #    encoder, and of the decoder with few and many boxes. PyTorch's own int8 layers (torch.qint8, the
+    #    paper's) do the same sums as ours: what lies between the two is Python, not int8
     timed = {"float": floats.engine, "int8": int8.engine, "PyTorch's int8": pytorchs_int8(network)}
     seconds = compare_speed(timed, args.repeats, TIMED_BOXES)
 
-    # 5. As accurate [P 4.1, Table 4]? The paper's averages rise: baseline DSC 83.83 to 84.06, NSD 95.20 to
-    #    95.32; proposed 88.20 to 88.54 and 98.05 to 98.28. It draws boxes at random when it scores (#19):
-    #    here float and int8 layers get the same cases and the same boxes
-    rows, left_out = score_cases(cases, {"float": floats, "int8": int8})
+    # 5. As accurate [P 4.1, Table 4]? The paper's averages rise with int8: of the baseline DSC from 83.83
+    #    to 84.06, NSD from 95.20 to 95.32; of the proposed model from 88.20 to 88.54 and 98.05 to 98.28.
+    #    Its code draws boxes at random when it scores (#19). Here float and int8 get the same boxes
+    systems = {"float": floats, "int8": int8}
+    rows, left_out = score_all(lambda path: score(path, systems), cases)
 
     title = f"{model}, dynamic int8, one weight scale per {preset.weight_int8}"
     return finish_int8(out, title, layers, reach, seconds, rows, left_out, vars(args))
-
-
-def score_cases(cases: list[Path], systems: dict[str, segment.Segmenter]) -> tuple[list[dict], int]:
-    """`score` of every case. -> rows, how many cases were left out"""
-    return score_all(lambda path: score(path, systems), cases)
 
 
 def score(path: Path, systems: dict[str, segment.Segmenter]) -> list[dict]:
