@@ -12,20 +12,16 @@ they are brought to one size and stored once, in forms that are small and quick 
 
 A volume becomes one image for each slice that holds an object.
 
-    python 01_preprocess.py -i data/train --val data/val      folders of challenge cases
+    python 01_preprocess.py -i data/train --val data/val                    folders of challenge cases
     python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital
-    python 01_preprocess.py -i FOLDER --read dataset=btcv     a public data set (formats/sources.py)
-    python 01_preprocess.py --smoke                           tiny synthetic cases, 5 s
+    python 01_preprocess.py --smoke                                         tiny synthetic cases, 5 s
 
-Writes cache/imgs, cache/masks, cache/index.csv; and cache/cases, the validation cases at their original
-size, which steps 4 and 5 read. Run it again after an interruption, or with another folder for the
-same cache: what is done stays, and so does the split. Many machines: docs/cache.md.
+Writes cache/: imgs, masks, index.csv; and cases to validate on, at their own size, for steps 4 and 5.
+A later run keeps what is done, and the split. Public data sets, many machines: docs/cache.md.
 """
 
-import argparse
-import sys
-import tempfile
 import zlib
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -34,48 +30,23 @@ import numpy as np
 
 from data import encode_runs, image_path, load_entry, mask_path, save_mask
 from enhance import is_gray
-from formats import InputError, cache, person_of, usable_cores
-from formats.cache import CachedCase, CacheEntry
+from formats import cache, person_of, usable_cores
 from formats.case import Case
-from formats.readers import read_options
 from formats.sources import list_sources, write_validation_cases
-from formats.writing import save_image, save_json
-from grid import GRID, label_ids, pad_to_square, resize_labels_to_grid, resize_to_grid
+from formats.writing import save_image, script
+from grid import GRID, pad_to_square, resize_labels_to_grid, resize_to_grid
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    form = argparse.ArgumentDefaultsHelpFormatter
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
-    what = p.add_mutually_exclusive_group(required=True)
-    what.add_argument("-i", "--input", type=Path, help="folder of images, labels in or beside them (docs/formats.md)")
-    what.add_argument("--smoke", action="store_true", help="tiny synthetic cases in place of --input")
-    p.add_argument("--masks", type=Path, help="folder of masks with the names of the images, or a COCO file")
-    p.add_argument("-o", "--out", type=Path, help="folder for the cache (cache, or with --smoke a temporary one)")
-    p.add_argument("--val", type=Path, help="folder of challenge cases to validate on, in place of drawing some")
-    p.add_argument("--val-share", type=float, default=0.01, help="share of each modality to draw for validation")
-    p.add_argument("--seed", type=int, default=0, help="seed of the draw, 0 or more")
-    p.add_argument("--jobs", type=cache.workers, default=usable_cores(), help="processes, or the address of a Dask scheduler such as tcp://HOST:8786")  # fmt: skip
-    p.add_argument("--exclude", type=Path, help="text file of case or slice names to leave out, one a line")
-    p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="what only some files need: window, modality, dataset, instances, smallest (docs/cache.md)")  # fmt: skip
-    args = p.parse_args(argv)
-    if not 0 < args.val_share <= 0.5 or args.seed < 0:
-        p.error("--val-share must lie above 0 and up to 0.5, --seed be 0 or more")
-    return args
-
-
-def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> CachedCase:
+def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> cache.CachedCase:
     """Write the images and masks of one case, a picture or the slices of a volume. [P 2.1]
 
     folder : the cache.   source : name of the case's file.   stamp : tells a changed file.
     """
     assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16
-    entries, objects, empty, lost = [], set(), 0, 0
+    entries = []
     for name, z in cache.slice_names(case):
         image, labels = case.image[z], case.labels[z]  # (H, W) or (H, W, 3), and (H, W)
-        shown = label_ids(labels).tolist()
-        objects.update(shown)
-        if not shown:  # a slice without an object teaches nothing: a box needs an object
-            empty += 1
+        if not labels.any():  # a slice without an object teaches nothing: a box needs an object
             continue
 
         # One size for all: the long side becomes 256 pixels. An image's pixels are averaged. A label
@@ -84,9 +55,7 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
         if image.ndim == 3 and is_gray(image):
             image = image[..., 0]
         image, labels = resize_to_grid(image), resize_labels_to_grid(labels)  # (h, w), the longer of the two 256
-        kept = len(label_ids(labels))
-        lost += len(shown) - kept
-        if kept == 0:
+        if not labels.any():
             continue
 
         # Zeros at the right and at the bottom make it a square, so that no anatomy is stretched.
@@ -101,11 +70,11 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> Cached
 
         # Its row of the index has the modality and sub-modality that step 2 draws by, and the
         # patient that the split goes by.
-        entries.append(cache.entry_of(case, name, source, case.labels[z].shape, kept))
-    return CachedCase(case.name, stamp, entries, len(objects), empty, lost)
+        entries.append(cache.entry_of(case, name, source, case.labels[z].shape, labels))
+    return cache.case_of(case, stamp, entries)
 
 
-def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[CacheEntry]:
+def split_entries(entries: list[cache.CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[cache.CacheEntry]:
     """Fill in the split of the rows that have none: 1 % of each modality for validation. [P 3.2]
 
     Whole patients are drawn, because to know a slice's neighbour is nearly to know the slice. A row
@@ -140,12 +109,9 @@ def split_entries(entries: list[CacheEntry], val_share: float = 0.01, seed: int 
     return [entry if entry.split else replace(entry, split=chosen[entry.modality, entry.patient]) for entry in entries]
 
 
-def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
-    """-> (rows of the index, files that were read, files that were left out)"""
+def run(args: Namespace) -> list[cache.CacheEntry]:
     # Which cases: images with their masks, sorted by name
-    excluded = set(map(str.strip, args.exclude.read_text("utf-8").splitlines())) if args.exclude else set()
-    listed, bad = list_sources(args.input, args.masks, args.val, read_options(args.read))
-    sources = [source for source in listed if source.name not in excluded]
+    sources, excluded, skipped, bad = list_sources(args.input, args.masks, args.val, args.read, args.exclude)
 
     # Each case that is not done yet to PNG and PKL: `cache_case`, on all cores or many machines
     cache.start_cache(args.out, args.input, args.masks, args.val)
@@ -157,30 +123,36 @@ def run(args: argparse.Namespace) -> tuple[list[CacheEntry], int, int]:
 
     # The validation cases at their original size, where steps 4 and 5 segment and score them
     thin = write_validation_cases(args.out / "cases", done, entries, args.jobs)
-
-    save_json(args.out / "arguments.json", vars(args))
-    cache.tell_summary(args.out, [case for _, case in done], entries, thin, len(listed) - len(sources))
-    return entries, len(done), len(sources) - len(done) + bad
+    cache.finish_cache(vars(args), entries, [case for _, case in done], thin, skipped, len(sources) - len(done) + bad)
+    return entries
 
 
-def main(argv: list[str] | None = None) -> list[CacheEntry]:
+def parse(argv: list[str] | None) -> Namespace:
+    p = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    what = p.add_mutually_exclusive_group(required=True)
+    what.add_argument("-i", "--input", type=Path, help="folder of images, labels in or beside them (docs/formats.md)")
+    what.add_argument("--smoke", action="store_true", help="tiny synthetic cases in place of --input")
+    p.add_argument("--masks", type=Path, help="folder of masks with the names of the images, or a COCO file")
+    p.add_argument("-o", "--out", type=Path, help="folder for the cache (cache, or with --smoke a temporary one)")
+    p.add_argument("--val", type=Path, help="folder of challenge cases to validate on, in place of drawing some")
+    p.add_argument("--val-share", type=float, default=0.01, help="share of each modality to draw for validation")
+    p.add_argument("--seed", type=int, default=0, help="seed of the draw, 0 or more")
+    p.add_argument("--jobs", type=cache.workers, default=usable_cores(), help="processes, or the address of a Dask scheduler such as tcp://HOST:8786")  # fmt: skip
+    p.add_argument("--exclude", type=Path, help="text file of case or slice names to leave out, one a line")
+    p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="what only some files need: window, modality, dataset, instances, smallest (docs/cache.md)")  # fmt: skip
+    args = p.parse_args(argv)
+    if not 0 < args.val_share <= 0.5 or args.seed < 0:
+        p.error("--val-share must lie above 0 and up to 0.5, --seed be 0 or more")
+    args.out = args.out or (None if args.smoke else Path("cache"))
+    return args
+
+
+def main(argv: list[str] | None = None) -> list[cache.CacheEntry]:
     """Returns the rows of index.csv."""
     args = parse(argv)
-    with tempfile.TemporaryDirectory() as scratch:
-        if args.smoke:
-            from demo_data import write_tiny_cases  # only here: it draws, and no other run does
-
-            args.input = write_tiny_cases(Path(scratch) / "train")
-        args.out = args.out or (Path(scratch) if args.smoke else Path()) / "cache"
-        try:
-            entries, good, bad = run(args)
-        except (InputError, OSError) as error:
-            again = "; mend that and run the same command again, what is done is kept" * isinstance(error, OSError)
-            sys.exit(f"01_preprocess.py: {error}{again}")
-    if bad:
-        sys.exit(f"01_preprocess.py: {good} of {good + bad} files done, {bad} left out as told above.")
-    print(f"01_preprocess.py: finished. Next: python 02_train.py {'--smoke' if args.smoke else f'--cache {args.out}'}")
-    return entries
+    again = "; mend that and run the same command again, what is done is kept"
+    with script("01_preprocess.py", args, "demo_data:smoke_preprocess", again):
+        return run(args)
 
 
 if __name__ == "__main__":

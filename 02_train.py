@@ -5,9 +5,12 @@ batches of 32 images of 256 x 256 x 3. An epoch of all images took more than a d
 of each 2D modality and of each 3D sub-modality (`fixed`: as many of each modality). Nothing is flipped
 or cropped, since a heart lies on the left: augmentation moves the sides of the box, by up to 5 pixels
 (#18), and that is all. For an object's box the network gives logits L of its mask and the IoU u that
-it expects of it; the truth is the mask M:
+it expects of it; the truth is the mask M. With p = sigmoid(L), and sums and means over the pixels:
 
-    loss = BCE(L, M) + Dice(L, M) + (u - IoU(L > 0, M))^2
+    loss = BCE + Dice + MSE
+    BCE  = - mean (M log p + (1 - M) log (1 - p))
+    Dice = 1 - 2 sum p M / (sum p^2 + sum M^2)                        (#28)
+    MSE  = (u - IoU)^2,   IoU = |A and M| / |A or M|,   A: where L > 0
 
 AdamW starts with a learning rate of 5e-5, which ReduceLROnPlateau lowers when the loss stays as it is.
 1 % of the images validate; the weights of the smallest validation loss are the final model.
@@ -15,38 +18,87 @@ AdamW starts with a learning rate of 5e-5, which ReduceLROnPlateau lowers when t
     python 02_train.py --cache cache --init efficientvit_sam_l0.pt    the paper's 300 epochs
     python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 90 --batch 2
     python 02_train.py --smoke                              4 steps on tiny synthetic cases, 1 min
-    torchrun --nproc-per-node 2 02_train.py --cache cache --init efficientvit_sam_l0.pt
 
-Writes last.pt, best.pt, losses.csv, log.csv, dice_by_modality.csv and curve.png into --out. --resume
-goes on from last.pt and ends, on a CPU bit for bit, as a run that was never stopped. Under torchrun
-each process takes its part of the batch, and gradients are averaged. Only batch norm differs: each
-process has the mean and variance of its part, and the first one's running means are kept. How our own
-checkpoint was made: recipe/.
+Writes checkpoints, log and curve into --out. --resume goes on, on a CPU bit for bit as if it had not
+been stopped. Several GPUs: training.join_processes. How our own checkpoint was made: recipe/.
 """
 
-import argparse
-import sys
-import tempfile
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
-from data import SliceDataset, read_split, steps_of_epoch, validation_item
-from formats import InputError, usable_cores
-from formats.cache import fingerprint
-from formats.writing import progress_bar, save_json
+from data import SliceDataset, read_split, validation_item
+from formats.writing import script
 from presets import PRESETS, override
 from segment import MODELS
-from training import Run, decode_batch, dice_loss, join_processes, mask_iou, process_mean, starting_network, validate
+from training import Run, decode_batch, dice_loss, join_processes, mask_iou, starting_network, validate
 
 FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau, the released code's (#26)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    form = argparse.ArgumentDefaultsHelpFormatter
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
+def run(args: Namespace) -> dict:
+    device, preset = join_processes(args.batch), override(PRESETS[args.preset], args.set)
+
+    # [P 3.2] 1 % of the images of each modality are for validation, the others for training
+    train_set, validation_set = read_split(args.cache)
+    # [P 3.2] 300 epochs, each of 1,000 images at most of a modality; only the boxes are augmented
+    data = SliceDataset(args.cache, train_set, preset, args.batch, args.seed)
+    steps = preset.epochs * data.steps_per_epoch if args.steps is None else args.steps
+    # [P 2.1] the three channels; the baseline sees the image without enhancement
+    channels = "image" if MODELS[args.model].enhanced else "raw"
+
+    # [P Table 3] a pretrained network; AdamW, with PyTorch's weight decay, as the paper names none; and a
+    # learning rate that falls when the loss does not
+    init = args.out / "last.pt" if args.resume else args.init
+    network, told = starting_network(args.model, preset, init, args.seed, device)
+    on_gpu = device.type == "cuda"
+    optimiser = torch.optim.AdamW(network.parameters(), lr=preset.learning_rate, weight_decay=0.01, fused=on_gpu)
+    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=FACTOR, patience=PATIENCE)
+    bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=on_gpu)
+
+    run = Run(args.model, preset, network, optimiser, schedule)
+    batches = run.start(told, data, len(validation_set), steps, vars(args))
+    while True:
+        # Validation: the loss of all objects at their exact boxes, a mean over the modalities (D16).
+        # Before the first step too, so that the last line can say what training changed
+        if run.step % (args.validate_every or data.steps_per_epoch) == 0 or run.step >= steps:
+            items = ((entry.modality, validation_item(args.cache, entry, preset)) for entry in validation_set)
+            with bfloat16:
+                row = run.add_row(validate(network, items, channels), args.out)
+            # The schedule and best.pt are about what was trained: they do not see step 0
+            if run.step > 0:
+                schedule.step(row[f"{preset.plateau}_loss"])  # [P Table 3]
+                if row["validation_loss"] < run.best:  # [P 3.2] the smallest validation loss is the final model
+                    run.best = row["validation_loss"]
+                    run.save(args.out / "best.pt")
+        if run.step >= steps:
+            return run.finish(args.out / "best.pt", args.smoke)
+
+        # B images of 256 x 256 x 3, the boxes of K objects of each, and N = B K true masks
+        batch = next(batches)
+        images, boxes, masks = (batch[key].to(device) for key in (channels, "boxes", "masks"))
+        masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256)
+        network.train()
+        with bfloat16:
+            embedding = network.image_encoder(images)  # (B, 3, 256, 256) -> (B, 256, 64, 64), once an image
+            logits, iou = decode_batch(network.decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)
+
+        # [P Table 3] three losses, weights 1; the third teaches the network how good its mask is
+        bce = F.binary_cross_entropy_with_logits(logits, masks)
+        dice = dice_loss(logits, masks)
+        mse = F.mse_loss(iou, mask_iou(logits, masks))
+        loss = bce + dice + mse
+
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        run.count(loss, args.out)
+
+
+def parse(argv: list[str] | None) -> Namespace:
+    p = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     p.add_argument("--cache", type=Path, default=Path("cache"), help="folder of step 1")
     p.add_argument("--out", type=Path, default=Path("runs/table3"), help="folder for checkpoints, log and curve")
     p.add_argument("--model", choices=MODELS, default="proposed", help="which network; proposed is the paper's")
@@ -62,101 +114,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> list[dict]:
-    """-> the rows of log.csv"""
-    rank, processes, device = join_processes(args.batch)  # 0 and 1, unless torchrun started more
-    preset, last, on_gpu = override(PRESETS[args.preset], args.set), args.out / "last.pt", device.type == "cuda"
-
-    # [P 3.2] 1 % of each modality is for validation; an epoch draws 1,000 images of each at most
-    train_set, validation_set = read_split(args.cache)
-    epoch = steps_of_epoch(train_set, preset.sampling, args.batch)
-    steps = preset.epochs * epoch if args.steps is None else args.steps
-    validate_every = args.validate_every or epoch
-    channels = "image" if MODELS[args.model].enhanced else "raw"  # the three channels [P 2.1], or none of them
-
-    # [P Table 3] a pretrained network, AdamW, a learning rate that falls when the loss does not
-    init = last if args.resume else args.init
-    network, told = starting_network(args.model, preset, init, args.seed, device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=preset.learning_rate, weight_decay=0.01, fused=on_gpu)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=FACTOR, patience=PATIENCE)
-    bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=on_gpu)
-
-    must_match = {"batch": args.batch, "seed": args.seed, "data": fingerprint(args.cache)}
-    run = Run(args.model, preset, network, optimiser, schedule, must_match)
-    if args.resume:
-        run.resume(last)
-    print(f"02_train.py: {told}\n02_train.py: {sum(p.numel() for p in network.parameters()):,} parameters, {device.type}, "
-          f"{len(train_set)} images, {len(validation_set)} for validation, steps {run.step} to {steps}")  # fmt: skip
-    if rank == 0:
-        save_json(args.out / "arguments.json", vars(args) | {"preset_fields": vars(preset)})
-
-    # What a batch holds depends on (seed, step, place) alone: a resumed run draws the same
-    data = SliceDataset(args.cache, train_set, preset, args.batch, args.seed)
-    plan = ([(step, place) for place in range(rank, args.batch, processes)] for step in range(run.step, steps))
-    batches = iter(DataLoader(data, batch_sampler=plan, num_workers=min(8, usable_cores()) if on_gpu else 0))
-    bar = progress_bar(None, "train", steps, unit="step", initial=run.step, disable=rank > 0)
-    while True:
-        # Validation, before the first step too, so that the last line can say what training changed
-        if run.step % validate_every == 0 or run.step >= steps:
-            items = ((entry.modality, validation_item(args.cache, entry, preset)) for entry in validation_set)
-            with bfloat16:
-                found = validate(network, items, channels)  # loss and Dice, means over the modalities
-            row = run.add_row(found, args.out)
-            # The schedule and best.pt are about what was trained: they do not see step 0
-            if run.step > 0:
-                schedule.step(row[f"{preset.plateau}_loss"])  # [P Table 3]
-                if row["validation_loss"] < run.best:  # [P 3.2] the smallest validation loss is the final model
-                    run.best = row["validation_loss"]
-                    run.save(args.out / "best.pt")
-        if run.step >= steps:
-            bar.close()
-            return run.log
-
-        batch = next(batches)
-        images, boxes, masks = (batch[key].to(device) for key in (channels, "boxes", "masks"))
-        masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256); N = B K: B images, K objects of each
-        network.train()
-        with bfloat16:
-            embedding = network.image_encoder(images)  # (B, 3, 256, 256) -> (B, 256, 64, 64), once an image
-            logits, iou = decode_batch(network.decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)
-
-        # [P Table 3] three losses, weights 1; the third teaches the network how good its mask is
-        bce = F.binary_cross_entropy_with_logits(logits, masks)
-        dice = dice_loss(logits, masks)
-        mse = F.mse_loss(iou, mask_iou(logits, masks))
-        loss = bce + dice + mse
-        run.note(loss)
-
-        optimiser.zero_grad()
-        loss.backward()
-        process_mean(*(parameter.grad for parameter in network.parameters()))  # of torchrun
-        optimiser.step()
-        run.step += 1
-
-        bar.set_postfix(loss=f"{run.losses[-1]['loss']:.4f}")
-        bar.update()
-        run.keep(args.out, now=run.step == steps)  # last.pt, log and curve, from time to time
-
-
 def main(argv: list[str] | None = None) -> dict:
     """Returns the last row of log.csv."""
     args = parse(argv)
-    best = args.out / "best.pt"
-    end = f"wrote last.pt and {best}. Next: python 03_quantize.py --model {best}"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            if args.smoke:
-                from demo_data import tiny_cache  # only here: it draws, and no other run does
-
-                args.cache, args.out = tiny_cache(Path(folder) / "cache"), Path(folder) / "run"
-                args.steps, args.batch, args.set = 4, 2, [*args.set, "objects=2"]
-                end = "its files were removed again. Next: python 03_quantize.py --smoke"
-            log = run(args)
-    except (InputError, OSError) as error:
-        sys.exit(f"02_train.py: {error}")
-    loss, dice = (f"{log[0][key]:.4f} -> {log[-1][key]:.4f}" for key in ("validation_loss", "validation_dice"))
-    print(f"02_train.py: steps {log[0]['step']} -> {log[-1]['step']}, validation loss {loss}, Dice {dice}; {end}")
-    return log[-1]
+    with script("02_train.py", args, "demo_data:smoke_train"):
+        return run(args)
 
 
 if __name__ == "__main__":

@@ -196,11 +196,6 @@ def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: in
     return [drawn[i] for i in rng.permutation(len(drawn))]
 
 
-def steps_of_epoch(entries: list[CacheEntry], sampling: str, batch: int) -> int:
-    """Steps per epoch: images drawn // batch, at least 1."""
-    return max(1, len(epoch_entries(entries, sampling, seed=0, epoch=0)) // batch)
-
-
 class SliceDataset:
     """Item (step, place): image and raw (3, 256, 256) float32 in 0..1; masks (K, 256, 256) float32, 0
     or 1; boxes (K, 4). K objects per image, repeated if it has fewer.
@@ -212,7 +207,7 @@ class SliceDataset:
     def __init__(self, folder: Path, entries: list[CacheEntry], preset: Preset, batch: int, seed: int) -> None:
         self.folder, self.entries, self.preset, self.batch, self.seed = folder, entries, preset, batch, seed
         self.drawn = -1, []  # an epoch, and its entries
-        self.steps_per_epoch = steps_of_epoch(entries, preset.sampling, batch)
+        self.steps_per_epoch = max(1, len(epoch_entries(entries, preset.sampling, seed=0, epoch=0)) // batch)
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, np.ndarray]:
         step, place = at

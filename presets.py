@@ -83,9 +83,8 @@ def override(preset: Preset, settings: list[str]) -> Preset:
     for setting in settings:
         name, _, text = setting.partition("=")
         if name not in asdict(preset) or name == "name":
-            raise InputError(
-                f"{setting}: the preset has no such field; the fields are {', '.join(list(asdict(preset))[1:])}"
-            )
+            known = ", ".join(list(asdict(preset))[1:])
+            raise InputError(f"{setting}: the preset has no such field; the fields are {known}")
         if name in CHOICES and text not in CHOICES[name]:
             raise InputError(f"{setting}: {name} is one of {', '.join(CHOICES[name])}")
         try:

@@ -26,9 +26,13 @@ Letters: N rows (tokens or boxes), K inputs, O outputs of a layer.
 """
 
 import math
+import statistics
+import time
+import warnings
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from formats import InputError
 from formats.checkpoints import INT8_KEY, save_checkpoint
 from grid import GRID
-from model import BoxSegmenter
+from model import BoxSegmenter, TorchEngine
 
 BITS = {"channel": 8, "tensor": 7}  # kind of weight scale -> bits of the activations
 LEAST, MOST = -128, 127  # int8
@@ -187,7 +191,7 @@ def save_int8(path: Path, model: nn.Module, per: str, **says: str | None) -> int
     return path.stat().st_size
 
 
-# ---------------------------------------------------------------- its reach: weights, multiply-adds
+# ---------------------------------------------------------------- its reach: weights, multiply-adds, seconds
 
 BOX = (50.0, 60.0, 180.0, 200.0)  # the box that is counted, and timed by step 3: x0 y0 x1 y1 on the grid
 CPU_ATTENTION = {  # the decoder's, which PyTorch's counter does not know on a CPU: q k^T, and its product with v
@@ -241,6 +245,30 @@ def int8_reach(network: BoxSegmenter) -> dict[str, tuple[int, int]]:
         int8 = sum(number for (_, kind), number in counted.items() if kind == "linear")
         reach[f"multiply-adds{where}"] = (int8, sum(counted.values()))
     return reach
+
+
+def pytorchs_int8(network: BoxSegmenter) -> TorchEngine:
+    """A copy of a network with PyTorch's own dynamic int8 layers, to compare ours with."""
+    with warnings.catch_warnings(action="ignore"):  # that it will move to another package
+        return TorchEngine(torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8))
+
+
+def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """Median seconds of encoder and decoder, {part: {engine: seconds}}, of engines like model.TorchEngine."""
+    image = np.random.default_rng(0).random((3, 256, 256), np.float32)
+    embedding, found = {name: engine.encode(image) for name, engine in engines.items()}, {}
+    for n in (0, *boxes):  # 0: the encoder
+        asked, seconds = np.tile(np.float32(BOX), (n, 1)), {name: [] for name in engines}
+        # The engines take turns, so that whatever else the machine does slows all down
+        for _ in range(repeats + 1):
+            for name, engine in engines.items():
+                start = time.perf_counter()
+                _ = engine.decode(embedding[name], asked) if n else engine.encode(image)
+                seconds[name].append(time.perf_counter() - start)
+        title = f"decoder, {n} box{'es' * (n > 1)}" if n else "encoder, 1 image"
+        # The first run, which warms up, does not count
+        found[title] = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    return found
 
 
 def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[dict]:

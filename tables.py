@@ -23,7 +23,7 @@ from formats import MODALITIES, InputError, is_drawn, modality_of
 from formats.case import Case, check_boxes, check_labels, spacing_zyx
 from formats.npz import load_npz
 from formats.readers import read_case
-from formats.writing import csv_text, progress, save_json, save_text
+from formats.writing import csv_text, progress, save_json, save_text, tell
 from grid import boxes_from_labels, drawn_boxes, label_ids
 from metrics import METRICS, PROTOCOLS, CaseScores, filled_box, inscribed_ellipse
 
@@ -101,6 +101,10 @@ class Truth(NamedTuple):
     boxes: np.ndarray  # (N, 4) or (N, 6)
     about: dict  # what a row of cases.csv says of the case: case, modality, drawn, objects
 
+    def labels_of(self, painted: np.ndarray) -> np.ndarray:
+        """A label map that has i + 1 where box i's mask is, with the label that box i asks for in its place."""
+        return np.append(0, self.ids).astype(np.uint16)[painted]
+
 
 def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict]:
     """Label map `key` of an .npz as uint16, of the given shape if any, and all that the file holds. Or InputError."""
@@ -142,6 +146,20 @@ def read_scored(path: Path) -> tuple[Case, Truth]:
     if case.boxes is not None:
         truth = truth._replace(ids=np.arange(1, len(case.boxes) + 1), boxes=case.boxes)
     return replace(case, boxes=truth.boxes), truth
+
+
+def score_cases(score: Callable, cases: list[Path]) -> tuple[list[dict], int]:
+    """Rows that `score` gives of every case; a bad one is told and left out. -> rows, how many. InputError if none is left."""
+    rows, left_out = [], 0
+    for path in progress(cases, "score", unit="case"):
+        try:
+            rows += score(path)
+        except InputError as error:
+            left_out += 1
+            tell(f"left out: {error}", error=True)
+    if not rows:
+        raise InputError(f"no case could be scored; {left_out} left out as told above")
+    return rows, left_out
 
 
 def find_inputs(
@@ -477,3 +495,22 @@ def write_int8_report(beside: Path, report: dict) -> str:
     save_text(beside.with_name(f"{beside.name}.md"), f"# {report['title']}\n\n{text}\n\nLayers in int8:\n\n{layers}\n")
     save_json(beside.with_name(f"{beside.name}.json"), report)
     return text
+
+
+def finish_int8(
+    out: Path, title: str, layers: list, reach: dict, seconds: dict, cases: list[dict], left_out: int, arguments: dict
+) -> dict:
+    """Step 3's report beside its file `out`, its tables on the screen, and what comes next. -> the report
+
+    cases: rows of scores, float and int8.   left_out: cases that could not be scored; InputError if there are any.
+    """
+    import torch
+
+    report = {"title": title, "layers": layers, "reach": reach, "seconds": seconds, "cases": cases}
+    report |= {"repeats": arguments["repeats"], "threads": torch.get_num_threads(), "arguments": arguments}
+    print(write_int8_report(out.with_suffix(""), report))
+    if left_out:
+        raise InputError(f"{len(cases) // 2} cases scored, {left_out} left out as told above; wrote {out}")
+    command = f"python 04_infer.py --model {out} --engine torch-int8 -i CASES -o segs_int8"
+    print("Removed again. Next: 04_infer.py --smoke" if arguments["smoke"] else f"Wrote {out}. Next: {command}")
+    return report

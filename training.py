@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +17,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from data import SliceDataset
 from figures import loss_curve
-from formats import InputError
+from formats import InputError, usable_cores
+from formats.cache import fingerprint
 from formats.checkpoints import (
     OF_KINDS,
     lite_medsam_path,
@@ -28,7 +31,7 @@ from formats.checkpoints import (
     save_checkpoint,
     state_dict_of,
 )
-from formats.writing import csv_text, save_figure, save_text, tell
+from formats.writing import csv_text, progress_bar, save_figure, save_json, save_text, tell
 from model import BoxSegmenter
 from presets import Preset
 from segment import build
@@ -38,9 +41,6 @@ SAVE_EVERY = 50  # steps
 CURVE_EVERY, CURVE_UNTIL = 10, 200  # steps: a run that has just begun is looked at often
 PROGRESS = ("step", "best", "log", "losses")  # fields of Run
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "learning_rate")
-
-
-# ---------------------------------------------------------------- losses
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
@@ -77,9 +77,6 @@ def segmentation_loss(logits: Tensor, iou: Tensor, masks: Tensor) -> dict[str, T
         "mse": F.mse_loss(iou, mask_iou(logits, masks)),
     }
     return terms | {"loss": sum(terms.values())}
-
-
-# ---------------------------------------------------------------- the network: its start, its answers
 
 
 def starting_network(
@@ -142,9 +139,6 @@ def decode_batch(decode: Callable, embedding: Tensor, boxes: Tensor) -> tuple[Te
     return logits.float(), iou.float()
 
 
-# ---------------------------------------------------------------- validation
-
-
 @torch.no_grad()
 def validate(
     network: BoxSegmenter, items: Iterable, channels: str = "image", extra: Callable | None = None, boxes_are: str = "exact"
@@ -195,9 +189,6 @@ def mean_of(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-# ---------------------------------------------------------------- one run: its log, saving, resuming
-
-
 @dataclass
 class Run:
     """All that a checkpoint holds, so that a run that was stopped goes on as if it had not been."""
@@ -207,12 +198,50 @@ class Run:
     network: BoxSegmenter
     optimiser: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.ReduceLROnPlateau | None  # recipe/ has none
-    must_match: dict[str, object]  # what else must be equal when the run is resumed
+    must_match: dict[str, object] = field(default_factory=dict)  # what else must be equal when the run is resumed
     stage: str = "finetune"  # the run's name in dice_by_modality.csv
     step: int = 0  # optimiser steps that were done
     best: float = math.inf  # smallest validation loss of a step
     log: list[dict] = field(default_factory=list)  # rows of log.csv, and in `dice` the Dice of each modality
     losses: list[dict] = field(default_factory=list)  # rows of losses.csv
+
+    def start(self, told: str, data: SliceDataset, validating: int, steps: int, arguments: dict) -> Iterator[dict]:
+        """Resume if asked to, say what begins, write arguments.json. -> the batch of each step that is left
+
+        What a batch holds depends on (seed, step, place) alone: a resumed run draws the same.
+        """
+        self.must_match = {"batch": data.batch, "seed": data.seed, "data": fingerprint(data.folder)}
+        if arguments["resume"]:
+            self.resume(arguments["out"] / "last.pt")
+        count, device = sum(p.numel() for p in self.network.parameters()), next(self.network.parameters()).device.type
+        print(f"02_train.py: {told}\n02_train.py: {count:,} parameters, {device}, "
+              f"{len(data.entries)} images, {validating} for validation, steps {self.step} to {steps}")  # fmt: skip
+        if first_process():
+            save_json(arguments["out"] / "arguments.json", arguments | {"preset_fields": vars(self.preset)})
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.optimiser.register_step_pre_hook(lambda *_: process_mean(*(p.grad for p in self.network.parameters())))
+        self.bar = progress_bar(None, "train", steps, unit="step", initial=self.step, disable=rank > 0)
+        plan = ([(step, place) for place in range(rank, data.batch, processes)] for step in range(self.step, steps))
+        workers = min(8, usable_cores()) if device == "cuda" else 0
+        return iter(DataLoader(data, batch_sampler=plan, num_workers=workers))
+
+    def count(self, loss: Tensor, folder: Path) -> None:
+        """A step is done: its loss, the bar, and from time to time last.pt, log and curve."""
+        self.note(loss)
+        self.step += 1
+        self.bar.set_postfix(loss=f"{self.losses[-1]['loss']:.4f}")
+        self.bar.update()
+        self.keep(folder, now=self.step == self.bar.total)
+
+    def finish(self, best: Path, smoke: bool) -> dict:
+        """Say what training changed, and what comes next. -> the last row of log.csv"""
+        self.bar.close()
+        first, last = self.log[0], self.log[-1]
+        loss, dice = (f"{first[key]:.4f} -> {last[key]:.4f}" for key in ("validation_loss", "validation_dice"))
+        end = f"wrote last.pt and {best}. Next: python 03_quantize.py --model {best}"
+        end = "its files were removed again. Next: python 03_quantize.py --smoke" if smoke else end
+        print(f"02_train.py: steps {first['step']} -> {last['step']}, validation loss {loss}, Dice {dice}; {end}")
+        return last
 
     def note(self, loss: Tensor) -> None:
         """Keep the loss of the step that is being done. InputError if it is not finite."""
@@ -293,28 +322,28 @@ class Run:
         return stored
 
 
-# ---------------------------------------------------------------- several processes: torchrun
+def join_processes(batch: int) -> torch.device:
+    """The device of this process: a GPU if there is one. InputError if a batch cannot be cut into equal parts.
 
+        torchrun --nproc-per-node 2 02_train.py --cache cache --init efficientvit_sam_l0.pt
 
-def join_processes(batch: int) -> tuple[int, int, torch.device]:
-    """This process's number, how many processes there are, and its device: a GPU if there is one.
-
-    torchrun starts and numbers them; else there is one, number 0. Only the first prints and writes
-    files. InputError if a batch cannot be cut into equal parts.
+    Each process takes its part of the batch, and gradients are averaged. Only batch norm differs: each
+    process has the mean and variance of its part, and the first one's running means are kept. The first
+    one alone prints and writes files.
     """
     processes, place = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
     if batch % processes:
         raise InputError(f"--batch {batch} cannot be cut into {processes} equal parts; give a multiple of {processes}")
     if processes == 1:
-        return 0, 1, device
+        return device
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # validation, for which the others wait, may take hours
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
     if not first_process():
         sys.stdout = open(os.devnull, "w")
-    return dist.get_rank(), processes, device
+    return device
 
 
 def first_process() -> bool:

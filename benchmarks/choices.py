@@ -7,8 +7,6 @@ The start is our checkpoint, which knows the three channels: a short run shows w
 a long one finds.
 """
 
-import sys
-import tempfile
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from data import read_split
 from enhance import is_gray
 from formats import InputError
 from formats.checkpoints import OUR_CHECKPOINT
-from formats.writing import csv_text, progress, save_text
+from formats.writing import csv_text, progress, save_text, script
 from presets import PRESETS, override
 from recipe.batches import ResidentSlices
 from recipe.loop import RecipeStage, StageRun
@@ -127,16 +125,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
     p.add_argument("--weights", type=Path, default=OUR_CHECKPOINT, help="checkpoint that all runs start from")
     p.add_argument("-o", "--out", type=Path, default=Path("results/choices"), help="folder for the tables")
     args = p.parse_args(argv)
-    try:
+    with script("choices.py") as work:
         if RAW not in args.inputs or len(args.inputs) < 2:
             raise InputError(f"--inputs: runs are compared with '{RAW}'; name it and another one")
-        with tempfile.TemporaryDirectory() as work:
-            rows = equal_runs(args, Path(work))
+        rows = equal_runs(args, work)
         lines = differences(rows)
         save_text(args.out / "runs.csv", csv_text(rows, ("folder", "system", "seed", "case", "modality", *SHOWN)))
         save_text(args.out / "runs.md", runs_table(rows, lines, args.steps))
-    except (InputError, OSError) as error:
-        sys.exit(f"choices.py: {error}")
     print(runs_table(rows, lines, args.steps))
     return lines
 

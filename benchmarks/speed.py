@@ -44,7 +44,7 @@ from formats import InputError
 from formats.case import Case
 from formats.checkpoints import OUR_CHECKPOINT
 from formats.npz import load_npz, read_npz, write_case
-from formats.writing import csv_text, progress, save_json, save_npz, save_text, tell
+from formats.writing import csv_text, progress, save_json, save_npz, save_text, script, tell
 from grid import grid_size
 from segment import MODELS, Segmenter, load
 from tables import PAPER_TABLES, pipe_table, read_rows
@@ -378,10 +378,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
     args = p.parse_args(argv)
     if args.repeats < 1:
         p.error("--repeats must be 1 or more")
-    try:
+    with script("speed.py"):
         return run(args)
-    except (InputError, OSError) as error:
-        sys.exit(f"speed.py: {error}")
 
 
 if __name__ == "__main__":

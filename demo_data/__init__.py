@@ -125,13 +125,6 @@ def demo_cases() -> list[Case]:
     return real + [case for case in synthetic if (case.modality, case.is_3d) not in covered]
 
 
-def write_tiny_cases(folder: Path) -> Path:
-    """The cases of TINY as training files, for step 1's --smoke. Returns the folder."""
-    for seed, dims in TINY:
-        write_training_case(folder, tiny_case(seed, dims))
-    return folder
-
-
 def tiny_cache(folder: Path) -> Path:
     """A cache of the cases of TINY, those of seed 0 for validation. Returns the folder."""
     # step 1's own function; a module whose name begins with a digit cannot be imported otherwise
@@ -141,6 +134,29 @@ def tiny_cache(folder: Path) -> Path:
         entries += [replace(entry, split="train" if seed else "val") for entry in found]
     write_index(folder, entries)
     return folder
+
+
+def smoke_preprocess(args, folder: Path) -> None:
+    """Step 1's --smoke: the cases of TINY as training files."""
+    args.input, args.out = folder / "train", args.out or folder / "cache"
+    for seed, dims in TINY:
+        write_training_case(args.input, tiny_case(seed, dims))
+
+
+def smoke_train(args, folder: Path) -> None:
+    """Step 2's --smoke, and the recipe's: a few steps on a tiny cache."""
+    args.cache, args.out = tiny_cache(folder / "cache"), folder / "run"
+    args.steps, args.batch, args.set = 4, 2, [*args.set, "objects=2"]
+
+
+def tiny_folder(folder: Path) -> Path:
+    """A tiny image as step 4 reads it, with its truth. Returns the folder of the image."""
+    return write_case(folder, tiny_case()).parent
+
+
+def smoke_quantize(args, folder: Path) -> None:
+    """Step 3's --smoke: one repeat, nothing is kept."""
+    args.out, args.repeats = folder / "smoke.dynamic.pt", 1
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from engines.graphs import write_graphs
 from engines.static_int8 import int8_weights, quantize_static
 from formats import InputError
 from formats.readers import list_cases
-from tables import write_int8_report
+from tables import score_cases, write_int8_report
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> dict:
         int8 = segment.load(model, out, preset, "openvino-int8", **options)
         timed = {"float": segmenter.engine, "float in OpenVINO": in_openvino.engine, "int8": int8.engine}
         seconds = step3.compare_speed(timed, args.repeats, step3.TIMED_BOXES)
-        rows, left_out = step3.score_cases(cases, {"float": segmenter, "int8": int8})
+        systems = {"float": segmenter, "int8": int8}
+        rows, left_out = score_cases(lambda path: step3.score(path, systems), cases)
 
     title = f"{model}, static int8 of the encoder, one weight scale per channel, calibrated on {images} images"
     report = {"title": title, "reach": reach, "repeats": args.repeats, "seconds": seconds, "cases": rows}

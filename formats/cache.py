@@ -24,10 +24,12 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from formats import InputError, patient_of, submodality_of
 from formats.case import Case
 from formats.writing import csv_text, progress, save_json, save_text, tell
+from grid import label_ids
 
 CACHE_VERSION = 3  # 3: masks are pickles that name nothing
 SPLITS = ("train", "val")
@@ -71,16 +73,20 @@ class CachedCase:
     small: int = 0  # objects below the smallest size, left out
 
 
-# ---------------------------------------------------------------- the index
+def case_of(case: Case, stamp: str, entries: list[CacheEntry]) -> CachedCase:
+    """What became of a case of which these images were cached."""
+    shown = [len(label_ids(case.labels[z])) for _, z in slice_names(case)]
+    lost = sum(shown) - sum(entry.objects for entry in entries)
+    return CachedCase(case.name, stamp, entries, len(label_ids(case.labels)), shown.count(0), lost)
 
 
-def entry_of(case: Case, name: str, source: str, shape: tuple[int, int], objects: int) -> CacheEntry:
-    """The row of one cached image of a case.   shape : of the original, (height, width).   objects : on the grid."""
+def entry_of(case: Case, name: str, source: str, shape: tuple[int, int], labels: np.ndarray) -> CacheEntry:
+    """The row of one cached image of a case.   shape : of the original, (height, width).   labels : on the grid."""
     groups = case.modality, submodality_of(case.name), patient_of(case.name)
     low, high = map(float, case.source_range) if case.source_range else (None, None)
     width, level = case.window or (None, None)
     window = "" if width is None else f"{width:g}/{level:g}" if width else "percentile"
-    return CacheEntry(name, *groups, source, *shape, "", objects, low, high, window)
+    return CacheEntry(name, *groups, source, *shape, "", len(label_ids(labels)), low, high, window)
 
 
 def start_cache(folder: Path, *inputs: Path | None) -> None:
@@ -100,10 +106,8 @@ def check_version(folder: Path) -> None:
         found = None
     if found != CACHE_VERSION:
         what = f"a cache of version {found}" if found else "no cache here (no good version.json)"
-        raise InputError(
-            f"{folder}: {what}, but this code reads version {CACHE_VERSION}; delete an old cache, and run first: "
-            f"python 01_preprocess.py -o {folder}"
-        )
+        first = f"delete an old cache, and run first: python 01_preprocess.py -o {folder}"
+        raise InputError(f"{folder}: {what}, but this code reads version {CACHE_VERSION}; {first}")
 
 
 def write_index(folder: Path, entries: list[CacheEntry]) -> None:
@@ -140,9 +144,6 @@ def read_index(folder: Path) -> list[CacheEntry]:
 def fingerprint(folder: Path) -> str:
     """SHA-256 of the index, which a resumed training compares: its data must be the same."""
     return hashlib.sha256((folder / "index.csv").read_bytes()).hexdigest()
-
-
-# ---------------------------------------------------------------- the journal
 
 
 def read_journal(folder: Path) -> dict[str, CachedCase]:
@@ -251,18 +252,21 @@ def merged_entries(
     return sorted(rows, key=lambda row: row.name)
 
 
-def tell_summary(folder: Path, cases: list[CachedCase], entries: list[CacheEntry], thin: int, excluded: int) -> None:
-    """Print what a run read, what the cache holds, what was left out. Warn of patients on both sides.
+def finish_cache(
+    arguments: dict, entries: list[CacheEntry], cases: list[CachedCase], thin: int, excluded: int, bad: int
+) -> None:
+    """Write arguments.json, print what a run read, what the cache holds, what was left out. Warn of patients on both sides.
 
-    cases : this run's.   thin : objects left out of validation cases.   excluded : files left out.
+    cases : this run's.   thin : objects left out of validation cases.   excluded, bad : files left out,
+    as --exclude says, or because they cannot be used: InputError if there are such.
     """
+    folder = arguments["out"]
+    save_json(folder / "arguments.json", arguments)
     sides = {split: {entry.patient for entry in entries if entry.split == split} for split in SPLITS}
     if both := sorted(sides["train"] & sides["val"]):  # a drawn split has none
-        tell(
-            f"01_preprocess.py: patients in training and in validation: {len(both)}, such as {', '.join(both[:3])}; "
-            "scores will be too good, unless these only share a name: move their files, or --exclude some",
-            error=True,
-        )
+        some = f"patients in training and in validation: {len(both)}, such as {', '.join(both[:3])}"
+        why = "scores will be too good, unless these only share a name: move their files, or --exclude some"
+        tell(f"01_preprocess.py: {some}; {why}", error=True)
     reasons = {
         "images or slices without an object": sum(case.empty for case in cases),
         "objects of a slice too small for the grid": sum(case.lost for case in cases),
@@ -274,14 +278,14 @@ def tell_summary(folder: Path, cases: list[CachedCase], entries: list[CacheEntry
     train, val = (sum(entry.split == split for entry in entries) for split in SPLITS)
     without = {entry.modality for entry in entries} - {entry.modality for entry in entries if entry.split == "val"}
     note = f"; no validation image of {', '.join(sorted(without))}, whose patients are too few" if without else ""
-    tell(
-        f"01_preprocess.py: {len(cases):,} files with {sum(case.objects for case in cases):,} objects; {folder} holds "
-        f"{len(entries):,} images with {sum(entry.objects for entry in entries):,} objects, {train:,} train and "
-        f"{val:,} val; left out: {left_out}{note}"
+    read = f"{len(cases):,} files with {sum(case.objects for case in cases):,} objects"
+    held = f"{len(entries):,} images with {sum(e.objects for e in entries):,} objects, {train:,} train and {val:,} val"
+    tell(f"01_preprocess.py: {read}; {folder} holds {held}; left out: {left_out}{note}")
+    if bad:
+        raise InputError(f"{len(cases)} of {len(cases) + bad} files done, {bad} left out as told above.")
+    print(
+        f"01_preprocess.py: finished. Next: python 02_train.py {'--smoke' if arguments['smoke'] else f'--cache {folder}'}"
     )
-
-
-# ---------------------------------------------------------------- many cores, many machines
 
 
 def workers(text: str) -> int | str:

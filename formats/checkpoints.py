@@ -42,11 +42,14 @@ def lite_medsam_path() -> Path:
 def our_checkpoint_path() -> Path:
     """Path of the proposed model's trained weights. InputError if they are not there."""
     if not OUR_CHECKPOINT.is_file():
-        raise InputError(
-            f"the proposed model has no weights yet, {OUR_CHECKPOINT} does not exist: give a checkpoint with --model FILE "
-            "(efficientvit_sam_l0.pt or one of 02_train.py), or use --model baseline"
-        )
+        advice = "give a checkpoint with --model FILE (efficientvit_sam_l0.pt or one of 02_train.py), or use --model baseline"
+        raise InputError(f"the proposed model has no weights yet, {OUR_CHECKPOINT} does not exist: {advice}")
     return OUR_CHECKPOINT
+
+
+def int8_path(path: Path, named: bool) -> Path:
+    """The int8 file of a checkpoint: beside it, or in checkpoints/ if its model was `named` in place of a file."""
+    return (OUR_CHECKPOINT if named else path).with_name(f"{path.stem}.dynamic.pt")
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
@@ -84,15 +87,12 @@ def read_checkpoint(path: Path) -> dict:
 
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
-        raise InputError(
-            f"{path}: cannot be read, as PyTorch is not installed; run: pip install -r requirements.txt (the openvino "
-            "engines need it once for each checkpoint, to make their graphs)"
-        ) from error
+        run = "pip install -r requirements.txt (the openvino engines need it once for each checkpoint, to make their graphs)"
+        raise InputError(f"{path}: cannot be read, as PyTorch is not installed; run: {run}") from error
     except Exception as error:  # a damaged file can fail in any way inside torch.load
-        raise InputError(
-            f"{path}: not a checkpoint of plain tensors (cut short, damaged, or holding objects that could run "
-            "code); download it again, or save a state dict with torch.save"
-        ) from error
+        why = "cut short, damaged, or holding objects that could run code"
+        advice = "download it again, or save a state dict with torch.save"
+        raise InputError(f"{path}: not a checkpoint of plain tensors ({why}); {advice}") from error
     if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
         raise InputError(f"{path}: holds a {type(stored).__name__}, expected a state dict or a checkpoint dict")
     return stored
@@ -132,10 +132,8 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
     }
     if any(differ.values()):
         found = ", ".join(f"{len(names)} {what} (first: {names[0]})" for what, names in differ.items() if names)
-        raise InputError(
-            f"{path}: weights of another architecture: names {found}; give this model's own weights, or, "
-            "if you changed the decoder, train it anew: 02_train.py --set decoder=random"
-        )
+        own = "give this model's own weights, or, if you changed the decoder, train it anew: 02_train.py --set decoder=random"
+        raise InputError(f"{path}: weights of another architecture: names {found}; {own}")
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         what = f"NaN or infinity in {len(bad)} tensors (first: {bad[0]})"

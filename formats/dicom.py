@@ -109,10 +109,8 @@ def sorted_slices(path: Path, headers: dict[Path, pydicom.Dataset]) -> tuple[lis
             if not header.get(key):
                 raise InputError(f"{file}: has no {key}, so its place in the series is not known; read it by itself")
         if (header.Rows, header.Columns) != (first.Rows, first.Columns):
-            raise InputError(
-                f"{file}: is {header.Rows} x {header.Columns}, but {first_file.name} is {first.Rows} x {first.Columns}; "
-                "a series has one size: sort the files into folders"
-            )
+            sizes = f"is {header.Rows} x {header.Columns}, but {first_file.name} is {first.Rows} x {first.Columns}"
+            raise InputError(f"{file}: {sizes}; a series has one size: sort the files into folders")
         if not np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3):
             raise InputError(f"{file}: is tilted against {first_file.name}; sort the directions into folders")
     normal = np.cross(*directions(first))
@@ -127,10 +125,9 @@ def sorted_slices(path: Path, headers: dict[Path, pydicom.Dataset]) -> tuple[lis
             raise InputError(f"{files[twin + 1]}: lies where {files[twin].name} lies; sort the passes into folders")
         if gaps.max() > (1 + UNEVEN) * np.median(gaps):
             gap = int(np.argmax(gaps))
-            raise InputError(
-                f"{path}: {gaps[gap]:.2f} mm lie between {files[gap].name} and {files[gap + 1].name}, elsewhere "
-                f"{np.median(gaps):.2f} mm; a slice is missing: copy the whole series"
-            )
+            between, usual = f"{files[gap].name} and {files[gap + 1].name}", f"elsewhere {np.median(gaps):.2f} mm"
+            lie = f"{gaps[gap]:.2f} mm lie between {between}, {usual}"
+            raise InputError(f"{path}: {lie}; a slice is missing: copy the whole series")
         step = (places[1] - places[0]) / (len(files) - 1)  # a tilted gantry moves the slices along more than the normal
     return files, affine_of(first, step, places[0], first.PixelSpacing)
 
@@ -270,10 +267,8 @@ def _outlined(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np.
 def _segmented(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
     """Each segment of a SEG: (name, mask (D, H, W)). Its frames must lie on the slices of the series."""
     if (dataset.Rows, dataset.Columns) != shape[1:]:
-        raise InputError(
-            f"{file}: its frames are {dataset.Rows} x {dataset.Columns}, the series' slices {shape[1]} x {shape[2]}; "
-            "resample it to the series"
-        )
+        sizes = f"its frames are {dataset.Rows} x {dataset.Columns}, the series' slices {shape[1]} x {shape[2]}"
+        raise InputError(f"{file}: {sizes}; resample it to the series")
     frames = rescaled(dataset, file).reshape(-1, dataset.Rows, dataset.Columns)
     if dataset.get("SegmentationType") == "FRACTIONAL":
         frames = frames >= int(dataset.get("MaximumFractionalValue", 255)) / 2

@@ -69,10 +69,8 @@ def to_grey_levels(
         window = WINDOWS["soft" if modality == "CT" or low < AIR else "percentile"]
     levels = window_to_uint8(values, *window) if window.width else percentile_to_uint8(values, path)
     if levels.min() == levels.max():
-        raise InputError(
-            f"{path}: its values, {low:g} to {high:g}, all become {levels.min()} in the window {window.width:g}/"
-            f"{window.level:g} (width/level); choose another one with --read window=NAME"
-        )
+        one = f"all become {levels.min()} in the window {window.width:g}/{window.level:g} (width/level)"
+        raise InputError(f"{path}: its values, {low:g} to {high:g}, {one}; choose another one with --read window=NAME")
     return levels, window, (float(low), float(high))
 
 
@@ -106,9 +104,8 @@ def percentile_to_uint8(values: np.ndarray, path: Path | str = "image") -> np.nd
     """
     low, high = np.percentile(values[values != 0], PERCENTILES)
     if low == high:
-        raise InputError(
-            f"{path}: 99 % of its non-zero values are {low:g}: saturated, or no image; export it again with its full range"
-        )
+        why = f"99 % of its non-zero values are {low:g}: saturated, or no image"
+        raise InputError(f"{path}: {why}; export it again with its full range")
     return _stretch(values, low, high - low)
 
 

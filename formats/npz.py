@@ -36,10 +36,8 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: not a complete .npz file (truncated or damaged); copy it again") from error
     except ValueError as error:
         if "pickle" in str(error).lower():
-            raise InputError(
-                f"{path}: holds an object array or a pickle, which could run code and is refused, or is no .npz "
-                "file at all; save plain numeric arrays with np.savez_compressed"
-            ) from error
+            what = "an object array or a pickle, which could run code and is refused, or is no .npz file at all"
+            raise InputError(f"{path}: holds {what}; save plain numeric arrays with np.savez_compressed") from error
         raise InputError(f"{path}: not a readable .npz file ({error}); save it with np.savez_compressed") from error
 
 

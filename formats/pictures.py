@@ -139,10 +139,8 @@ def _labels_of_colours(pixels: np.ndarray, path: Path) -> np.ndarray:
     codes = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     colours, labels, counts = np.unique(codes, return_inverse=True, return_counts=True)
     if len(colours) > MAX_COLOURS or path.suffix.lower() in (".jpg", ".jpeg"):
-        raise InputError(
-            f"{path}: is a colour picture of {len(colours)} colours, not a mask; give label numbers in one gray channel, "
-            "or one colour for each object"
-        )
+        advice = "give label numbers in one gray channel, or one colour for each object"
+        raise InputError(f"{path}: is a colour picture of {len(colours)} colours, not a mask; {advice}")
     background = 0 if colours[0] == 0 else int(np.argmax(counts))
     numbers = np.insert(np.arange(1, len(colours)), background, 0)
     return numbers[labels].reshape(pixels.shape[:2]).astype(np.uint16)

@@ -114,10 +114,8 @@ def read_boxed(
     if looseness:
         return replace(case, boxes=drawn_boxes(case.name, case.boxes, looseness, case.grid_shape), boxes_are="drawn")
     if case.boxes is None:
-        raise InputError(
-            f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, draw them with --draw, put a "
-            "boxes.csv beside it, or take them from masks with --boxes-from-masks"
-        )
+        ways = "draw them with --draw, put a boxes.csv beside it, or take them from masks with --boxes-from-masks"
+        raise InputError(f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, {ways}")
     return case
 
 
@@ -148,10 +146,8 @@ def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
 def exact_boxes(case: Case, path: Path) -> np.ndarray:
     """Exact boxes of a case's labels, in their order. InputError if there are none."""
     if case.labels is None:
-        raise InputError(
-            f"{path}: holds no masks to take boxes from (in .npz the key 'gts', else a file such as {name_of(path)}_mask.png "
-            "beside it); give files with masks"
-        )
+        where = f"in .npz the key 'gts', else a file such as {name_of(path)}_mask.png beside it"
+        raise InputError(f"{path}: holds no masks to take boxes from ({where}); give files with masks")
     if not case.labels.any():
         raise InputError(f"{path}: its masks hold no object, so there is no box to take from them; leave the file out")
     return boxes_from_labels(case.labels)[1]

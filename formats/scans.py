@@ -105,10 +105,8 @@ def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
     apart = np.abs(corners @ (image.affine - labels.affine).T)[:, :3].max()
     if apart > 0.1 * min(spacing_of_affine(image.affine)):
         mine, its = ("".join(nibabel.aff2axcodes(one.affine)) for one in (labels, image))
-        raise InputError(
-            f"{path}: does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ); "
-            "resample it to the image's grid"
-        )
+        differ = f"orientation {mine} and {its}, affines differ"
+        raise InputError(f"{path}: does not lie as {image_path.name} does ({differ}); resample it to the image's grid")
     values = _numbers(labels, path)
     if values.dtype.kind not in "uib":
         rounded = np.rint(values)

@@ -15,7 +15,7 @@ from formats.case import Case
 from formats.intensity import parse_window
 from formats.npz import load_npz, write_case
 from formats.partners import label_files, list_pairs
-from formats.readers import ending_of, list_cases, name_of, read_case, read_pair
+from formats.readers import ending_of, list_cases, name_of, read_case, read_options, read_pair
 from formats.writing import progress, tell
 from grid import promptable_labels
 
@@ -73,9 +73,6 @@ class Source:
         return replace(case, labels=labels), small
 
 
-# ---------------------------------------------------------------- which cases
-
-
 def options_of(read: dict[str, str]) -> Options:
     """The options among what --read says, see readers.READ_KEYS. InputError for a value that makes no sense."""
     read = {"window": "", "instances": "no", "smallest": "0", "modality": "CT"} | read
@@ -91,12 +88,18 @@ def options_of(read: dict[str, str]) -> Options:
     return Options(read["window"], (), read["instances"] == "yes", int(read["smallest"]))
 
 
-def list_sources(folder: Path, masks: Path | None, val: Path | None, read: dict[str, str]) -> tuple[list[Source], int]:
-    """The cases of step 1, sorted by name; and how many files cannot be used (stderr says why).
+def list_sources(
+    folder: Path, masks: Path | None, val: Path | None, read: list[str], exclude: Path | None
+) -> tuple[list[Source], set[str], int, int]:
+    """-> the cases of step 1, sorted by name; the names to leave out, and how many cases have one; how many files
+    cannot be used (stderr says why).
 
     masks : a folder of masks with the names of the images, or a COCO file.   val : a folder of
-    challenge cases. A case that is in both is for validation.   read : what --read says.
+    challenge cases. A case that is in both is for validation.   read : what --read says.   exclude : a
+    text file of names.
     """
+    excluded = set(map(str.strip, exclude.read_text("utf-8").splitlines())) if exclude else set()
+    read = read_options(read)
     options, problems, prefix = options_of(read), [], f"{read['modality']}_" if "modality" in read else ""
     validation = [Source(name_of(path), path, None, "val", options) for path in (list_cases(val) if val else ())]
     if dataset := read.get("dataset"):
@@ -116,7 +119,8 @@ def list_sources(folder: Path, masks: Path | None, val: Path | None, read: dict[
             problems.append(InputError(f"{source.path}: {where} holds a case of this name too, which is kept"))
     for problem in problems:
         tell(f"01_preprocess.py: left out: {problem}", error=True)
-    return [source for _, source in sorted(sources.items())], len(problems)
+    chosen = [source for name, source in sorted(sources.items()) if name not in excluded]
+    return chosen, excluded, len(sources) - len(chosen), len(problems)
 
 
 @dataclass(frozen=True)
@@ -205,17 +209,13 @@ def list_data_set(name: str, folder: Path, options: Options) -> tuple[Options, l
             case = name_of(Path(file.replace("/", "_")))
         cases.append((case, folder / file, labels))
     if not cases:
-        such = f", such as {', '.join(files[:2])}" if files else ""
-        raise InputError(
-            f"{folder}: data set {name} looks like {data_set.looks_like}, but of {len(files)} files here{such}, "
-            f"{len(problems)} are its images and none has labels; name the folder that the download unpacks to"
-        )
+        here = f"{len(files)} files here" + (f", such as {', '.join(files[:2])}" if files else "")
+        found = f"of {here}, {len(problems)} are its images and none has labels"
+        advice = "name the folder that the download unpacks to"
+        raise InputError(f"{folder}: data set {name} looks like {data_set.looks_like}, but {found}; {advice}")
     if not data_set.certain:
         tell(f"01_preprocess.py: data set {name}: its layout is not certain, look at some cached masks", error=True)
     return replace(options, window=options.window or data_set.window, dropped=data_set.dropped), cases, problems
-
-
-# ---------------------------------------------------------------- one case's labels
 
 
 def instances_of(labels: np.ndarray, path: Path | str = "labels") -> np.ndarray:
@@ -230,10 +230,8 @@ def instances_of(labels: np.ndarray, path: Path | str = "labels") -> np.ndarray:
 
     parts, count = label(labels, connectivity=labels.ndim, return_num=True, background=0)
     if count > MAX_LABEL:
-        raise InputError(
-            f"{path}: has {count} connected parts, more than the {MAX_LABEL} labels that a mask can hold; "
-            "leave out --read instances"
-        )
+        most = f"more than the {MAX_LABEL} labels that a mask can hold"
+        raise InputError(f"{path}: has {count} connected parts, {most}; leave out --read instances")
     return parts.astype(np.uint16)
 
 
@@ -247,9 +245,6 @@ def without_small(labels: np.ndarray, smallest: int) -> tuple[np.ndarray, int]:
     found, pixels = np.unique(labels, return_counts=True)
     dropped = found[(pixels < smallest) & (found > 0)]
     return np.where(np.isin(labels, dropped), 0, labels), len(dropped)
-
-
-# ---------------------------------------------------------------- validation cases
 
 
 def write_validation_cases(

@@ -1,16 +1,21 @@
-"""What a run writes: files, each whole or not at all; on the screen a progress bar and messages."""
+"""What a run writes: files, each whole or not at all; on the screen a progress bar, messages, how it ended."""
 
 import csv
+import importlib
 import io
 import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from formats import InputError
 
 
 def save_bytes(path: Path, content: bytes) -> int:
@@ -73,7 +78,24 @@ def save_figure(path: Path, figure) -> None:
     save_bytes(path, buffer.getvalue())
 
 
-# ---------------------------------------------------------------- progress and messages
+# ---------------------------------------------------------------- progress, messages, the end of a script
+
+
+@contextmanager
+def script(name: str, args=None, smoke: str = "", advice: str = "") -> Iterator[Path]:
+    """What a script runs in: a temporary folder. Bad input, or a full disk, ends it with one sentence.
+
+    smoke : "module:function" that --smoke calls with the arguments, to change them, and the folder.
+    advice : what to do about an error that the system told.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if smoke and args.smoke:
+                module, function = smoke.split(":")
+                getattr(importlib.import_module(module), function)(args, Path(folder))
+            yield Path(folder)
+    except (InputError, OSError) as error:
+        sys.exit(f"{name}: {error}{advice * isinstance(error, OSError)}")
 
 
 def progress(iterable: Iterable, what: str, total: int | None = None, unit: str = "it", **options) -> Iterable:

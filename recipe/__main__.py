@@ -21,8 +21,6 @@ With --minutes each run ends in time, with a learning rate that has fallen as in
 import argparse
 import csv
 import os
-import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +34,7 @@ from figures import plot_dice
 from formats import InputError
 from formats.cache import fingerprint
 from formats.checkpoints import export_checkpoint
-from formats.writing import progress, save_figure, save_json
+from formats.writing import progress, save_figure, save_json, script
 from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override
 from recipe.batches import ResidentSlices
@@ -172,16 +170,9 @@ def run_all(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            if args.smoke:
-                from demo_data import tiny_cache
-
-                args.cache, args.out = tiny_cache(Path(scratch) / "cache"), Path(scratch) / "runs"
-                args.steps, args.batch, args.set = 2, 2, [*args.set, "objects=2"]
-            run_all(args)
-    except (InputError, OSError) as error:
-        sys.exit(f"recipe: {error}")
+    with script("recipe", args, "demo_data:smoke_train"):
+        args.steps = 2 if args.smoke else args.steps
+        run_all(args)
 
 
 if __name__ == "__main__":

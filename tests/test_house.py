@@ -126,7 +126,12 @@ def test_nothing_below_a_script_takes_its_arguments_or_stops_the_program():
         script = module[0].isdigit() or path.parent.name == "benchmarks" or path.name in ("__main__.py", "presets.py")
         if not script:
             text = path.read_text(encoding="utf-8")
-            assert "argparse" not in text and "sys.exit" not in text, path
+            if module == f"{FORMATS}.writing":  # `script`, what scripts run in, ends them, and nothing else does
+                assert (
+                    text.count("sys.exit") == 1 and "sys.exit" in text.partition("def script(")[2].partition("def ")[0]
+                )
+                text = text.replace("sys.exit", "")
+            assert "argparse" not in text and "sys.exit" not in text and "SystemExit" not in text, path
 
 
 def loaded_by(code: str) -> set[str]:
