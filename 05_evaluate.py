@@ -80,8 +80,7 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
     score = partial(score_case, protocols=protocols)
     rows = tables.score_all(score, files, systems, args.looseness, args.jobs, problems)
     # The third measure, time [P 3.1, 4.3]: seconds from reading a case to its written masks
-    seconds = tables.read_seconds(systems)
-    rows = [row | {"seconds": seconds.get((row["system"], row["case"]), np.nan)} for row in rows]
+    rows = tables.with_times(rows, systems)
 
     # 2. S_m and S [P Table 4, where M = 9: OCT and mammography, which we have too, are not in it].
     #    Cases that were drawn for the demo show that something runs, not how well: they have lines

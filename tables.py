@@ -191,16 +191,18 @@ def find_inputs(
     return systems, shown, files, problems
 
 
-def read_seconds(systems: dict[str, Path]) -> dict[tuple[str, str], float]:
-    """{(system, case file name): total_s} from every folder that has an efficiency.csv (step 4 writes it)."""
-    seconds = {}
+def with_times(rows: list[dict], systems: dict[str, Path]) -> list[dict]:
+    """The rows with `seconds` and `boxes_are` (segment.BOX_KINDS) of step 4's efficiency.csv; nan and "" without one."""
+    told = {}
     for system, path in ((system, folder / "efficiency.csv") for system, folder in systems.items()):
         try:
             lines = read_rows(path) if path.is_file() else []
-            seconds |= {(system, line["case"]): float(line["total_s"]) for line in lines}
+            for line in lines:
+                seen = {"seconds": float(line["total_s"]), "boxes_are": line.get("boxes_are", "")}
+                told[system, line["case"]] = seen
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: needs columns case and total_s ({error!r}); run 04_infer.py again") from error
-    return seconds
+    return [row | told.get((row["system"], row["case"]), {"seconds": math.nan, "boxes_are": ""}) for row in rows]
 
 
 def score_all(
@@ -461,7 +463,7 @@ def write_tables(
     objects = [{name: row[name] for name in names} | {"label": label} | scores for row, label, scores in labels]
     means = [{"system": system, "modality": modality, **line} for (system, modality), line in summary.items()]
     tables = {
-        "cases": (rows, (*names, "drawn", "objects", *score_names(), "seconds")),
+        "cases": (rows, (*names, "drawn", "objects", "boxes_are", *score_names(), "seconds")),
         "labels": (objects, (*names, "label", *score_names(of_objects=True))),
         "modalities": (means, ("system", "modality", "cases", "objects", *score_names(), "seconds")),
         "differences": (differences, ("system", "minus", "modality", "cases", "score", "difference", "low", "high")),
@@ -471,10 +473,13 @@ def write_tables(
     scores = {title_and_factor(score)[0]: score for score in (f"{metric}_{protocols[0]}" for metric in METRICS)}
     averages = [line for line in differences if line["modality"] == AVERAGE]
     table = difference_table(averages, {"pair": "{system} - {minus}", "cases": "{cases}"}, scores)
+    kinds = [kind for kind in dict.fromkeys(row["boxes_are"] for row in rows) if kind]
     note = "Differences of the average, the first system's minus the second's, in the same units, with their "
     note += f"{LEVEL:.0%} bootstrap intervals."
+    note += f" The networks were asked with boxes that are {' and '.join(kinds)}." * bool(kinds)
     save_text(out / "table.md", "\n".join([markdown_table(summary, protocols), table, "", note, ""]))
-    told = f"{units()}, protocol {protocols[0]}; more in {out / 'table.md'}"
+    asked = f", boxes {' and '.join(kinds)}" if kinds else ""
+    told = f"{units()}, protocol {protocols[0]}{asked}; more in {out / 'table.md'}"
     return f"{terminal_table(summary, protocols[0])}\n{told}"
 
 

@@ -77,6 +77,7 @@ class Job:
         """Rows of the tables.   seconds: where the time of the case went."""
         shape = "x".join(map(str, case.image.shape))
         row = {"case": f"{case.name}.npz", "modality": case.modality, "shape": shape, "objects": len(case.boxes)}
+        row["boxes_are"] = case.boxes_are
         self.rows.append(row | seconds)
         segmenting = seconds["total_s"] - seconds["read_s"] - seconds["write_s"]
         self.objects += object_rows(case, found, self.numbers(case), segmenting)

@@ -181,7 +181,7 @@ def test_step_5_runs_with_whatever_rows_metrics_has(folders, monkeypatch, capsys
             want = math.hypot(1, 11, 11) if (name, protocol) == ("shift", "challenge") else missed[name]
             assert found["ours", "US"][f"{name}_{protocol}"] == pytest.approx(want)
     names = [f"{name}_{protocol}" for protocol in ("strict", "challenge") for name in metrics]
-    assert list(rows_of(folders / "eval" / "cases.csv")[0])[5:-1] == names
+    assert list(rows_of(folders / "eval" / "cases.csv")[0])[6:-1] == names
     assert list(rows_of(folders / "eval" / "modalities.csv")[0])[4:-1] == names
     assert [name for name in list(rows_of(folders / "eval" / "labels.csv")[0])[4:] if "strict" in name] == [
         f"{name}_strict" for name in of_objects

@@ -28,7 +28,7 @@ from metrics import dsc
 from model import BoxSegmenter, build_model
 from presets import PRESETS, override
 from segment import Segmenter, load
-from tables import read_seconds
+from tables import with_times
 
 infer = importlib.import_module("04_infer")  # `import 04_infer` is a syntax error
 ROOT = Path(__file__).parent.parent
@@ -131,8 +131,8 @@ def test_times_are_read_by_the_next_step_also_with_a_comma_in_a_name(fake, tmp_p
     case = tiny_case(dims=2)
     write_case(tmp_path, replace(case, name="US_a, b"))
     (one,) = run(tmp_path)
-    seconds = read_seconds({"ours": tmp_path / "segs"})
-    assert seconds == {("ours", "US_a, b.npz"): pytest.approx(one["total_s"], abs=1e-4)}
+    (row,) = with_times([{"system": "ours", "case": "US_a, b.npz"}], {"ours": tmp_path / "segs"})
+    assert row["seconds"] == pytest.approx(one["total_s"], abs=1e-4) and row["boxes_are"] == "exact"
 
 
 def test_a_folder_of_pictures_gets_pictures_with_masks_and_boxes_and_so_does_one_case_of_any_kind(fake, folder):
