@@ -178,8 +178,10 @@ def _against_iou(rows: list[dict], objects: Path, system: str, protocol: str) ->
     top = 1.02 if METRICS[name].unit == "%" else None
     ax.set(xlabel="predicted IoU", ylabel=f"{name.upper()} ({protocol})", xlim=(None, 1.02), ylim=(None, top))
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    correlation = np.corrcoef([a for _, a, _ in points], [b for _, _, b in points])[0, 1]
-    told = f"{len(points)} objects of {system}, a dot each: predicted IoU against {name.upper()}. Correlation {correlation:.2f}."
+    told = f"{len(points)} objects of {system}, a dot each: predicted IoU against {name.upper()}."
+    both = np.array([point[1:] for point in points]).T
+    if (np.ptp(both, axis=1) > 0).all():  # of values that are all alike there is none
+        told += f" Correlation {np.corrcoef(*both)[0, 1]:.2f}."
     return _figure(figure, told, told)
 
 
