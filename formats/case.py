@@ -39,7 +39,8 @@ class Case:
 
     def renamed(self, name: str) -> Case:
         """The same case under another name, which may say another modality."""
-        return replace(self, name=name, modality="")
+        said = modality_of(name)
+        return replace(self, name=name, modality=self.modality if said == "Other" else said)
 
     @property
     def grid_shape(self) -> tuple[int, ...]:

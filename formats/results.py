@@ -1,7 +1,8 @@
 """What step 4 is asked for, and what it writes: label maps in the formats that viewers open, and tables.
 
 NAME.npz         `segs`, the label map, as the challenge has it
-NAME.nii.gz      on the input's own grid, for a case that says where it lies (NIfTI, DICOM, NRRD, MHA)
+NAME.nii.gz      on the input's own grid, for a case that says where it lies (NIfTI, DICOM, NRRD, MHA);
+                 NAME.nrrd if its slices are sheared
 NAME_mask.png    for pictures: indexed, so that objects have a colour each and the value of a pixel is
                  its object's number; 16 bit gray above 255 objects; a .tif of pages for a TIFF of pages
 """
@@ -55,7 +56,7 @@ class Job:
                 if path == self.source:
                     raise
                 # an earlier run's result would be taken for this one's
-                for ending in (".npz", ".nii.gz", "_mask.png", "_mask.tif"):
+                for ending in (".npz", ".nii.gz", ".nrrd", "_mask.png", "_mask.tif"):
                     (self.folder / f"{name_of(path)}{ending}").unlink(missing_ok=True)
                 tell(f"04_infer.py: left out: {error}", error=True)
                 continue
@@ -153,9 +154,9 @@ def save_label_map(folder: Path, case: Case, labels: np.ndarray, source: Path, p
     if case.affine is not None:
         from formats.scans import save_nifti_labels  # only here: most cases have no affine
 
-        name = f"{case.name}.nii.gz"
         is_nifti = source.name.lower().endswith((".nii", ".nii.gz"))
-        save_nifti_labels(folder / name, labels, case.affine, source if is_nifti else None)
+        like = source if is_nifti else None
+        name = save_nifti_labels(folder / f"{case.name}.nii.gz", labels, case.affine, like).name
     elif case.is_3d:
         name = f"{case.name}_mask.tif"
         save_bytes(folder / name, cv2.imencodemulti(".tif", list(small))[1].tobytes())
@@ -184,13 +185,15 @@ def object_rows(case: Case, found, numbers: np.ndarray, seconds: float | None) -
     # plane by plane: bincount takes 8 bytes a pixel
     planes = found.labels.reshape(-1, *found.labels.shape[-2:])
     visible = sum(np.bincount(plane.ravel(), minlength=int(numbers.max()) + 1) for plane in planes)
+    # of one voxel: the determinant is right where slices are sheared, too
+    size = abs(np.linalg.det(case.affine[:3, :3])) if case.affine is not None else np.prod(case.spacing_mm or 0)
     share = "" if seconds is None else f"{seconds / len(numbers):.4f}"
     rows, told = [], []
     for i, (label, own) in enumerate(zip(numbers.tolist(), found.own, strict=True)):
         name = case.label_names[label - 1] if label <= len(case.label_names or ()) else ""
         box = " ".join(f"{value:g}" for value in case.boxes[i])
         pixels, covered = int(visible[label]), 1 - visible[label] / max(1, own)
-        mm3 = f"{pixels * np.prod(case.spacing_mm):.1f}" if case.spacing_mm else ""
+        mm3 = f"{pixels * size:.1f}" if case.spacing_mm else ""
         note = "empty" if own == 0 else f"{100 * covered:.0f} % covered by others" if covered > 0.005 else ""
         values = (f"{case.name}.npz", label, name, box, case.boxes_are, pixels, mm3, f"{found.iou[i]:.3f}", share, note)
         rows.append(dict(zip(OBJECT_COLUMNS, values, strict=True)))
