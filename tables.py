@@ -21,7 +21,7 @@ from formats.case import Case, check_boxes, check_labels, spacing_zyx
 from formats.npz import load_npz
 from formats.readers import read_case
 from formats.writing import csv_text, save_json, save_text
-from grid import boxes_from_labels
+from grid import boxes_from_labels, label_ids
 from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
 
 # D11: two systems that never look at the image, to show what a box alone is worth
@@ -29,6 +29,7 @@ REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
 AVERAGE = "Average"
 DRAWS = 10_000  # of the bootstrap
 LEVEL = 0.95
+WHITE = (255, 65_535)  # what pictures and many tools write for the one object of a mask
 PAPER_TABLES = Path(__file__).with_name("results") / "paper"
 
 
@@ -106,6 +107,11 @@ def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> t
     return check_labels(stored[key], shape or stored[key].shape, path), stored
 
 
+def of_one_object(labels: np.ndarray, label: int) -> np.ndarray:
+    """A label map whose one object is white, 255, with that object as `label`; any other as it is."""
+    return (labels > 0) * np.uint16(label) if labels.max() in WHITE and len(label_ids(labels)) == 1 else labels
+
+
 def read_truth(path: Path) -> Truth:
     """Ground truth of a case; the boxes are those of the file if it has `boxes`, else each label's exact one.
 
@@ -114,6 +120,7 @@ def read_truth(path: Path) -> Truth:
     labels, stored = read_labels(path, "gts")
     if labels.ndim not in (2, 3) or not labels.any():
         raise InputError(f"{path}: 'gts', shape {labels.shape}, must be a (H, W) or (D, H, W) label map with an object")
+    labels = of_one_object(labels, 1)
     if labels.ndim == 3 and "spacing" not in stored:
         raise InputError(f"{path}: has no key 'spacing', and a 3D NSD is in mm; save (x, y, z) in mm as 'spacing'")
     try:
@@ -140,13 +147,23 @@ def read_scored(path: Path) -> tuple[Case, Truth]:
 
 
 def read_predictions(name: str, systems: dict[str, Path], truth: Truth) -> tuple[dict[str, np.ndarray], list[str]]:
-    """{system: label map uint16 of the truth's shape} of the file of that name, and a sentence for each that is bad."""
-    found, problems = {}, []
+    """{system: label map uint16 of the truth's shape} of the file of that name, and a sentence for each that is bad.
+
+    Bad is one without any label of the truth: other numbers for the same objects would score 0 and look like misses.
+    """
+    found, problems, wanted = {}, [], label_ids(truth.labels)
     for system, folder in systems.items():
         try:
             if not (folder / name).is_file():
                 raise InputError(f"{folder / name}: no prediction for this case; run python 04_infer.py on it first")
-            found[system] = read_labels(folder / name, "segs", truth.labels.shape)[0]
+            labels = read_labels(folder / name, "segs", truth.labels.shape)[0]
+            labels = of_one_object(labels, wanted[0]) if len(wanted) == 1 else labels
+            if labels.any() and not np.isin(label_ids(labels), wanted).any():
+                theirs, ours = (" ".join(map(str, ids[:5])) for ids in (label_ids(labels), wanted))
+                raise InputError(
+                    f"{folder / name}: has labels {theirs}, and the truth {ours}: none in common; renumber"
+                )
+            found[system] = labels
         except InputError as error:
             problems.append(str(error))
     return found, problems
