@@ -7,6 +7,7 @@ NAME_mask.png    for pictures: indexed, so that objects have a colour each and t
                  its object's number; 16 bit gray above 255 objects; a .tif of pages for a TIFF of pages
 """
 
+import gzip
 import io
 import time
 from collections import Counter
@@ -152,8 +153,6 @@ def save_label_map(folder: Path, case: Case, labels: np.ndarray, source: Path, p
         return [f"{case.name}.npz"]
     name = f"{case.name}_mask.png"
     if case.affine is not None:
-        from formats.scans import save_nifti_labels  # only here: most cases have no affine
-
         is_nifti = source.name.lower().endswith((".nii", ".nii.gz"))
         like = source if is_nifti else None
         name = save_nifti_labels(folder / f"{case.name}.nii.gz", labels, case.affine, like).name
@@ -171,6 +170,65 @@ def save_label_map(folder: Path, case: Case, labels: np.ndarray, source: Path, p
     else:
         save_image(folder / name, small)
     return [f"{case.name}.npz", name]
+
+
+def save_nifti_labels(path: Path, labels: np.ndarray, affine: np.ndarray, like: Path | None = None) -> Path:
+    """Write a label map (D, H, W) or (H, W) as .nii.gz. -> the file
+
+    affine: of the case (`Case.affine`).   like: the NIfTI file that the case was read from. The label
+    map then has its grid, axis by axis, and its header: both its places with their codes, its units and
+    intent. So any viewer that opens one lays the other over it.
+    NIfTI is for right angles (a qform): a volume sheared by a tilted gantry is written as .nrrd instead.
+    """
+    import nibabel  # only here: most cases have no affine
+
+    from formats.scans import NEAR, apart, spacing_of_affine, turn_back, view_of
+
+    volume = labels if labels.ndim == 3 else labels[None]
+    small = volume.astype(np.uint8 if volume.max() <= 255 else np.uint16)
+    if like is None:
+        image = nibabel.Nifti1Image(small.transpose(2, 1, 0), affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, 1)
+        image.set_qform(affine, 1)  # the nearest one of right angles, which ITK takes where the sform has others
+        if apart(image.get_qform(), affine, image.shape) > NEAR:
+            path = path.with_name(path.name.removesuffix(".nii.gz") + ".nrrd")
+            tell(f"{path}: is NRRD, as its slices are sheared (a tilted gantry?): ITK opens no such NIfTI", error=True)
+            save_bytes(path, nrrd_bytes(small, affine))
+            return path
+    else:
+        source = nibabel.load(like)
+        voxels = turn_back(small, view_of(source.affine)).reshape(source.shape[:3])
+        header = source.header.copy()
+        header.set_data_dtype(voxels.dtype)
+        header.extensions.clear()
+        header["vox_offset"] = header["cal_min"] = header["cal_max"] = 0
+        image = type(source)(voxels, source.affine, header)
+        cosines = source.affine[:3, :3] / spacing_of_affine(source.affine)
+        if not header["qform_code"] and np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-4:
+            why_not = f"{like.name} has axes that are not at right angles and no qform: ITK's viewers open neither"
+            tell(f"{path}: {why_not}; resample it for them", error=True)
+    # level 1: a higher one is slower and hardly smaller. No time in it: the same bytes each run
+    save_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    return path
+
+
+def nrrd_bytes(volume: np.ndarray, affine: np.ndarray) -> bytes:
+    """An NRRD file of a volume (D, H, W) uint8 or uint16.   affine: RAS+, of voxels (x, y, z), mm; it may shear."""
+    vectors = ["(" + ",".join(map(repr, column)) + ")" for column in affine[:3].T.tolist()]
+    header = f"""NRRD0004
+type: {volume.dtype}
+dimension: 3
+space: right-anterior-superior
+sizes: {" ".join(map(str, volume.shape[::-1]))}
+space directions: {" ".join(vectors[:3])}
+kinds: domain domain domain
+endian: little
+encoding: gzip
+space origin: {vectors[3]}
+
+"""
+    return header.encode() + gzip.compress(volume.astype(volume.dtype.newbyteorder("<")).tobytes(), 1, mtime=0)
 
 
 def object_rows(case: Case, found, numbers: np.ndarray, seconds: float | None) -> list[dict]:

@@ -20,12 +20,10 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
 from formats import InputError
-from formats.case import Case, why
+from formats.case import Case, check_claim, why
 from formats.intensity import Window, gray_case
-from formats.writing import save_bytes, tell
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-MAX_VOXELS = 2**31  # a damaged header, or one that was made to fill the memory, may claim any size
 DEFLATE = 1032  # bytes that one byte of gzip or zlib unpacks to at most
 NEAR = 0.1  # of a voxel: grids whose corners are no farther apart lie at one place
 UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # all else, and a NIfTI file that names none, is in mm
@@ -99,7 +97,7 @@ def read_scan(path: Path, window: Window | None = None, modality: str = "") -> C
     InputError, one sentence, if it is damaged, too large, not 3D, not gray, or holds no image.
     """
     scan = open_scan(path)
-    values = _numbers(scan, path)
+    values = numbers_of(scan, path)
     try:
         volume, spacing, affine = turned(values, scan.places[0])
     except ValueError as error:
@@ -121,13 +119,13 @@ def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
         raise InputError(f"{path}: its grid is {labels.shape}, but {image_path.name} has {image.shape}; resample it")
     # ITK writes labels with the one of the image's two places that it reads
     pairs = [(mine, its) for mine in labels.places for its in image.places]
-    if min(_apart(mine, its, labels.shape, shift) for mine, its in pairs) > NEAR:
+    if min(apart(mine, its, labels.shape, shift) for mine, its in pairs) > NEAR:
         mine, its = ("".join(nibabel.aff2axcodes(one.places[0])) for one in (labels, image))
         raise InputError(
             f"{path}: does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ); "
             "resample it to the image's grid"
         )
-    values = _numbers(labels, path)
+    values = numbers_of(labels, path)
     if values.dtype.kind not in "uib":
         rounded = np.rint(values)
         # a slope in the header leaves a label 1 as 1.00000006
@@ -142,7 +140,7 @@ def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
     return found if len(found) > 1 else found[0]
 
 
-def _apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...], shift: np.ndarray | int = 0) -> float:
+def apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...], shift: np.ndarray | int = 0) -> float:
     """The most that two affines set the corners of a grid apart, in voxels.   shift: (3,) of the grid, in the other one."""
     corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * [*np.subtract(shape, 1), 1]
     moved = corners + np.append(np.zeros(3) + shift, 0)
@@ -172,7 +170,7 @@ def open_nifti(path: Path) -> Scan:
     if dtype.fields:
         raise InputError(f"{path}: is a colour NIfTI; save its slices as pictures, or the volume in gray")
     packed = path.suffix.lower() == ".gz"
-    claimed = _check_claim(path, spatial[:3], dtype, path.stat().st_size * (DEFLATE if packed else 1) - start)
+    claimed = check_claim(path, spatial[:3], dtype, path.stat().st_size * (DEFLATE if packed else 1) - start)
 
     def voxels() -> np.ndarray:
         whole = image
@@ -207,131 +205,57 @@ def open_itk(path: Path) -> Scan:
         )
     if values != 1 or n not in (2, 3):
         raise InputError(f"{path}: has {n} dimensions ({size}) and {values} values a voxel; save one gray volume")
-    file, start, is_packed, is_raw = _data_of(path)
+    file, start, is_packed, is_plain = _data_of(path)
     holds = file.stat().st_size - start
-    claimed = _check_claim(path, size, dtype, holds if is_raw else DEFLATE * holds)
+    check_claim(path, size, dtype, holds if is_plain else DEFLATE * holds)
     affine = np.eye(4)
     affine[:n, :n] = np.reshape(reader.GetDirection(), (n, n)) * reader.GetSpacing()
     affine[:n, 3] = reader.GetOrigin()
 
     def voxels() -> np.ndarray:
-        if is_packed and (found := _unpacked(file, start)) != claimed:
-            raise ValueError(f"{found:,} of {claimed:,} bytes")
-        return SimpleITK.GetArrayFromImage(reader.Execute()).T.reshape(*size, *[1] * (3 - n))
+        found = SimpleITK.GetArrayFromImage(reader.Execute())
+        if is_packed and _unpacked(file, start) not in (zlib.crc32(found), zlib.crc32(found.byteswap())):
+            raise ValueError("SimpleITK unpacks other voxels than the file holds")
+        return found.T.reshape(*size, *[1] * (3 - n))
 
     return Scan((*size, *[1] * (3 - n)), [LPS_TO_RAS @ affine], voxels)
 
 
-def _check_claim(path: Path, shape: tuple[int, ...], dtype: np.dtype, holds: int) -> int:
-    """Bytes of the voxels that a header claims. InputError, before memory is asked for, if the file can't hold them."""
-    voxels = int(np.prod(shape, dtype=float))
-    if voxels > MAX_VOXELS:
-        raise InputError(f"{path}: claims {shape} voxels, more than {MAX_VOXELS:,}; crop it, or repair its header")
-    if voxels * dtype.itemsize > holds:
-        raise InputError(f"{path}: ends too early or is damaged: it can't hold the {shape} voxels that it claims")
-    if dtype.kind == "c":
-        raise InputError(f"{path}: holds complex values in its {shape} voxels; save their magnitude as a volume")
-    return voxels * dtype.itemsize
-
-
 def _data_of(path: Path) -> tuple[Path, int, bool, bool]:
-    """Where an NRRD or MetaImage has its voxels: (file, first byte, whether compressed, whether raw: not even as text)."""
+    """Where an NRRD or MetaImage has its voxels: (file, first byte, whether compressed, whether as plain bytes)."""
     with path.open("rb") as file:
         head = file.read(2**22)
     end = re.search(rb"\r?\n\r?\n" if head.startswith(b"NRRD") else rb"(?m)^ElementDataFile.*\n?", head)
     start = end.end() if end else len(head)
     lines = re.findall(r"(?m)^([^#:=\n]+?) *[:=] *(.*?)\s*$", head[:start].decode("latin-1"))
     fields = {key.lower().replace(" ", ""): value for key, value in lines}
-    encoding = fields.get("encoding", "raw").lower()
-    is_packed = encoding in ("gz", "gzip") or fields.get("compresseddata", "").lower() == "true"
-    is_raw = not is_packed and encoding == "raw" and fields.get("binarydata", "true").lower() == "true"
+    how = fields.get("encoding", fields.get("compresseddata", "raw")).lower()
+    is_packed, is_plain = how in ("gz", "gzip", "true"), how == "raw" and fields.get("binarydata") != "False"
     name = fields.get("datafile", fields.get("elementdatafile", "LOCAL"))
-    if name == "LOCAL":
-        return path, start, is_packed, is_raw
-    data = path.parent / name
+    data = path if name == "LOCAL" else path.parent / name
     if not data.is_file() or not data.resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}: names {name!r} as the file of its voxels; put that one file beside it")
-    return data, 0, is_packed, is_raw
+    return data, start if name == "LOCAL" else 0, is_packed, is_plain
 
 
 def _unpacked(file: Path, start: int) -> int:
-    """How many bytes the compressed ones from `start` on unpack to. ValueError unless they agree with their checksum.
+    """CRC-32 of what the compressed bytes from `start` on unpack to. ValueError unless they agree with their checksum.
 
     ITK does not compare checksums: a changed byte would give other voxels.
     """
-    unpacker, count = zlib.decompressobj(47), 0  # 47: of gzip or zlib
+    unpacker, crc = zlib.decompressobj(47), 0  # 47: of gzip or zlib
     with file.open("rb") as packed:
         packed.seek(start)
         while chunk := packed.read(2**14):  # small: it may unpack to a thousand times as much
-            count += len(unpacker.decompress(chunk))
+            crc = zlib.crc32(unpacker.decompress(chunk), crc)
     if not unpacker.eof:
         raise ValueError("its compressed voxels have no end")
-    return count
+    return crc
 
 
-def _numbers(scan: Scan, path: Path) -> np.ndarray:
-    """Voxels (X, Y, Z), scaled as the header says. InputError if the file ends too early, or has changed on its way."""
+def numbers_of(scan: Scan, path: Path) -> np.ndarray:
+    """The voxels of a scan. InputError if the file ends too early, or has changed on its way."""
     try:
         return scan.voxels()
     except Exception as error:  # what nibabel, gzip, zlib and SimpleITK raise for damage
         raise InputError(f"{path}: ends too early or is damaged ({why(error)}); copy or export it again") from error
-
-
-# ---------------------------------------------------------------- writing
-
-
-def save_nifti_labels(path: Path, labels: np.ndarray, affine: np.ndarray, like: Path | None = None) -> Path:
-    """Write a label map (D, H, W) or (H, W) as .nii.gz. -> the file
-
-    affine: of the case (`Case.affine`).   like: the NIfTI file that the case was read from. The label
-    map then has its grid, axis by axis, and its header: both its places with their codes, its units and
-    intent. So any viewer that opens one lays the other over it.
-    NIfTI is for right angles (a qform): a volume sheared by a tilted gantry is written as .nrrd instead.
-    """
-    volume = labels if labels.ndim == 3 else labels[None]
-    small = volume.astype(np.uint8 if volume.max() <= 255 else np.uint16)
-    if like is None:
-        image = nibabel.Nifti1Image(small.transpose(2, 1, 0), affine)
-        image.header.set_xyzt_units("mm")
-        image.set_sform(affine, 1)
-        image.set_qform(affine, 1)  # the nearest one of right angles, which ITK takes where the sform has others
-        if _apart(image.get_qform(), affine, image.shape) > NEAR:
-            path = path.with_name(path.name.removesuffix(".nii.gz") + ".nrrd")
-            tell(
-                f"{path}: is no NIfTI, as the slices are sheared (a tilted gantry?), and ITK opens no such", error=True
-            )
-            save_bytes(path, nrrd_bytes(small, affine))
-            return path
-    else:
-        source = nibabel.load(like)
-        voxels = turn_back(small, view_of(source.affine)).reshape(source.shape[:3])
-        header = source.header.copy()
-        header.set_data_dtype(voxels.dtype)
-        header.extensions.clear()
-        header["vox_offset"] = header["cal_min"] = header["cal_max"] = 0
-        image = type(source)(voxels, source.affine, header)
-        cosines = source.affine[:3, :3] / spacing_of_affine(source.affine)
-        if not header["qform_code"] and np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-4:
-            why_not = f"{like.name} has axes that are not at right angles and no qform: ITK's viewers open neither"
-            tell(f"{path}: {why_not}; resample it for them", error=True)
-    # level 1: a higher one is slower and hardly smaller. No time in it: the same bytes each run
-    save_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
-    return path
-
-
-def nrrd_bytes(volume: np.ndarray, affine: np.ndarray) -> bytes:
-    """An NRRD file of a volume (D, H, W) uint8 or uint16.   affine: RAS+, of voxels (x, y, z), mm; it may shear."""
-    vectors = ["(" + ",".join(map(repr, column)) + ")" for column in affine[:3].T.tolist()]
-    header = f"""NRRD0004
-type: {volume.dtype}
-dimension: 3
-space: right-anterior-superior
-sizes: {" ".join(map(str, volume.shape[::-1]))}
-space directions: {" ".join(vectors[:3])}
-kinds: domain domain domain
-endian: little
-encoding: gzip
-space origin: {vectors[3]}
-
-"""
-    return header.encode() + gzip.compress(volume.astype(volume.dtype.newbyteorder("<")).tobytes(), 1, mtime=0)
