@@ -40,9 +40,8 @@ class Case:
             object.__setattr__(self, "modality", modality_of(self.name))
 
     def renamed(self, name: str) -> Case:
-        """The same case under another name, which may say another modality."""
-        said = modality_of(name)
-        return replace(self, name=name, modality=self.modality if said == "Other" else said)
+        """The same case under another name, which may say another modality, unless the file itself said one."""
+        return replace(self, name=name, modality=self.modality if self.modality != modality_of(self.name) else "")
 
     @property
     def grid_shape(self) -> tuple[int, ...]:

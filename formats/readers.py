@@ -51,21 +51,21 @@ def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict[s
 
 
 class Asked(NamedTuple):
-    """What --read says of the values of a file."""
+    """What --read says of the values of a file; a reader gets those that are given, by name."""
 
     window: tuple[float, float] | None = None  # width and level; None: the file's own, or what suits its modality
-    modality: str = ""  # of MODALITIES, before what the file's name says; a DICOM file knows its own
+    modality: str | None = None  # of MODALITIES, before what the file's name says; a DICOM file knows its own
 
 
 def window_of(texts: list[str]) -> Asked:
     """What the --read of step 4 says. InputError for an unknown key, window or modality."""
-    found = read_options(texts, ("window", "modality"))
+    found = read_options(texts, Asked._fields)
     window = None
     if "window" in found:
         from formats.intensity import parse_window  # only here: most pictures have 8 bits
 
         window = parse_window(found["window"])
-    return Asked(window, known_modality(found["modality"]) if "modality" in found else "")
+    return Asked(window, known_modality(found["modality"]) if "modality" in found else None)
 
 
 def known_modality(text: str) -> str:
@@ -187,11 +187,11 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
         raise InputError(f"{path}: no known format; known endings are {', '.join(READERS)}")
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
-    asked = window if isinstance(window, Asked) else Asked(window)
-    known = {} if asked.window is None else {"window": asked.window}
-    if asked.modality and ending in (*SCAN_ENDINGS, *PICTURE_ENDINGS):
-        known["modality"] = asked.modality  # it decides how their values become grey levels
-    case = _function(READERS[ending])(path, **known)
+    reader, asked = _function(READERS[ending]), window if isinstance(window, Asked) else Asked(window)
+    said = {key: value for key, value in asked._asdict().items() if value is not None}
+    if ending not in (*SCAN_ENDINGS, *PICTURE_ENDINGS):
+        said.pop("modality", None)  # nothing that such a file holds depends on it
+    case = reader(path, **said)
     is_told = asked.modality and (ending not in DICOM_ENDINGS or case.modality == "Other")
     return replace(case, modality=asked.modality) if is_told else case
 

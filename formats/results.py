@@ -25,6 +25,11 @@ from formats.writing import csv_text, progress, save_bytes, save_image, save_jso
 from grid import label_ids
 
 OBJECT_COLUMNS = ("case", "label", "name", "box", "boxes_are", "pixels", "mm3", "predicted_iou", "seconds", "note")
+# What a NIfTI mask takes from the header of its scan: both places with their codes, units, intent
+KEPT = (
+    "pixdim qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z srow_x srow_y srow_z "
+    "xyzt_units intent_code intent_p1 intent_p2 intent_p3 intent_name"
+)
 COVERED = 0.5  # an object of which others hide this share or more is named in a warning
 
 
@@ -176,8 +181,7 @@ def save_nifti_labels(path: Path, labels: np.ndarray, affine: np.ndarray, like: 
     """Write a label map (D, H, W) or (H, W) as .nii.gz. -> the file
 
     affine: of the case (`Case.affine`).   like: the NIfTI file that the case was read from. The label
-    map then has its grid, axis by axis, and its header: both its places with their codes, its units and
-    intent. So any viewer that opens one lays the other over it.
+    map then has its grid, axis by axis, and what KEPT names, so that any viewer lays one over the other.
     NIfTI is for right angles (a qform): a volume sheared by a tilted gantry is written as .nrrd instead.
     """
     import nibabel  # only here: most cases have no affine
@@ -199,13 +203,12 @@ def save_nifti_labels(path: Path, labels: np.ndarray, affine: np.ndarray, like: 
     else:
         source = nibabel.load(like)
         voxels = turn_back(small, view_of(source.affine)).reshape(source.shape[:3])
-        header = source.header.copy()
-        header.set_data_dtype(voxels.dtype)
-        header.extensions.clear()
-        header["vox_offset"] = header["cal_min"] = header["cal_max"] = 0
-        image = type(source)(voxels, source.affine, header)
+        # few programs read NIfTI-2, which is for longer axes
+        image = (nibabel.Nifti1Image if max(voxels.shape) < 2**15 else nibabel.Nifti2Image)(voxels, None)
+        for field in KEPT.split():
+            image.header[field] = source.header[field]
         cosines = source.affine[:3, :3] / spacing_of_affine(source.affine)
-        if not header["qform_code"] and np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-4:
+        if not image.header["qform_code"] and np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-4:
             why_not = f"{like.name} has axes that are not at right angles and no qform: ITK's viewers open neither"
             tell(f"{path}: {why_not}; resample it for them", error=True)
     # level 1: a higher one is slower and hardly smaller. No time in it: the same bytes each run

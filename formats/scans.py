@@ -156,6 +156,8 @@ def open_nifti(path: Path) -> Scan:
     """The header of a NIfTI file, read by nibabel. InputError: see `open_scan`."""
     try:
         image = nibabel.load(path)
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise TypeError(f"it is a {type(image).__name__}")
         header, shape, dtype = image.header, tuple(int(n) for n in image.shape), image.get_data_dtype()
         forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
         to_mm = np.diag([*[UNIT_MM.get(header.get_xyzt_units()[0], 1.0)] * 3, 1.0])

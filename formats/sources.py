@@ -57,7 +57,7 @@ class Source:
         # a challenge case for validation has 8 bits: there is no window to cut
         window = parse_window(options.window) if options.window and not (is_npz and self.split == "val") else None
         # the case's name may begin with the modality that --read or the data set says
-        window = Asked(window, "" if (said := modality_of(self.name)) == "Other" else said)
+        window = Asked(window, None if (said := modality_of(self.name)) == "Other" else said)
         if self.labels:
             case = read_pair(self.path, self.labels, self.name, window)
         else:

@@ -219,6 +219,15 @@ def test_a_mask_of_a_flat_or_a_4d_file_of_one_volume_has_its_grid(tmp_path):
         assert mask.shape == shape[:3] and np.allclose(mask.affine, nibabel.load(scan).affine)
 
 
+def test_a_mask_of_a_nifti_2_scan_is_nifti_1_which_itk_opens(tmp_path):
+    affine = rotated(20) @ np.diag([-0.5, 0.8, 3, 1.0])
+    values = voxels()
+    values[8, 1, 3] = 3000
+    nibabel.save(nibabel.Nifti2Image(values, affine), tmp_path / "CT_a.nii")
+    mask = write_mask(tmp_path / "CT_a.nii", tmp_path / "out")[2]
+    assert itk_place(mask, marked_index(mask)) == pytest.approx((affine @ [8, 1, 3, 1])[:3], abs=1e-4)
+
+
 # ---------------------------------------------------------------- damage, and headers that claim too much
 
 
@@ -323,6 +332,10 @@ def test_ct_plus_1024_looks_as_ct_and_is_told(tmp_path, capsys, ending):
     assert "a CT, but its values, 0 to 2124, are no Hounsfield units; they are shown as HU plus 1024" in (
         capsys.readouterr().err
     )
+    padded = hounsfield + 1024
+    padded[:2] = -2000  # outside the round field of view
+    found = read_case(save(tmp_path / f"CT_padded{ending}", padded))
+    assert found.window == (400, 1064) and "as HU plus 1024" in capsys.readouterr().err
     asked = read_case(tmp_path / f"CT_1024{ending}", window=window_of(["window=400/1064"]))
     assert np.array_equal(asked.image, control.image) and not capsys.readouterr().err
 
@@ -365,7 +378,7 @@ def test_the_modality_is_asked_for_where_the_name_does_not_say_it(tmp_path):
     save_npz(tmp_path / "scan9.npz", imgs=tiny_case().image, gts=tiny_case().labels)
     for name in ("scan8.png", "scan9.npz"):
         assert read_case(tmp_path / name, window=window_of(["modality=ultrasound"])).modality == "US"
-    assert window_of([]) == Asked(None, "") and window_of(["window=lung", "modality=MRI"]).modality == "MR"
+    assert window_of([]) == Asked(None, None) and window_of(["window=lung", "modality=MRI"]).modality == "MR"
     assert "--read modality=liver: begin with a known one" in sentence(window_of, ["modality=liver"])
     # step 1 names the case by the modality
     save_nifti(tmp_path / "scan7_mask.nii.gz", (values > 0).astype(np.uint8))
