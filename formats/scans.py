@@ -216,7 +216,7 @@ def open_itk(path: Path) -> Scan:
 
     def voxels() -> np.ndarray:
         found = SimpleITK.GetArrayFromImage(reader.Execute())
-        if is_packed and _unpacked(file, start) not in (zlib.crc32(found), zlib.crc32(found.byteswap())):
+        if is_packed and _crc_of_unpacked(file, start) not in (zlib.crc32(found), zlib.crc32(found.byteswap())):
             raise ValueError("SimpleITK unpacks other voxels than the file holds")
         return found.T.reshape(*size, *[1] * (3 - n))
 
@@ -240,7 +240,7 @@ def _data_of(path: Path) -> tuple[Path, int, bool, bool]:
     return data, start if name == "LOCAL" else 0, is_packed, is_plain
 
 
-def _unpacked(file: Path, start: int) -> int:
+def _crc_of_unpacked(file: Path, start: int) -> int:
     """CRC-32 of what the compressed bytes from `start` on unpack to. ValueError unless they agree with their checksum.
 
     ITK does not compare checksums: a changed byte would give other voxels.
