@@ -142,7 +142,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--model", default="proposed", metavar="NAME|FILE", help="proposed (default), baseline, or a file")
     p.add_argument("--preset", nargs="+", default=[], metavar=("NAME", "FIELD=VALUE"), help="presets.py; or force=yes")
     p.add_argument("--engine", nargs="+", default=["torch"], help=f"{', '.join(segment.ENGINES)}; then KEY=VALUE")
-    p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="window=lung, or window=WIDTH/LEVEL")
+    p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="window=lung or =400/40, modality=CT")
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
     return p.parse_args(argv)
 

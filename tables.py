@@ -33,6 +33,7 @@ AVERAGE = "Average"
 DRAWN = " (drawn)"  # ends the name of a line of cases that demo_data drew
 DRAWS = 10_000  # of the bootstrap
 LEVEL = 0.95
+WHITE = (255, 65_535)  # what pictures and many tools write for the one object of a mask
 PAPER_TABLES = Path(__file__).with_name("results") / "paper"
 
 
@@ -114,6 +115,11 @@ def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> t
     return check_labels(stored[key], shape or stored[key].shape, path), stored
 
 
+def of_one_object(labels: np.ndarray, label: int) -> np.ndarray:
+    """A label map whose one object is white, 255, with that object as `label`; any other as it is."""
+    return (labels > 0) * np.uint16(label) if labels.max() in WHITE and len(label_ids(labels)) == 1 else labels
+
+
 def read_truth(path: Path, looseness: float = 0.0) -> Truth:
     """Ground truth of a case, with the boxes of the file if it has `boxes`, else each label's exact one. Or InputError.
 
@@ -122,6 +128,7 @@ def read_truth(path: Path, looseness: float = 0.0) -> Truth:
     labels, stored = read_labels(path, "gts")
     if labels.ndim not in (2, 3) or not labels.any():
         raise InputError(f"{path}: 'gts', shape {labels.shape}, must be a (H, W) or (D, H, W) label map with an object")
+    labels = of_one_object(labels, 1)
     if labels.ndim == 3 and "spacing" not in stored:
         raise InputError(f"{path}: has no key 'spacing', and a 3D NSD is in mm; save (x, y, z) in mm as 'spacing'")
     try:
@@ -223,6 +230,17 @@ def score_all(
     return sorted(rows, key=lambda row: [*systems, *REFERENCES].index(row["system"]))
 
 
+def read_prediction(path: Path, truth: Truth) -> np.ndarray:
+    """A label map of step 4, (H, W) or (D, H, W) uint16. InputError for one without any label of the truth: other
+    numbers for the same objects would score 0 and look like misses."""
+    wanted, labels = label_ids(truth.labels), read_labels(path, "segs", truth.labels.shape)[0]
+    labels = of_one_object(labels, wanted[0]) if len(wanted) == 1 else labels
+    if labels.any() and not np.isin(label_ids(labels), wanted).any():
+        theirs, ours = (" ".join(map(str, ids[:5])) for ids in (label_ids(labels), wanted))
+        raise InputError(f"{path}: has labels {theirs}, and the truth {ours}: none in common; renumber")
+    return labels
+
+
 def _score_file(score: Callable, systems: dict[str, Path], looseness: float, file: Path) -> tuple[list, list[str]]:
     """In a worker: the rows of one file of truth, and a sentence for each prediction that cannot be scored."""
     masks, problems = {}, []
@@ -234,7 +252,7 @@ def _score_file(score: Callable, systems: dict[str, Path], looseness: float, fil
         try:
             if not path.is_file():
                 raise InputError(f"{path}: no prediction for this case; run python 04_infer.py on it first")
-            masks[system] = read_labels(path, "segs", truth.labels.shape)[0]
+            masks[system] = read_prediction(path, truth)
         except InputError as error:
             problems.append(str(error))
     return list(score(truth, masks)), problems

@@ -15,6 +15,8 @@ import numpy as np
 
 from formats import MAX_LABEL, InputError, modality_of
 
+MAX_VOXELS = 2**31  # a damaged header, or one that was made to fill the memory, may claim any size
+
 
 @dataclass(frozen=True)
 class Case:
@@ -38,8 +40,8 @@ class Case:
             object.__setattr__(self, "modality", modality_of(self.name))
 
     def renamed(self, name: str) -> Case:
-        """The same case under another name, which may say another modality."""
-        return replace(self, name=name, modality="")
+        """The same case under another name, which may say another modality, unless the file itself said one."""
+        return replace(self, name=name, modality=self.modality if self.modality != modality_of(self.name) else "")
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -59,6 +61,21 @@ def spacing_zyx(spacing_xyz: np.ndarray) -> tuple[float, float, float]:
         raise ValueError(f"spacing must be three positive numbers (x, y, z) in mm, found {spacing.tolist()}")
     x, y, z = spacing.tolist()
     return z, y, x
+
+
+def check_claim(path: Path, shape: tuple[int, ...], dtype: np.dtype, holds: int) -> int:
+    """Bytes of the voxels that a header claims. InputError, before memory is asked for, if the file can't have them.
+
+    holds: the most bytes that the file may unpack to.
+    """
+    voxels = int(np.prod(shape, dtype=float))
+    if voxels > MAX_VOXELS:
+        raise InputError(f"{path}: claims {shape} voxels, more than {MAX_VOXELS:,}; crop it, or repair its header")
+    if voxels * dtype.itemsize > holds:
+        raise InputError(f"{path}: ends too early or is damaged: it can't hold the {shape} voxels that it claims")
+    if dtype.kind == "c":
+        raise InputError(f"{path}: holds complex values in its {shape} voxels; save their magnitude as a volume")
+    return voxels * dtype.itemsize
 
 
 def check_image(image: np.ndarray, is_3d: bool, path: Path | str) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Labels have the image's name with a word such as mask, label, seg or gt: a.png and a_mask.png,
 img0001.nii.gz and label0001.nii.gz, a.png and a_mask_1.png, a_mask_2.png (an object each). Or they
-have the image's name, in a folder masks or labels beside a folder images. Or a COCO file lists the image.
+have the image's name, in a folder masks or labels beside a folder images; nnU-Net's images have the
+number of their channel as well: imagesTr/a_0000.nii.gz and labelsTr/a.nii.gz. Or a COCO file lists the image.
 """
 
 import re
@@ -19,6 +20,7 @@ LABEL_ENDS = ("mask", "label", "seg", "segmentation")  # alone, or at a word's e
 IMAGE_WORDS = {"image", "images", "img", "imgs"}
 VOLUME_ENDINGS = (".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 ENDING = re.compile(r"(\.nii)?\.[^.]+$")
+CHANNEL = re.compile(r"_\d{4}$")  # of nnU-Net: several files of one case, which share one file of labels
 
 
 def label_files(path: Path) -> list[Path]:
@@ -43,6 +45,10 @@ def list_pairs(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list
         problems = [InputError(f"{path}: is not listed in {masks}; add it, or remove this file") for path in lone]
         return [(path, masks) for path in found if path.name in listed], problems
     pairs, problems, mine, partners = [], [], _files_by_stem(images), _files_by_stem(masks)
+    shared = {stem: label for stem in mine.keys() - partners.keys() if (label := CHANNEL.sub("", stem)) in partners}
+    partners |= {stem: partners[label] for stem, label in shared.items()}
+    for label in set(shared.values()) - mine.keys():
+        del partners[label]
     for stem in sorted(mine.keys() | partners.keys()):
         here, there = mine[stem], partners[stem]
         if len(here) == 1 and len(there) == 1:
@@ -100,14 +106,16 @@ def _partners(folder: Path, _changed: tuple) -> dict[Path, list[Path]]:
     labels = [path for path in pictures if _label_words(_stem(path))]
     labels += [path for one in _label_folders(folder) for path in sorted(one.iterdir()) if path.is_file()]
     images = {path.name: path for path in pictures if not _label_words(_stem(path))}
-    by_key, found = defaultdict(list), defaultdict(list)
+    by_key, by_case, found = defaultdict(list), defaultdict(list), defaultdict(list)
     for path in images.values():
         by_key[_family(path), _key(_stem(path))].append(path)
+        by_case[_family(path), _key(CHANNEL.sub("", _stem(path)))].append(path)
     for path in labels:
         key = _key(_stem(path))
         # the longest name that fits: a_1_mask is of a_1, not of a
         prefixes = ((_family(path), key[:end]) for end in range(len(key), 0, -1))
-        for owner in next((by_key[prefix] for prefix in prefixes if prefix in by_key), []):
+        channels = by_case[_family(path), key] if path.parent != folder else []
+        for owner in next((by_key[prefix] for prefix in prefixes if prefix in by_key), channels):
             found[owner].append(path)
     for path in files:
         if path.suffix == ".json" and path.stem in images:  # Supervisely: a.jpg.json of a.jpg

@@ -13,7 +13,7 @@ PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
 
 
-def read_picture(path: Path, window: tuple[float, float] | None = None) -> Case:
+def read_picture(path: Path, window: tuple[float, float] | None = None, modality: str = "") -> Case:
     """A picture as a case; the pages of a TIFF as the slices of a volume. InputError if it can't be read."""
     pages = _pages(path)
     is_3d, pixels = len(pages) > 1, pages[0]
@@ -26,7 +26,7 @@ def read_picture(path: Path, window: tuple[float, float] | None = None) -> Case:
         return Case(path.stem, pixels, None, None, None, is_3d)
     from formats.intensity import gray_case
 
-    return gray_case(path, pixels, window, is_3d)
+    return gray_case(path, pixels, window, is_3d, modality=modality)
 
 
 def read_image(path: Path | str) -> np.ndarray:

@@ -13,21 +13,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from formats import InputError
+from formats import InputError, modality_of
 from formats.case import Case, check_boxes, check_labels
 from formats.pictures import PICTURE_ENDINGS, read_mask, read_masks
 from grid import boxes_from_labels, drawn_boxes
 
 SCAN_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 # Ending, lower case -> what reads it: a function, or "module:function", which is imported when such a file comes.
 READERS: dict[str, Callable[..., Case] | str] = {
     ".npz": "formats.npz:read_npz",
     **dict.fromkeys(PICTURE_ENDINGS, "formats.pictures:read_picture"),
     **dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan"),
-    **dict.fromkeys((".dcm", ".dicom", ".ima"), "formats.dicom:read_dicom"),
+    **dict.fromkeys(DICOM_ENDINGS, "formats.dicom:read_dicom"),
 }
 # Of labels: (path of the labels, path of the image) -> label map of the image's shape
 LABEL_READERS = dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan_labels")
@@ -48,13 +50,29 @@ def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict[s
     return found
 
 
-def window_of(texts: list[str]) -> tuple[float, float] | None:
-    """The window that the --read of step 4 asks for, None if it asks for none. InputError for an unknown one."""
-    if not texts:
-        return None
-    from formats.intensity import parse_window  # only here: most pictures have 8 bits
+class Asked(NamedTuple):
+    """What --read says of the values of a file; a reader gets those that are given, by name."""
 
-    return parse_window(read_options(texts, ("window",))["window"])
+    window: tuple[float, float] | None = None  # width and level; None: the file's own, or what suits its modality
+    modality: str | None = None  # of MODALITIES, before what the file's name says; a DICOM file knows its own
+
+
+def window_of(texts: list[str]) -> Asked:
+    """What the --read of step 4 says. InputError for an unknown key, window or modality."""
+    found = read_options(texts, Asked._fields)
+    window = None
+    if "window" in found:
+        from formats.intensity import parse_window  # only here: most pictures have 8 bits
+
+        window = parse_window(found["window"])
+    return Asked(window, known_modality(found["modality"]) if "modality" in found else None)
+
+
+def known_modality(text: str) -> str:
+    """The one of MODALITIES that a text begins with. InputError if there is none."""
+    if (found := modality_of(text)) == "Other" or Path(text).name != text:
+        raise InputError(f"--read modality={text}: begin with a known one: CT, MR, US, X-Ray, Fundus, OCT, ...")
+    return found
 
 
 def ending_of(path: Path) -> str | None:
@@ -77,7 +95,7 @@ def read_case(
     """Read one file of any known format, or the folder of a DICOM series. InputError if it can't be used.
 
     boxes_from_masks: the boxes are the exact ones of the file's labels, in the order of the labels.
-    window: for intensities of more than 8 bits (intensity.py).
+    window: for intensities of more than 8 bits (intensity.py), or all that --read says (`window_of`).
     labels, boxes: whether to look for labels, and for a boxes.csv, beside it.
     """
     # results and the journal find a case by its file's name
@@ -136,6 +154,9 @@ def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
         labels, names = read_annotations(first, path.name, shape)
     elif ending in PICTURE_ENDINGS:
         labels, names = read_masks(beside) if len(beside) > 1 else (read_mask(first), None)
+    elif len(beside) > 1:
+        names = ", ".join(file.name for file in beside)
+        raise InputError(f"{path}: has labels in {names}; merge them into one label map, or keep one of them here")
     elif ending in LABEL_READERS and READERS.get(ending_of(path)) == READERS[ending]:
         labels = _function(LABEL_READERS[ending])(first, path)
     else:
@@ -162,8 +183,13 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
         raise InputError(f"{path}: no known format; known endings are {', '.join(READERS)}")
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
-    reader = _function(READERS[ending])
-    return reader(path) if window is None else reader(path, window)
+    reader, asked = _function(READERS[ending]), window if isinstance(window, Asked) else Asked(window)
+    said = {key: value for key, value in asked._asdict().items() if value is not None}
+    if ending not in (*SCAN_ENDINGS, *PICTURE_ENDINGS):
+        said.pop("modality", None)  # nothing that such a file holds depends on it
+    case = reader(path, **said)
+    is_told = asked.modality and (ending not in DICOM_ENDINGS or case.modality == "Other")
+    return replace(case, modality=asked.modality) if is_told else case
 
 
 def _function(row: Callable | str) -> Callable:

@@ -1,11 +1,13 @@
 """What step 4 is asked for, and what it writes: label maps in the formats that viewers open, and tables.
 
 NAME.npz         `segs`, the label map, as the challenge has it
-NAME.nii.gz      on the input's own grid, for a case that says where it lies (NIfTI, DICOM, NRRD, MHA)
+NAME.nii.gz      on the input's own grid, for a case that says where it lies (NIfTI, DICOM, NRRD, MHA);
+                 NAME.nrrd if its slices are sheared
 NAME_mask.png    for pictures: indexed, so that objects have a colour each and the value of a pixel is
                  its object's number; 16 bit gray above 255 objects; a .tif of pages for a TIFF of pages
 """
 
+import gzip
 import io
 import time
 from collections import Counter
@@ -23,6 +25,11 @@ from formats.writing import csv_text, progress, save_bytes, save_image, save_jso
 from grid import label_ids
 
 OBJECT_COLUMNS = ("case", "label", "name", "box", "boxes_are", "pixels", "mm3", "predicted_iou", "seconds", "note")
+# What a NIfTI mask takes from the header of its scan: both places with their codes, units, intent
+KEPT = (
+    "pixdim qform_code sform_code quatern_b quatern_c quatern_d qoffset_x qoffset_y qoffset_z srow_x srow_y srow_z "
+    "xyzt_units intent_code intent_p1 intent_p2 intent_p3 intent_name"
+)
 COVERED = 0.5  # an object of which others hide this share or more is named in a warning
 
 
@@ -55,7 +62,7 @@ class Job:
                 if path == self.source:
                     raise
                 # an earlier run's result would be taken for this one's
-                for ending in (".npz", ".nii.gz", "_mask.png", "_mask.tif"):
+                for ending in (".npz", ".nii.gz", ".nrrd", "_mask.png", "_mask.tif"):
                     (self.folder / f"{name_of(path)}{ending}").unlink(missing_ok=True)
                 tell(f"04_infer.py: left out: {error}", error=True)
                 continue
@@ -152,11 +159,9 @@ def save_label_map(folder: Path, case: Case, labels: np.ndarray, source: Path, p
         return [f"{case.name}.npz"]
     name = f"{case.name}_mask.png"
     if case.affine is not None:
-        from formats.scans import save_nifti_labels  # only here: most cases have no affine
-
-        name = f"{case.name}.nii.gz"
         is_nifti = source.name.lower().endswith((".nii", ".nii.gz"))
-        save_nifti_labels(folder / name, labels, case.affine, source if is_nifti else None)
+        like = source if is_nifti else None
+        name = save_nifti_labels(folder / f"{case.name}.nii.gz", labels, case.affine, like).name
     elif case.is_3d:
         name = f"{case.name}_mask.tif"
         save_bytes(folder / name, cv2.imencodemulti(".tif", list(small))[1].tobytes())
@@ -173,6 +178,63 @@ def save_label_map(folder: Path, case: Case, labels: np.ndarray, source: Path, p
     return [f"{case.name}.npz", name]
 
 
+def save_nifti_labels(path: Path, labels: np.ndarray, affine: np.ndarray, like: Path | None = None) -> Path:
+    """Write a label map (D, H, W) or (H, W) as .nii.gz. -> the file
+
+    affine: of the case (`Case.affine`).   like: the NIfTI file that the case was read from. The label
+    map then has its grid, axis by axis, and what KEPT names, so that any viewer lays one over the other.
+    NIfTI is for right angles (a qform): a volume sheared by a tilted gantry is written as .nrrd instead.
+    """
+    import nibabel  # only here: most cases have no affine
+
+    from formats.scans import NEAR, apart, spacing_of_affine, turn_back, view_of
+
+    volume = labels if labels.ndim == 3 else labels[None]
+    small = volume.astype(np.uint8 if volume.max() <= 255 else np.uint16)
+    if like is None:
+        image = nibabel.Nifti1Image(small.transpose(2, 1, 0), affine)
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, 1)
+        image.set_qform(affine, 1)  # the nearest one of right angles, which ITK takes where the sform has others
+        if apart(image.get_qform(), affine, image.shape) > NEAR:
+            path = path.with_name(path.name.removesuffix(".nii.gz") + ".nrrd")
+            tell(f"{path}: is NRRD, as its slices are sheared (a tilted gantry?): ITK opens no such NIfTI", error=True)
+            save_bytes(path, nrrd_bytes(small, affine))
+            return path
+    else:
+        source = nibabel.load(like)
+        voxels = turn_back(small, view_of(source.affine)).reshape(source.shape[:3])
+        # few programs read NIfTI-2, which is for longer axes
+        image = (nibabel.Nifti1Image if max(voxels.shape) < 2**15 else nibabel.Nifti2Image)(voxels, None)
+        for field in KEPT.split():
+            image.header[field] = source.header[field]
+        cosines = source.affine[:3, :3] / spacing_of_affine(source.affine)
+        if not image.header["qform_code"] and np.abs(cosines.T @ cosines - np.eye(3)).max() > 1e-4:
+            why_not = f"{like.name} has axes that are not at right angles and no qform: ITK's viewers open neither"
+            tell(f"{path}: {why_not}; resample it for them", error=True)
+    # level 1: a higher one is slower and hardly smaller. No time in it: the same bytes each run
+    save_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    return path
+
+
+def nrrd_bytes(volume: np.ndarray, affine: np.ndarray) -> bytes:
+    """An NRRD file of a volume (D, H, W) uint8 or uint16.   affine: RAS+, of voxels (x, y, z), mm; it may shear."""
+    vectors = ["(" + ",".join(map(repr, column)) + ")" for column in affine[:3].T.tolist()]
+    header = f"""NRRD0004
+type: {volume.dtype}
+dimension: 3
+space: right-anterior-superior
+sizes: {" ".join(map(str, volume.shape[::-1]))}
+space directions: {" ".join(vectors[:3])}
+kinds: domain domain domain
+endian: little
+encoding: gzip
+space origin: {vectors[3]}
+
+"""
+    return header.encode() + gzip.compress(volume.astype(volume.dtype.newbyteorder("<")).tobytes(), 1, mtime=0)
+
+
 def object_rows(case: Case, found, numbers: np.ndarray, seconds: float | None) -> list[dict]:
     """A row of OBJECT_COLUMNS for each box of a case. A warning names those that came out empty or covered.
 
@@ -185,13 +247,15 @@ def object_rows(case: Case, found, numbers: np.ndarray, seconds: float | None) -
     # plane by plane: bincount takes 8 bytes a pixel
     planes = found.labels.reshape(-1, *found.labels.shape[-2:])
     visible = sum(np.bincount(plane.ravel(), minlength=int(numbers.max()) + 1) for plane in planes)
+    # of one voxel: the determinant is right where slices are sheared, too
+    size = abs(np.linalg.det(case.affine[:3, :3])) if case.affine is not None else np.prod(case.spacing_mm or 0)
     share = "" if seconds is None else f"{seconds / len(numbers):.4f}"
     rows, told = [], []
     for i, (label, own) in enumerate(zip(numbers.tolist(), found.own, strict=True)):
         name = case.label_names[label - 1] if label <= len(case.label_names or ()) else ""
         box = " ".join(f"{value:g}" for value in case.boxes[i])
         pixels, covered = int(visible[label]), 1 - visible[label] / max(1, own)
-        mm3 = f"{pixels * np.prod(case.spacing_mm):.1f}" if case.spacing_mm else ""
+        mm3 = f"{pixels * size:.1f}" if case.spacing_mm else ""
         note = "empty" if own == 0 else f"{100 * covered:.0f} % covered by others" if covered > 0.005 else ""
         values = (f"{case.name}.npz", label, name, box, case.boxes_are, pixels, mm3, f"{found.iou[i]:.3f}", share, note)
         rows.append(dict(zip(OBJECT_COLUMNS, values, strict=True)))

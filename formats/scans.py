@@ -9,20 +9,24 @@ Slices go from feet to head, right to left, or front to back.
 """
 
 import gzip
+import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
 from formats import InputError
-from formats.case import Case, why
+from formats.case import Case, check_claim, why
 from formats.intensity import Window, gray_case
-from formats.writing import save_bytes
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-MAX_VOXELS = 2**31  # a damaged header, or one that was made to fill the memory, may claim any size
+DEFLATE = 1032  # bytes that one byte of gzip or zlib unpacks to at most
+NEAR = 0.1  # of a voxel: grids whose corners are no farther apart lie at one place
+UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # all else, and a NIfTI file that names none, is in mm
 
 
 # ---------------------------------------------------------------- how a volume is turned
@@ -34,7 +38,7 @@ def view_of(affine: np.ndarray) -> np.ndarray:
     (3, 2), as nibabel has orientations: of each axis of the file, which one of (D, H, W) it becomes, and
     whether it keeps its direction (1) or is turned round (-1).
     """
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing_of_affine(affine)):
         raise ValueError("its affine does not span three directions")
     world, sign = io_orientation(affine).astype(int).T  # of each file axis: 0 right, 1 front, 2 head; +1 or -1
     columns, rows = sorted((0, 1), key=lambda axis: world[axis])
@@ -78,116 +82,182 @@ def spacing_of_affine(affine: np.ndarray) -> tuple[float, float, float]:
 # ---------------------------------------------------------------- reading
 
 
-def read_scan(path: Path, window: Window | None = None) -> Case:
+class Scan(NamedTuple):
+    """A file whose voxels are not read yet."""
+
+    shape: tuple[int, ...]  # (X, Y, Z)
+    places: list[np.ndarray]  # affines (4, 4), RAS+, mm: where it lies; NIfTI may name two places, the first counts
+    voxels: Callable[[], np.ndarray]  # reads them: (X, Y, Z), scaled as the header says
+
+
+def read_scan(path: Path, window: Window | None = None, modality: str = "") -> Case:
     """A file as a case without boxes and labels: a volume (D, H, W), or (H, W) if it has one slice.
 
+    modality: of MODALITIES; "": the file's name says it.
     InputError, one sentence, if it is damaged, too large, not 3D, not gray, or holds no image.
     """
-    image = open_scan(path)
-    values = _numbers(image, path)
+    scan = open_scan(path)
+    values = numbers_of(scan, path)
     try:
-        volume, spacing, affine = turned(values, image.affine)
+        volume, spacing, affine = turned(values, scan.places[0])
     except ValueError as error:
         raise InputError(f"{path}: {error}; correct its header") from error
-    return gray_case(path, volume, window, True, spacing, affine)
+    return gray_case(path, volume, window, True, spacing, affine, modality)
 
 
 def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
     """The label map of an image -> (D, H, W) or (H, W), whole numbers, turned as the image is.
 
-    InputError unless it has the image's grid, orientation and place, and whole numbers.
+    InputError unless it has the image's grid, orientation and place, and whole numbers. A .seg.nrrd may
+    be smaller than the image: 3D Slicer crops it.
     """
     labels, image = open_scan(path), open_scan(image_path)
-    if labels.shape != image.shape:
+    affine, shift = image.places[0], np.zeros(3, int)
+    if path.name.lower().endswith(".seg.nrrd"):
+        shift = np.rint(np.linalg.solve(affine, labels.places[0]))[:3, 3].astype(int)
+    elif labels.shape != image.shape:
         raise InputError(f"{path}: its grid is {labels.shape}, but {image_path.name} has {image.shape}; resample it")
-    # the corners of the grid lie at one place, to a tenth of a voxel
-    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * [*np.subtract(image.shape, 1), 1]
-    apart = np.abs(corners @ (image.affine - labels.affine).T)[:, :3].max()
-    if apart > 0.1 * min(spacing_of_affine(image.affine)):
-        mine, its = ("".join(nibabel.aff2axcodes(one.affine)) for one in (labels, image))
-        differ = f"orientation {mine} and {its}, affines differ"
-        raise InputError(f"{path}: does not lie as {image_path.name} does ({differ}); resample it to the image's grid")
-    values = _numbers(labels, path)
+    # ITK writes labels with the one of the image's two places that it reads
+    pairs = [(mine, its) for mine in labels.places for its in image.places]
+    if min(apart(mine, its, labels.shape, shift) for mine, its in pairs) > NEAR:
+        mine, its = ("".join(nibabel.aff2axcodes(one.places[0])) for one in (labels, image))
+        raise InputError(
+            f"{path}: does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ); "
+            "resample it to the image's grid"
+        )
+    values = numbers_of(labels, path)
     if values.dtype.kind not in "uib":
         rounded = np.rint(values)
-        if not np.array_equal(values, rounded):
-            raise InputError(f"{path}: is no label map, it holds values such as {values[values != rounded][0]:g}")
+        # a slope in the header leaves a label 1 as 1.00000006
+        if (wrong := ~(np.abs(values - rounded) <= 1e-3)).any():
+            raise InputError(f"{path}: is no label map, it holds values such as {values[wrong][0]:g}")
         values = rounded.astype(np.int64)
-    found = turn(values, view_of(image.affine))
+    whole = np.zeros(image.shape, values.dtype)
+    low, high = np.maximum(shift, 0), np.minimum(shift + labels.shape, image.shape)
+    mine, its = (tuple(map(slice, low - start, np.maximum(low, high) - start)) for start in (shift, 0))
+    whole[its] = values[mine]
+    found = turn(whole, view_of(affine))
     return found if len(found) > 1 else found[0]
 
 
-def open_scan(path: Path):
-    """A file as an image of nibabel, (X, Y, Z), with an affine RAS+. InputError if it can't be read."""
+def apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...], shift: np.ndarray | int = 0) -> float:
+    """The most that two affines set the corners of a grid apart, in voxels.   shift: (3,) of the grid, in the other one."""
+    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * [*np.subtract(shape, 1), 1]
+    moved = corners + np.append(np.zeros(3) + shift, 0)
+    return np.abs(corners @ one.T - moved @ other.T)[:, :3].max() / min(spacing_of_affine(other))
+
+
+def open_scan(path: Path) -> Scan:
+    """The header of a file. InputError if it can't be read, claims more than the file can hold, or is not 3D and gray."""
     return open_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else open_itk(path)
 
 
-def open_nifti(path: Path):
-    """nibabel's image, (X, Y, Z), its voxels not read yet. InputError if it can't be read or is not 3D."""
+def open_nifti(path: Path) -> Scan:
+    """The header of a NIfTI file, read by nibabel. InputError: see `open_scan`."""
     try:
         image = nibabel.load(path)
-        shape = tuple(int(n) for n in image.shape)
+        if not isinstance(image, nibabel.Nifti1Image):
+            raise TypeError(f"it is a {type(image).__name__}")
+        header, shape, dtype = image.header, tuple(int(n) for n in image.shape), image.get_data_dtype()
+        forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
+        to_mm = np.diag([*[UNIT_MM.get(header.get_xyzt_units()[0], 1.0)] * 3, 1.0])
+        places = [to_mm @ form for form in forms or [image.affine]]
+        start = int(image.dataobj.offset)  # of the voxels in the file
     except Exception as error:  # nibabel raises many kinds for files from outside
         raise InputError(f"{path}: not a NIfTI file that can be read ({why(error)}); export it again") from error
     spatial = shape + (1,) * (3 - len(shape))
     if any(n != 1 for n in spatial[3:]) or min(spatial) < 1:
-        raise InputError(f"{path}: has the shape {shape}; save one volume of three dimensions as a file of its own")
-    if np.prod(spatial, dtype=float) > MAX_VOXELS:
-        raise InputError(f"{path}: claims {shape} voxels, more than {MAX_VOXELS:,}; crop it, or repair its header")
-    if image.get_data_dtype().fields:
+        axes = ", ".join(map("{} {}".format, ("x", "y", "z", "time", "channel", "6th", "7th"), shape))
+        raise InputError(f"{path}: has the shape {shape}; save one volume as a file of its own (its axes: {axes})")
+    if dtype.fields:
         raise InputError(f"{path}: is a colour NIfTI; save its slices as pictures, or the volume in gray")
-    if shape == spatial[:3]:
-        return image
-    return nibabel.Nifti1Image(_numbers(image, path).reshape(spatial[:3]), image.affine)
+    packed = path.suffix.lower() == ".gz"
+    claimed = check_claim(path, spatial[:3], dtype, path.stat().st_size * (DEFLATE if packed else 1) - start)
+
+    def voxels() -> np.ndarray:
+        whole = image
+        if packed:  # to the end, where gzip's checksum stands: nibabel stops before it
+            with gzip.open(path) as file:
+                whole = type(image).from_bytes(file.read(start + claimed))
+                while file.read(2**20):
+                    pass
+        return np.asanyarray(whole.dataobj).reshape(spatial[:3])
+
+    return Scan(spatial[:3], places, voxels)
 
 
-def open_itk(path: Path):
-    """An NRRD or MetaImage file as an image of nibabel, (X, Y, Z), affine RAS+. InputError if it can't be read."""
+def open_itk(path: Path) -> Scan:
+    """The header of an NRRD or MetaImage file, read by SimpleITK. InputError: see `open_scan`."""
     try:
         import SimpleITK
 
-        image = SimpleITK.ReadImage(str(path))
+        reader = SimpleITK.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        n, values, size = reader.GetDimension(), reader.GetNumberOfComponents(), reader.GetSize()
+        dtype = SimpleITK.GetArrayViewFromImage(SimpleITK.Image([1, 1], reader.GetPixelID())).dtype
     except ImportError as error:
         raise InputError(f"{path}: needs SimpleITK; run: pip install -r requirements-formats.txt") from error
     except RuntimeError as error:
         raise InputError(f"{path}: SimpleITK can't read it ({why(error)}); export it again") from error
-    dimensions, values = image.GetDimension(), image.GetNumberOfComponentsPerPixel()
-    if values != 1 or dimensions not in (2, 3):
-        raise InputError(f"{path}: has {dimensions} dimensions and {values} values a voxel; save one gray volume")
-    if dimensions == 2:
-        image = SimpleITK.JoinSeries(image)
+    if values != 1 and path.name.lower().endswith(".seg.nrrd"):
+        raise InputError(
+            f"{path}: holds segments that overlap, in {values} layers; in 3D Slicer, Segmentations, Export to files, "
+            "save each segment as a NIfTI or NRRD of its own, and use one at a time"
+        )
+    if values != 1 or n not in (2, 3):
+        raise InputError(f"{path}: has {n} dimensions ({size}) and {values} values a voxel; save one gray volume")
+    file, start, is_packed, is_plain = _data_of(path)
+    holds = file.stat().st_size - start
+    check_claim(path, size, dtype, holds if is_plain else DEFLATE * holds)
     affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
-    affine[:3, 3] = image.GetOrigin()
-    voxels = SimpleITK.GetArrayFromImage(image).transpose(2, 1, 0)
-    return nibabel.spatialimages.SpatialImage(voxels, LPS_TO_RAS @ affine)
+    affine[:n, :n] = np.reshape(reader.GetDirection(), (n, n)) * reader.GetSpacing()
+    affine[:n, 3] = reader.GetOrigin()
+
+    def voxels() -> np.ndarray:
+        found = SimpleITK.GetArrayFromImage(reader.Execute())
+        if is_packed and _crc_of_unpacked(file, start) not in (zlib.crc32(found), zlib.crc32(found.byteswap())):
+            raise ValueError("SimpleITK unpacks other voxels than the file holds")
+        return found.T.reshape(*size, *[1] * (3 - n))
+
+    return Scan((*size, *[1] * (3 - n)), [LPS_TO_RAS @ affine], voxels)
 
 
-def _numbers(image, path: Path) -> np.ndarray:
-    """Voxels (X, Y, Z), scaled as the header says. InputError if the file ends too early."""
-    try:
-        return np.asanyarray(image.dataobj)
-    except (OSError, EOFError, ValueError, zlib.error, MemoryError) as error:
-        raise InputError(f"{path}: ends too early or is damaged ({why(error)}); copy or export it again") from error
+def _data_of(path: Path) -> tuple[Path, int, bool, bool]:
+    """Where an NRRD or MetaImage has its voxels: (file, first byte, whether compressed, whether as plain bytes)."""
+    with path.open("rb") as file:
+        head = file.read(2**22)
+    end = re.search(rb"\r?\n\r?\n" if head.startswith(b"NRRD") else rb"(?m)^ElementDataFile.*\n?", head)
+    start = end.end() if end else len(head)
+    lines = re.findall(r"(?m)^([^#:=\n]+?) *[:=] *(.*?)\s*$", head[:start].decode("latin-1"))
+    fields = {key.lower().replace(" ", ""): value for key, value in lines}
+    how = fields.get("encoding", fields.get("compresseddata", "raw")).lower()
+    is_packed, is_plain = how in ("gz", "gzip", "true"), how == "raw" and fields.get("binarydata") != "False"
+    name = fields.get("datafile", fields.get("elementdatafile", "LOCAL"))
+    data = path if name == "LOCAL" else path.parent / name
+    if not data.is_file() or not data.resolve().is_relative_to(path.parent.resolve()):
+        raise InputError(f"{path}: names {name!r} as the file of its voxels; put that one file beside it")
+    return data, start if name == "LOCAL" else 0, is_packed, is_plain
 
 
-# ---------------------------------------------------------------- writing
+def _crc_of_unpacked(file: Path, start: int) -> int:
+    """CRC-32 of what the compressed bytes from `start` on unpack to. ValueError unless they agree with their checksum.
 
-
-def save_nifti_labels(path: Path, labels: np.ndarray, affine: np.ndarray, like: Path | None = None) -> None:
-    """Write a label map (D, H, W) or (H, W) as .nii.gz.
-
-    affine: of the case (`Case.affine`).   like: the NIfTI file that the case was read from. The label
-    map then has its grid, axis by axis, and its affine, so that any viewer lays one over the other.
+    ITK does not compare checksums: a changed byte would give other voxels.
     """
-    volume = labels if labels.ndim == 3 else labels[None]
-    small = volume.astype(np.uint8 if volume.max() <= 255 else np.uint16)
-    if like is None:
-        voxels = small.transpose(2, 1, 0)
-    else:
-        source = open_nifti(like)
-        voxels, affine = turn_back(small, view_of(source.affine)), source.affine
-    image = nibabel.Nifti1Image(voxels, affine)
-    image.header.set_xyzt_units("mm")
-    # level 1: a higher one is slower and hardly smaller. No time in it: the same bytes each run
-    save_bytes(path, gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
+    unpacker, crc = zlib.decompressobj(47), 0  # 47: of gzip or zlib
+    with file.open("rb") as packed:
+        packed.seek(start)
+        while chunk := packed.read(2**14):  # small: it may unpack to a thousand times as much
+            crc = zlib.crc32(unpacker.decompress(chunk), crc)
+    if not unpacker.eof:
+        raise ValueError("its compressed voxels have no end")
+    return crc
+
+
+def numbers_of(scan: Scan, path: Path) -> np.ndarray:
+    """The voxels of a scan. InputError if the file ends too early, or has changed on its way."""
+    try:
+        return scan.voxels()
+    except Exception as error:  # what nibabel, gzip, zlib and SimpleITK raise for damage
+        raise InputError(f"{path}: ends too early or is damaged ({why(error)}); copy or export it again") from error

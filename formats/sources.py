@@ -15,7 +15,7 @@ from formats.case import Case
 from formats.intensity import parse_window
 from formats.npz import load_npz, write_case
 from formats.partners import label_files, list_pairs
-from formats.readers import ending_of, list_cases, name_of, read_case, read_options, read_pair
+from formats.readers import Asked, ending_of, known_modality, list_cases, name_of, read_case, read_options, read_pair
 from formats.writing import progress, tell
 from grid import promptable_labels
 
@@ -56,6 +56,8 @@ class Source:
         options, is_npz = self.options, ending_of(self.path) == ".npz"
         # a challenge case for validation has 8 bits: there is no window to cut
         window = parse_window(options.window) if options.window and not (is_npz and self.split == "val") else None
+        # the case's name may begin with the modality that --read or the data set says
+        window = Asked(window, None if (said := modality_of(self.name)) == "Other" else said)
         if self.labels:
             case = read_pair(self.path, self.labels, self.name, window)
         else:
@@ -82,9 +84,7 @@ def options_of(read: dict[str, str]) -> Options:
         raise InputError(f"--read instances={read['instances']}: give yes or no")
     if not read["smallest"].isdecimal():
         raise InputError(f"--read smallest={read['smallest']}: give a whole number of pixels, 0 or more")
-    if modality_of(read["modality"]) == "Other" or Path(read["modality"]).name != read["modality"]:
-        known = "CT, MR, US, X-Ray, Fundus, OCT, ..."
-        raise InputError(f"--read modality={read['modality']}: begin with a known one: {known}")
+    known_modality(read["modality"])
     return Options(read["window"], (), read["instances"] == "yes", int(read["smallest"]))
 
 

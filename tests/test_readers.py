@@ -21,7 +21,8 @@ from formats.intensity import WINDOWS, parse_window, to_grey_levels
 from formats.partners import label_files
 from formats.pictures import read_mask
 from formats.readers import list_cases, read_boxed, read_boxes, read_case, read_pair
-from formats.scans import save_nifti_labels, turn, turn_back, view_of
+from formats.results import save_nifti_labels
+from formats.scans import turn, turn_back, view_of
 from formats.writing import save_image, save_npz
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "raw_samples"  # not part of the repository
