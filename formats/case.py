@@ -8,6 +8,7 @@ Spacing is (z, y, x) in mm, in the order of the array's axes. Files store it as 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,14 +33,15 @@ class Case:
     source_range: tuple[float, float] | None = None  # lowest and highest intensity of the file; None if it had 8 bits
     boxes_are: str = "exact"  # how the boxes were made, of segment.BOX_KINDS
     modality: str = ""  # of MODALITIES; asked of the name once, when the case is made, unless it is given
+    whole_boxes: np.ndarray | None = None  # (N, 4) or (N, 6) exact boxes of objects 1..N, also of what others cover
 
     def __post_init__(self) -> None:
         if not self.modality:
             object.__setattr__(self, "modality", modality_of(self.name))
 
     def renamed(self, name: str) -> Case:
-        """The same case under another name, which may say another modality."""
-        return replace(self, name=name, modality="")
+        """The same case under another name, which may say another modality, unless the file itself said one."""
+        return replace(self, name=name, modality=self.modality if self.modality != modality_of(self.name) else "")
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -97,6 +99,29 @@ def check_labels(labels: np.ndarray, grid: tuple[int, ...], path: Path | str) ->
     if labels.size and (labels.min() < 0 or labels.max() > MAX_LABEL):
         raise InputError(f"{path}: labels range from {labels.min()} to {labels.max()}, allowed are 0 to {MAX_LABEL}")
     return labels.astype(np.uint16)
+
+
+def paint(masks: Iterable[np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Masks of objects that may lie on one another -> (label map uint16, a sentence for each object that it hides a part of)
+
+    masks: bool, all (H, W) or (D, H, W), at least one; the i-th is label i + 1. Smaller ones cover larger
+    ones, later ones those of their size.   names: of the masks; may be filled while these are taken.
+    """
+    labels, sizes = None, [0]
+    for number, mask in enumerate(masks, start=1):
+        labels = np.zeros(mask.shape, np.uint16) if labels is None else labels
+        sizes.append(np.count_nonzero(mask))
+        under = np.array(sizes)[labels[mask]]  # 0 where there is nothing yet
+        labels[mask] = np.where((under == 0) | (under >= sizes[-1]), number, labels[mask])
+    if len(sizes) > MAX_LABEL + 1:
+        raise InputError(f"{len(sizes) - 1} objects, more than the {MAX_LABEL} labels of a mask; split the case")
+    hidden = np.array(sizes) - np.bincount(labels.ravel(), minlength=len(sizes))
+    return labels, [
+        f"{names[i - 1] or f'object {i}'}: {hidden[i]} of its {sizes[i]} pixels lie under smaller objects; "
+        f"its box is that of the whole{'' if hidden[i] < sizes[i] else ', but the label map does not show it'}"
+        for i in range(1, len(sizes))
+        if hidden[i]
+    ]
 
 
 def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat: bool = False) -> np.ndarray:

@@ -1,307 +1,525 @@
-"""DICOM: a single image, a multi-frame file, or the folder of a series, read by pydicom.
+"""DICOM: a single image, a multi-frame file, or the folder of a series, read by pydicom; segmentations out by highdicom.
 
-Slices are sorted by their position along the series' normal, never by name. Values are rescaled (HU
-in CT), cut to the window that is asked for, else to the file's own, and turned over where the file
-counts black as high (MONOCHROME1).
+A `Frame` is one slice: a file of its own, or a frame of an enhanced file. Frames are sorted by their
+position along the series' normal, never by name or number, and must lie on a straight line, evenly.
+Each frame's values are rescaled as it says itself (HU in CT). One window serves the whole series: the
+one that is asked for, else the file's own if all frames agree. MONOCHROME1 is turned over.
 Outlines (RTSTRUCT) and segmentations (SEG) that lie in the folder become labels. Label i + 1 is the
-i-th structure that has pixels here, in the order of the file. A later one covers an earlier one.
+i-th structure that has pixels here, in the order of the file. The smaller covers the larger.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
 from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
-from formats import InputError
-from formats.case import Case, why
+from formats import VOLUME_MODALITIES, InputError
+from formats.case import Case, paint, why
 from formats.intensity import WINDOWS, Window, gray_case
 from formats.scans import LPS_TO_RAS, turn, turned, view_of
+from formats.writing import tell
+from grid import boxes_from_labels
 
 LABEL_KINDS = ("RTSTRUCT", "SEG")
-UNEVEN = 0.1  # of the distance between slices: more is a gap
+NO_IMAGES = ("RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "RWV", "FID", "DOC")
+MODALITY_TAGS = {
+    "CT": "CT", "MR": "MR", "PT": "PET", "US": "US", "IVUS": "US", "MG": "Mammography", "ES": "Endoscopy",
+    "DMS": "Dermoscopy", "OP": "Fundus", "OPT": "OCT", "OCT": "OCT", "SM": "Microscopy", "GM": "Microscopy",
+    **dict.fromkeys(("CR", "DX", "RG", "XA", "RF", "IO", "PX"), "X-Ray"),
+}  # fmt: skip
+TURNED = np.sin(np.radians(1))  # an outline that rises by more of its length does not lie in a slice
+UNEVEN = 0.05  # of the distance between slices: how far a slice may lie beside its even place
+# What may tell two slices at one place apart.
+DIFFERENCES = (
+    "EffectiveEchoTime", "EchoTime", "EchoNumbers", "TemporalPositionIndex", "TemporalPositionIdentifier",
+    "NominalCardiacTriggerDelayTime", "TriggerTime", "DiffusionBValue", "ComplexImageComponent", "FrameType",
+    "ImageType", "StackID", "AcquisitionNumber", "AcquisitionTime", "SOPInstanceUID",
+)  # fmt: skip
+
+
+class Frame(NamedTuple):
+    """One slice of a series, or all frames of a film."""
+
+    path: Path
+    number: int  # of the frame in an enhanced file, from 0; else -1
+    header: pydicom.Dataset  # what holds for it, its functional groups laid open
+
+    @property
+    def name(self) -> str:
+        return self.path.name if self.number < 0 else f"frame {self.number + 1} of {self.path.name}"
 
 
 def read_dicom(path: Path, window: Window | None = None) -> Case:
     """A DICOM file, or the folder of one series, as a case without boxes; with labels where the folder has them.
 
     A file of outlines or a segmentation is read as the series that lies beside it, with its labels.
-    InputError, one sentence, for no image, several series, missing slices, colour volumes, or pixels that can't be decoded.
+    InputError, one sentence, for no image, several series, uneven slices, colour volumes, or pixels that can't be decoded.
     """
-    if path.is_dir():
-        return read_series(path, dicom_files(path), window)
-    header = read_header(path)
-    if header.get("Modality") not in LABEL_KINDS:
-        return as_case(path, *pixels_of(path), window)
-    images = [file for file in dicom_files(path.parent) if read_header(file).get("Modality") not in LABEL_KINDS]
-    if not images:
-        raise InputError(f"{path}: is a {header.Modality} of another series; put that series' files beside it")
-    return read_series(path, [*images, path], window)
-
-
-def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder, sorted by name."""
-    return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: by its ending, or, if its name has none or only numbers, by "DICM" after 128 bytes."""
-    if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
-        return path.is_file()
-    if path.suffix.strip(".0123456789") or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def read_header(path: Path) -> pydicom.Dataset:
-    """A DICOM file without its pixels. InputError if it can't be read."""
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        raise InputError(f"{path}: not a DICOM file that can be read; copy or export it again") from error
-
-
-def read_series(path: Path, files: list[Path], window: Window | None) -> Case:
-    """The slices of one series, sorted by position, as a volume; with the labels that are among the files.
-
-    path: the folder, or the label file that was named; it gives the case its name.
-    """
-    headers = {file: read_header(file) for file in files}
-    labels = [file for file, header in headers.items() if header.get("Modality") in LABEL_KINDS]
-    series = defaultdict(list)
-    for file in files:
-        if file not in labels and "Rows" in headers[file]:
-            series[str(headers[file].get("SeriesInstanceUID", ""))].append(file)
-    if not series:
-        raise InputError(f"{path}: holds no DICOM image; name the folder of a series")
-    if len(series) > 1:
-        counts = ", ".join(f"{len(group)} of {group[0].name}'s series" for group in series.values())
-        raise InputError(f"{path}: holds {len(series)} series ({counts}); put each into a folder of its own")
-    (slices,) = series.values()
-    if len(slices) == 1 and not labels:
-        return read_dicom(slices[0], window)
-    if len(slices) == 1 and frames_of(headers[slices[0]]) > 1:
-        values, dataset, affine = pixels_of(slices[0])
-    else:
-        slices, affine = sorted_slices(path, {file: headers[file] for file in slices})
-        values, dataset = np.stack([rescaled(pydicom.dcmread(file), file) for file in slices]), headers[slices[0]]
-    case = as_case(path, values, dataset, affine, window)
+    frames, affine, labels = slices_of(path)
+    case = as_case(path, frames, affine, window)
     if not labels:
         return case
     if affine is None:
         raise InputError(f"{path}: the series does not say where it lies, so {labels[0].name} can't be laid over it")
-    found, names = read_label_objects(labels, values.shape, affine)
-    found = turn(found.transpose(2, 1, 0), view_of(affine))
-    return replace(case, labels=found if case.is_3d else found[0], label_names=names)
+    names, boxes, view = [], [], view_of(affine)
+    first, shape = frames[0].header, (len(frames), frames[0].header.Rows, frames[0].header.Columns)
+
+    def masks() -> Iterator[np.ndarray]:
+        empty = []
+        for name, mask in label_objects(labels, first, shape, np.linalg.inv(LPS_TO_RAS @ affine)):
+            if not mask.any():
+                empty.append(name)
+                continue
+            mask = turn(mask.transpose(2, 1, 0), view)
+            mask = mask if case.is_3d else mask[0]
+            names.append(name)
+            boxes.append(boxes_from_labels(mask.astype(np.uint8))[1][0])
+            yield mask
+        if not names:
+            raise InputError(f"{labels[0]}: outlines nothing in this series; is it of another one?")
+        if empty:
+            tell(f"{path}: left out, as they have no pixel in this series: {', '.join(empty)}", error=True)
+
+    painted, told = paint(masks(), names)
+    for text in told:
+        tell(f"{path}: {text}", error=True)
+    return replace(case, labels=painted, label_names=tuple(names), whole_boxes=np.array(boxes))
 
 
-def sorted_slices(path: Path, headers: dict[Path, pydicom.Dataset]) -> tuple[list[Path], np.ndarray]:
-    """The files of a series from its first slice to its last, and the affine (RAS+) of voxels (column, row, slice).
+# ---------------------------------------------------------------- files and frames
 
-    InputError if slices differ in size or direction, lie at one place, or leave a gap.
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, sorted by name, without a CD's list of contents."""
+    return [path for path in sorted(folder.iterdir()) if is_dicom(path) and path.name != "DICOMDIR"]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM: by its ending, or, if its name has none or only numbers, by how it begins.
+
+    That is "DICM" after 128 bytes, or, where these are missing, a first element of group 2 or 8. Files
+    that begin with a dot are a Mac's notes.
     """
-    first_file, first = next(iter(headers.items()))
-    for file, header in headers.items():
-        for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-            if not header.get(key):
-                raise InputError(f"{file}: has no {key}, so its place in the series is not known; read it by itself")
-        if (header.Rows, header.Columns) != (first.Rows, first.Columns):
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
+        return True
+    if path.suffix.strip(".0123456789"):
+        return False
+    with path.open("rb") as file:
+        head = file.read(132)
+    return head[128:] == b"DICM" or (len(head) == 132 and head[:2] in (b"\2\0", b"\10\0") and head[3] == 0)
+
+
+def read_header(path: Path) -> pydicom.Dataset:
+    """A DICOM file without its pixels. InputError if it can't be read."""
+    return _read(path, stop_before_pixels=True)
+
+
+def _read(path: Path, **options) -> pydicom.Dataset:
+    """A DICOM file, also one without preamble. InputError if it can't be read."""
+    try:
+        try:
+            dataset = pydicom.dcmread(path, **options)
+        except InvalidDicomError:
+            dataset = pydicom.dcmread(path, force=True, **options)
+            if "SOPClassUID" not in dataset:
+                raise
+        if "TransferSyntaxUID" not in dataset.file_meta:  # no preamble: DICOM's default, or as the VR shows
+            explicit = "ExplicitVRLittleEndian" if dataset.original_encoding[0] is False else "ImplicitVRLittleEndian"
+            dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, explicit)
+        return dataset
+    except Exception as error:  # pydicom raises many kinds for files from outside
+        raise InputError(f"{path}: not a DICOM file that can be read; copy or export it again") from error
+
+
+def slices_of(path: Path) -> tuple[list[Frame], np.ndarray | None, list[Path]]:
+    """What a file or folder holds: (frames in their order in space, affine (RAS+) or None, files of labels).
+
+    The affine takes voxels (column, row, slice) to mm. A film, whose frames follow each other in time,
+    and a single image have none.
+    InputError if there is no image, or if it is not clear which series is meant.
+    """
+    named = [path] if path.is_file() else dicom_files(path)
+    if path.is_file() and read_header(path).get("Modality") in LABEL_KINDS:
+        named += [file for file in dicom_files(path.parent) if read_header(file).get("Modality") not in LABEL_KINDS]
+    headers = {file: read_header(file) for file in named}
+    labels = [file for file, header in headers.items() if header.get("Modality") in LABEL_KINDS]
+    kept = {f: h for f, h in headers.items() if "Rows" in h and h.get("Modality") not in (*LABEL_KINDS, *NO_IMAGES)}
+    kept = {f: h for f, h in kept.items() if "LOCALIZER" not in (h.get("ImageType") or ())} or kept
+    series = defaultdict(list)
+    for file, header in kept.items():
+        series[str(header.get("SeriesInstanceUID", ""))] += frames_in(file, header)
+    if not series and path in labels:
+        raise InputError(f"{path}: is a {headers[path].Modality} of another series; put that series' files beside it")
+    if not series:
+        kinds = sorted({str(header.get("Modality") or "no modality") for header in headers.values()} - {*LABEL_KINDS})
+        found = f" ({', '.join(kinds)})" if kinds else ""
+        raise InputError(f"{path}: holds no DICOM image{found}; name the folder of a series")
+    # the series that the labels name, else the only scan: radiographs and screenshots may lie beside it
+    of_labels = {uid for uid in series for file in labels if uid in _series_named_by(headers[file])}
+    chosen = list(of_labels) if len(of_labels) == 1 else [uid for uid in series if is_scan(series[uid][0])]
+    if len(series) > 1 and len(chosen) != 1:
+        counts = ", ".join(f"{len(group)} of {group[0].path.name}'s series" for group in series.values())
+        raise InputError(f"{path}: holds {len(series)} series ({counts}); put each into a folder of its own")
+    frames = series[chosen[0]] if len(series) > 1 else next(iter(series.values()))
+    if others := sorted({*headers} - {*labels} - {frame.path for frame in frames}):
+        kinds = ", ".join(f"{file.name} ({headers[file].get('Modality')})" for file in others[:5])
+        tell(f"{path}: left out {len(others)} files beside the series, such as {kinds}", error=True)
+    placed = all("ImagePositionPatient" in frame.header for frame in frames)
+    if len({frame.path for frame in frames}) > 1 or (placed and (len(frames) > 1 or labels)):
+        return *sorted_frames(path, frames), labels
+    return frames, None, labels
+
+
+def is_scan(frame: Frame) -> bool:
+    """Whether an image is one of many slices by its kind."""
+    return MODALITY_TAGS.get(frame.header.get("Modality")) in VOLUME_MODALITIES
+
+
+def _series_named_by(header: pydicom.Dataset) -> set[str]:
+    """The SeriesInstanceUIDs that a file of labels names as its own images'."""
+    return {str(item.value) for item in header.iterall() if item.keyword == "SeriesInstanceUID"} - {
+        str(header.get("SeriesInstanceUID"))
+    }
+
+
+def frames_in(path: Path, header: pydicom.Dataset) -> list[Frame]:
+    """The frames of a file: one if it has no functional groups, be it a slice or a film."""
+    groups = header.get("PerFrameFunctionalGroupsSequence") or []
+    if not groups:
+        return [Frame(path, -1, header)]
+    top = pydicom.Dataset()
+    top.update({e.tag: e for e in header if not e.keyword.endswith("FunctionalGroupsSequence")})
+    for items in header.get("SharedFunctionalGroupsSequence") or []:
+        _lay_open(top, items)
+    frames = []
+    for number, items in enumerate(groups):
+        frames.append(Frame(path, number, pydicom.Dataset()))
+        frames[-1].header.update(top)
+        _lay_open(frames[-1].header, items)
+    return frames
+
+
+def _lay_open(header: pydicom.Dataset, items: pydicom.Dataset) -> None:
+    """Elements of functional groups become those of the header, as a single slice has them."""
+    for group in items:
+        if group.VR == "SQ" and group.value:
+            header.update(group.value[0])
+
+
+def numbers(frame: Frame, key: str, count: int = 1) -> list[float] | None:
+    """The first numbers of an element, None if it is missing or empty. InputError for what is no number."""
+    try:
+        value = frame.header.get(key)
+        found = [float(one) for one in np.ravel(value)[:count] if one is not None and str(one).strip()]
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{frame.path}: its {key} is no number ({why(error)}); correct it, or export it again"
+        ) from error
+    if not np.isfinite(found).all():
+        raise InputError(f"{frame.path}: its {key} is {found}, no number; correct it, or export it again")
+    return found if len(found) == count else None
+
+
+def sorted_frames(path: Path, frames: list[Frame]) -> tuple[list[Frame], np.ndarray]:
+    """The frames from first to last along their normal, and the affine (RAS+) of voxels (column, row, slice).
+
+    InputError if they differ in size or direction, lie at one place, or not evenly on a straight line.
+    """
+    first, places = frames[0], []
+    for frame in frames:
+        lacks = f"so its place in the series is not known; read {frame.path.name} by itself"
+        for key, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+            if numbers(frame, key, count) is None:
+                raise InputError(f"{path}: {frame.name} has no {key}, {lacks}")
+        places.append(numbers(frame, "ImagePositionPatient", 3))
+        size, its = ((one.header.Rows, one.header.Columns) for one in (frame, first))
+        if size != its:
             raise InputError(
-                f"{file}: is {header.Rows} x {header.Columns}, but {first_file.name} is {first.Rows} x {first.Columns}; "
+                f"{path}: {frame.name} is {size[0]} x {size[1]}, but {first.name} is {its[0]} x {its[1]}; "
                 "a series has one size: sort the files into folders"
             )
-        if not np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3):
-            raise InputError(f"{file}: is tilted against {first_file.name}; sort the directions into folders")
-    normal = np.cross(*directions(first))
-    depth = {file: float(np.dot(header.ImagePositionPatient, normal)) for file, header in headers.items()}
-    files = sorted(depth, key=depth.get)
-    step = normal * float(first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1)
-    places = [np.array(headers[file].ImagePositionPatient, float) for file in (files[0], files[-1])]
-    if len(files) > 1:
-        gaps = np.diff([depth[file] for file in files])
-        if gaps.min() <= 1e-3:
-            twin = int(np.argmin(gaps))
-            raise InputError(f"{files[twin + 1]}: lies where {files[twin].name} lies; sort the passes into folders")
-        if gaps.max() > (1 + UNEVEN) * np.median(gaps):
-            gap = int(np.argmax(gaps))
-            raise InputError(
-                f"{path}: {gaps[gap]:.2f} mm lie between {files[gap].name} and {files[gap + 1].name}, elsewhere "
-                f"{np.median(gaps):.2f} mm; a slice is missing: copy the whole series"
-            )
-        step = (places[1] - places[0]) / (len(files) - 1)  # a tilted gantry moves the slices along more than the normal
-    return files, affine_of(first, step, places[0], first.PixelSpacing)
+        if not np.allclose(*(numbers(one, "PixelSpacing", 2) for one in (frame, first)), rtol=1e-3):
+            raise InputError(f"{path}: {frame.name} has other pixels than {first.name}; sort them into folders")
+        if not np.allclose(directions(frame), directions(first), atol=1e-3):
+            raise InputError(f"{path}: {frame.name} is tilted against {first.name}; sort the directions into folders")
+    spacing, (along_row, along_column) = numbers(first, "PixelSpacing", 2), directions(first)
+    if min(spacing) <= 0:
+        raise InputError(f"{path}: {first.name} has pixels of {spacing} mm; correct its PixelSpacing")
+    normal = np.cross(along_row, along_column)
+    order = np.argsort(np.array(places) @ normal, kind="stable")
+    frames, places = [frames[i] for i in order], np.array(places)[order]
+    step = normal * ((numbers(first, "SpacingBetweenSlices") or numbers(first, "SliceThickness") or [0])[0] or 1)
+    origin = places[0]
+    if len(frames) > 1:
+        step, origin = _even(path, frames, places, np.stack([along_row, along_column, normal]))
+    affine = np.eye(4)
+    affine[:3] = np.stack([along_row * spacing[1], along_column * spacing[0], step, origin], 1)
+    return frames, LPS_TO_RAS @ affine
 
 
-def frames_of(header: pydicom.Dataset) -> int:
-    """How many frames a file has."""
-    return int(header.get("NumberOfFrames", 1))
+def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The straight line on which slices lie evenly: (step, place of the first), mm. InputError if they don't.
 
-
-def pixels_of(path: Path) -> tuple[np.ndarray, pydicom.Dataset, np.ndarray | None]:
-    """A file by itself: its values, the file, and if it is a volume that says where it lies its affine (RAS+).
-
-    An enhanced multi-frame file names the slope for each frame or for all, and where each frame lies.
-    In a film frames follow each other in time: it has no affine.
+    places: (n, 3) mm, sorted.   axes: (3, 3) row, column, normal.
+    A tilted gantry moves the slices along more than the normal. Files may have rounded the positions.
     """
-    dataset = pydicom.dcmread(path)
-    frames, shared = (dataset.get(f"{which}FunctionalGroupsSequence") for which in ("PerFrame", "Shared"))
-    if frames_of(dataset) > 1 and (groups := shared or frames) and "PixelValueTransformationSequence" in groups[0]:
-        transform = groups[0].PixelValueTransformationSequence[0]
-        dataset.RescaleSlope, dataset.RescaleIntercept = transform.RescaleSlope, transform.RescaleIntercept
-    values = rescaled(dataset, path)
-    if frames_of(dataset) == 1 or not frames or "PlanePositionSequence" not in frames[0]:
-        return values, dataset, None
-    orientation, measures = (
-        first_of(frames[0], (shared or [{}])[0], f"{what}Sequence") for what in ("PlaneOrientation", "PixelMeasures")
-    )
-    places = [np.array(f.PlanePositionSequence[0].ImagePositionPatient, float) for f in (frames[0], frames[-1])]
-    step = (places[1] - places[0]) / max(1, len(frames) - 1)
-    if not step.any():
-        step = np.cross(*directions(orientation)) * float(measures.get("SliceThickness", 1))
-    return values, dataset, affine_of(orientation, step, places[0], measures.PixelSpacing)
+    gaps, count = np.diff(places @ axes[2]), np.arange(len(places))
+    if gaps.min() <= 1e-3:
+        a, b = frames[int(np.argmin(gaps))], frames[int(np.argmin(gaps)) + 1]
+        key = next((key for key in DIFFERENCES if a.header.get(key) != b.header.get(key)), "nothing that is known here")
+        values = ", ".join(sorted({str(frame.header.get(key)) for frame in frames})[:4])
+        raise InputError(
+            f"{path}: {b.name} lies where {a.name} lies; they differ in {key} ({values}); sort the echoes, phases or "
+            "passes into folders, or save one as a file of its own"
+        )
+    step, origin = np.polyfit(count, places, 1) if len(places) > 2 else (places[1] - places[0], places[0])
+    beside = (places - origin - count[:, None] * step) @ axes.T
+    middle = (beside.max(0) + beside.min(0)) / 2
+    # the unit to which all positions may have been rounded: half of it is no fault of the slices
+    unit = next((u for u in (1, 0.5, 0.1, 0.01) if np.allclose(places / u, np.rint(places / u), atol=1e-4)), 0)
+    allowed = max(UNEVEN * gaps.min(), min(0.55 * unit, 0.2 * gaps.min()))
+    off = np.abs(beside - middle).max(1)
+    if off.max() > allowed:
+        raise InputError(
+            f"{path}: {frames[int(np.argmax(off))].name} lies {off.max():.2f} mm beside its even place (distances of "
+            f"slices are {gaps.min():.2f} to {gaps.max():.2f} mm); a slice is missing, or the distance changes: copy the "
+            "whole series, or resample it to even slices"
+        )
+    return step, origin + middle @ axes
 
 
-def rescaled(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
-    """Pixels of one file: (H, W), colour (H, W, 3), or frames before these; values as the slope and intercept say."""
+def directions(frame: Frame) -> np.ndarray:
+    """(2, 3): where the columns of a row, and the rows of a column, follow each other in the patient (LPS+)."""
+    return np.reshape(numbers(frame, "ImageOrientationPatient", 6), (2, 3))
+
+
+# ---------------------------------------------------------------- values
+
+
+def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: Window | None) -> Case:
+    """The values of frames as a case, turned if there is an affine."""
+    first, stored, values = frames[0].header, {}, []
+    lut = (window is None and first.get("VOILUTSequence")) or None
+    if window is None and any((frame.header.get("VOILUTSequence") or None) != lut for frame in frames):
+        raise InputError(f"{path}: its slices have different VOI LUTs; choose a window with --read window=NAME")
+    for frame in frames:
+        if frame.path not in stored:  # one file at a time: a series is as large as its values
+            stored = {frame.path: pixels_of(frame.path)}
+        pixels = stored[frame.path]
+        is_one_of_many = frame.number >= 0 and int(frame.header.get("NumberOfFrames") or 1) > 1
+        values.append(rescaled(pixels[frame.number] if is_one_of_many else pixels, frame))
+        if lut:
+            values[-1] = apply_voi_lut(values[-1], frame.header)
+    values = np.stack(values) if len(values) > 1 else values[0]
+    is_gray = int(first.get("SamplesPerPixel") or 1) == 1 and first.get("PhotometricInterpretation") != "PALETTE COLOR"
+    if not is_gray and values.ndim == 4 and (values == values[..., :1]).all():
+        values, is_gray = values[..., 0], True
+    if not is_gray and (values.ndim == 4 or affine is not None):
+        raise InputError(f"{path}: holds {len(values)} colour frames; save the frame to use as a picture")
+    modality = MODALITY_TAGS.get(first.get("Modality"), "")
+    if is_gray and lut:
+        top = (
+            2.0 ** lut[0].LUTDescriptor[2] - 1
+        )  # a VOI LUT gives what is to be shown, of this many bits or, by error, fewer
+        top = top if values.max() > top / 4 else float(values.max())
+        window = Window(top, top / 2)
+    elif is_gray and window is None:
+        window = window_for(path, frames, values, modality)
+    is_3d, spacing = values.ndim == 3 and is_gray, None
+    if affine is not None:
+        try:
+            values = values if values.ndim == 3 else values[None]
+            values, (_, dy, dx), affine = turned(values.transpose(2, 1, 0), affine)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; correct its header") from error
+        is_3d, spacing = True, (abs(np.linalg.det(affine[:3, :3])) / dy / dx, dy, dx)  # a tilted gantry's mm3 are right
+    case = gray_case(path, values, window if is_gray else None, is_3d, spacing, affine, modality)
+    return replace(case, image=255 - case.image) if first.get("PhotometricInterpretation") == "MONOCHROME1" else case
+
+
+def window_for(path: Path, frames: list[Frame], values: np.ndarray, modality: str) -> Window:
+    """The window of a series that none was asked for: its own if all frames agree, soft tissue if in HU, else percentiles.
+
+    One that shows more than half of a scan white is none, as values are not in the unit that it is meant for.
+    """
+    windows = {own_window(frame) for frame in frames}
+    own, rescale = windows.pop() if len(windows) == 1 else None, frames[0].header.get("RescaleType") or "HU"
+    has_hu = modality == "CT" and rescale in ("HU", "US") and values.min() < 0  # US: unspecified
+    window = own or (WINDOWS["soft"] if has_hu else WINDOWS["percentile"])
+    white = window.width and np.count_nonzero(values >= window.level + window.width / 2) > values.size / 2
+    if (white and modality in VOLUME_MODALITIES) or (modality == "CT" and not (own or has_hu)):
+        why_not = f"its window {window.width:g}/{window.level:g} shows most of it white" if white else "it has no HU"
+        tell(f"{path}: {why_not}: the percentiles are shown in its place; choose one with --read window=", error=True)
+        return WINDOWS["percentile"]
+    return window
+
+
+def own_window(frame: Frame) -> Window | None:
+    """The first window that a frame names, None if it names none. Its unit is that of the rescaled values."""
     try:
-        pixels = dataset.pixel_array  # YBR becomes RGB on the way
+        width, level = numbers(frame, "WindowWidth"), numbers(frame, "WindowCenter")
+    except InputError:
+        return None
+    return Window(width[0], level[0]) if width and level and width[0] > 0 else None
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    """The stored pixels of a file: (H, W), colour (H, W, 3), or frames before these. InputError if they can't be decoded."""
+    dataset = _read(path)
+    try:
+        return dataset.pixel_array  # YBR becomes RGB on the way
     except (RuntimeError, NotImplementedError) as error:
         name = dataset.file_meta.TransferSyntaxUID.name
         needs = "what decodes them is not installed; run: pip install -r requirements-formats.txt"
         raise InputError(f"{path}: its pixels are compressed ({name}), and {needs}") from error
-    except (AttributeError, ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # pydicom raises many kinds
         raise InputError(f"{path}: has no pixels that can be read ({why(error)}); copy or export it again") from error
-    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+
+
+def rescaled(pixels: np.ndarray, frame: Frame) -> np.ndarray:
+    """Stored pixels -> values as the frame's slope, intercept or Modality LUT say; a palette's become colours, uint8."""
+    if frame.header.get("PhotometricInterpretation") == "PALETTE COLOR":
+        colours = apply_color_lut(pixels, frame.header)
+        return (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
+    if frame.header.get("ModalityLUTSequence"):
+        return apply_modality_lut(pixels, frame.header)
+    slope, intercept = (
+        (numbers(frame, f"Rescale{key}") or [default])[0] for key, default in (("Slope", 1), ("Intercept", 0))
+    )
     if slope == 1 and intercept == 0:
         return pixels
     return (pixels * np.float32(slope) + np.float32(intercept)).astype(np.float32)
 
 
-def own_window(dataset: pydicom.Dataset) -> Window | None:
-    """The first window that a file names, None if it names none. Its unit is that of the rescaled values."""
-    try:
-        width, level = (float(np.ravel(dataset.get(key))[0]) for key in ("WindowWidth", "WindowCenter"))
-    except (TypeError, ValueError, IndexError):  # none, or no numbers
-        return None
-    return Window(width, level) if width > 0 else None
-
-
-def as_case(path: Path, values: np.ndarray, dataset: pydicom.Dataset, affine: np.ndarray | None, window) -> Case:
-    """Values (H, W), (H, W, 3) or (D, H, W) as a case, turned if there is an affine."""
-    colour = int(dataset.get("SamplesPerPixel", 1)) > 1
-    if colour and values.ndim == 4:
-        raise InputError(f"{path}: holds {len(values)} colour frames; save the frame to use as a picture")
-    window = window or own_window(dataset) or (WINDOWS["soft"] if dataset.get("Modality") == "CT" else None)
-    spacing, is_3d = None, values.ndim == 3 and not colour
-    if affine is not None:
-        values, spacing, affine = turned(values.transpose(2, 1, 0), affine)
-    case = gray_case(path, values, None if colour else window, is_3d, spacing, affine)
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        return replace(case, image=255 - case.image)
-    return case
-
-
-def directions(header: pydicom.Dataset) -> np.ndarray:
-    """(2, 3): where the columns of a row, and the rows of a column, follow each other in the patient."""
-    return np.array(header.ImageOrientationPatient, float).reshape(2, 3)
-
-
-def affine_of(header: pydicom.Dataset, step: np.ndarray, origin: np.ndarray, pixel_spacing) -> np.ndarray:
-    """DICOM's own terms -> affine (RAS+) of voxels (column, row, slice).   pixel_spacing: of rows, of columns, mm"""
-    along_row, along_column = directions(header)
-    row_mm, column_mm = map(float, pixel_spacing)
-    affine = np.eye(4)
-    affine[:3] = np.stack([along_row * column_mm, along_column * row_mm, step, origin], 1)
-    return LPS_TO_RAS @ affine
-
-
-def first_of(groups, shared, key: str):
-    """The item of a sequence of a frame, or if the frame lacks it, of all frames. None if both lack it."""
-    where = groups if key in groups else shared
-    return where[key][0] if key in where else None
-
-
 # ---------------------------------------------------------------- labels of a series
 
 
-def read_label_objects(files: list[Path], shape: tuple, affine: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """-> (labels (D, H, W) uint16, in the order of the series, the name of each label)
+def label_objects(files: list[Path], header: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray) -> Iterator[tuple]:
+    """Each structure of files of labels: (name, mask (D, H, W) bool, which may be empty), in the order of the series.
 
-    shape: (D, H, W) of the series.   affine: RAS+, from voxels (column, row, slice).
-    InputError if a file does not fit the series, or has nothing in it.
+    header: of a slice.   shape: (D, H, W) of the series.   to_voxels: from DICOM's own frame (LPS+) to (column, row, slice).
+    InputError if a file is of another patient or frame of reference, or does not fit the slices.
     """
-    labels, names = np.zeros(shape, np.uint16), []
-    to_voxels = np.linalg.inv(LPS_TO_RAS @ affine)  # DICOM's own frame -> (column, row, slice)
     for file in files:
-        dataset = pydicom.dcmread(file)
-        masks = _outlined if dataset.Modality == "RTSTRUCT" else _segmented
-        for name, mask in masks(file, dataset, shape, to_voxels):
-            if mask.any():
-                names.append(name)
-                labels[mask] = len(names)
-    if not names:
-        raise InputError(f"{files[0]}: outlines nothing in this series; is it of another one?")
-    return labels, tuple(names)
+        dataset = _read(file)
+        frames = {
+            str(roi.get("ReferencedFrameOfReferenceUID", "")) for roi in dataset.get("StructureSetROISequence") or []
+        }
+        frames = frames - {""} or {str(dataset.get("FrameOfReferenceUID") or "")}
+        checks = {"PatientID": {str(dataset.get("PatientID") or "")}, "FrameOfReferenceUID": frames}
+        if "" in frames or not header.get("FrameOfReferenceUID"):
+            checks["StudyInstanceUID"] = {str(dataset.get("StudyInstanceUID") or "")}
+        for key, found in checks.items():
+            own = str(header.get(key) or "")
+            if own and own not in found | {""} and found != {""}:
+                raise InputError(
+                    f"{file}: is of another {key} ({', '.join(sorted(found))}) than the series ({own}); put labels that were "
+                    "made on this series beside it"
+                )
+        yield from (_outlined if dataset.Modality == "RTSTRUCT" else _segmented)(
+            file, dataset, header, shape, to_voxels
+        )
 
 
-def _outlined(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
+def _outlined(file: Path, dataset: pydicom.Dataset, header: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
     """Each structure of an RTSTRUCT: (name, mask (D, H, W)). A pixel is inside if its centre is.
 
-    A second outline on a slice cuts a hole.
+    In one plane a second outline cuts a hole. A slice takes the plane that is nearest, within half a slice.
     """
     from skimage.draw import polygon2mask  # slow to import, and needed here only
 
-    named = {roi.ROINumber: str(roi.ROIName) for roi in dataset.get("StructureSetROISequence", [])}
-    for contours in dataset.get("ROIContourSequence", []):
-        mask = np.zeros(shape, bool)
-        for contour in contours.get("ContourSequence", []):
-            points = np.array(contour.ContourData, float).reshape(-1, 3)
+    rois = {roi.ROINumber: roi for roi in dataset.get("StructureSetROISequence") or []}
+    slice_mm = 1 / np.linalg.norm(to_voxels[2, :3])
+    for contours in dataset.get("ROIContourSequence") or []:
+        roi, planes = rois.get(contours.ReferencedROINumber, pydicom.Dataset()), {}
+        name = str(roi.get("ROIName") or f"structure {contours.ReferencedROINumber}")
+        own = roi.get("ReferencedFrameOfReferenceUID") in (None, "", header.get("FrameOfReferenceUID"))
+        for contour in contours.get("ContourSequence") or [] if own else []:
+            points = np.reshape(numbers(Frame(file, -1, contour), "ContourData", 3 * _points(contour)) or [], (-1, 3))
+            if len(points) < 3 or not str(contour.get("ContourGeometricType") or "CLOSED").startswith("CLOSED"):
+                continue  # a point or a line
             column, row, z = (np.column_stack([points, np.ones(len(points))]) @ to_voxels.T)[:, :3].T
-            if len(points) < 3 or np.ptp(z) > 0.5:  # a point or a line, or an outline that crosses the slices
-                continue
-            if 0 <= round(z.mean()) < shape[0]:
-                mask[round(z.mean())] ^= polygon2mask(shape[1:], np.column_stack([row, column]))
-        yield named.get(contours.ReferencedROINumber, f"structure {contours.ReferencedROINumber}"), mask
+            rise = np.ptp(z) * slice_mm
+            slope = rise / np.linalg.norm(np.ptp(points, axis=0))
+            if rise > 0.2 and (np.ptp(z) > 0.5 or slope > TURNED):
+                raise InputError(
+                    f"{file}: an outline of {name} is turned by {np.degrees(np.arcsin(min(1, slope))):.0f} degrees against "
+                    "the slices; save the structures as a segmentation on this series (3D Slicer does)"
+                )
+            at = next((plane for plane in planes if abs(plane - z.mean()) < 0.02), z.mean())
+            planes.setdefault(at, np.zeros(shape[1:], bool))
+            planes[at] ^= polygon2mask(shape[1:], np.column_stack([row, column]))
+        yield name, _on_slices(file, name, planes, shape)
 
 
-def _segmented(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
+def _points(contour: pydicom.Dataset) -> int:
+    """How many whole points an outline has."""
+    return len(np.ravel(contour.get("ContourData"))) // 3
+
+
+def _on_slices(file: Path, name: str, planes: dict[float, np.ndarray], shape: tuple) -> np.ndarray:
+    """Outlined planes {place, counted in slices: mask (H, W)} -> mask (D, H, W), each slice that of the nearest plane."""
+    mask, at, reach = np.zeros(shape, bool), np.array(sorted(planes)), 0.5
+    gaps = np.diff(at)
+    if len(gaps) and gaps.min() > 1.5:
+        even = len(gaps) > 1 and gaps.max() < 1.1 * gaps.min() < 5
+        reach = gaps.min() / 2 if even else reach
+        between = "take the nearest outline" if even else "stay empty"
+        tell(f"{file}: {name} is outlined every {gaps.min():.1f} slices only; those between {between}", error=True)
+    for k in range(shape[0]):
+        apart = np.round(at - k, 3)
+        near = np.flatnonzero((-reach < apart) & (apart <= reach))  # half open: a plane between two slices is of one
+        if len(near):
+            mask[k] = planes[at[near[np.argmin(np.abs(apart[near]))]]]
+    return mask
+
+
+def _segmented(file: Path, dataset: pydicom.Dataset, _header, shape: tuple, to_voxels: np.ndarray):
     """Each segment of a SEG: (name, mask (D, H, W)). Its frames must lie on the slices of the series."""
     if (dataset.Rows, dataset.Columns) != shape[1:]:
         raise InputError(
             f"{file}: its frames are {dataset.Rows} x {dataset.Columns}, the series' slices {shape[1]} x {shape[2]}; "
             "resample it to the series"
         )
-    frames = rescaled(dataset, file).reshape(-1, dataset.Rows, dataset.Columns)
-    if dataset.get("SegmentationType") == "FRACTIONAL":
-        frames = frames >= int(dataset.get("MaximumFractionalValue", 255)) / 2
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
-    masks = defaultdict(lambda: np.zeros(shape, bool))
-    for frame, groups in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
-        z = _slice_of(file, groups, shared, to_voxels, shape[0])
-        if z is None:
-            continue
-        if dataset.get("SegmentationType") == "LABELMAP":
-            for number in np.unique(frame[frame > 0]):
-                masks[int(number)][z] |= frame == number
-        else:
-            segment = first_of(groups, shared, "SegmentIdentificationSequence")
-            masks[int(segment.ReferencedSegmentNumber)][z] |= frame > 0
-    named = {int(one.SegmentNumber): str(one.SegmentLabel) for one in dataset.SegmentSequence}
-    for number, mask in sorted(masks.items()):
-        yield named.get(number, f"segment {number}"), mask
+    pixels, kind = pixels_of(file).reshape(-1, *shape[1:]), dataset.get("SegmentationType")
+    least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
+    where = defaultdict(list)  # segment -> (slice, frame)
+    for i, frame in enumerate(frames_in(file, dataset)):
+        if (z := _slice_of(frame, to_voxels, shape[0])) is not None:
+            of_labelmap = (
+                np.unique(pixels[i]) if kind == "LABELMAP" else [frame.header.get("ReferencedSegmentNumber", 1)]
+            )
+            for number in of_labelmap:
+                where[int(number)].append((z, i))
+    for segment in dataset.SegmentSequence:
+        number, mask = int(segment.SegmentNumber), np.zeros(shape, bool)
+        for z, i in where[number]:
+            mask[z] |= pixels[i] == number if kind == "LABELMAP" else pixels[i] >= least
+        if number or kind != "LABELMAP":  # 0 is a label map's background
+            yield str(segment.get("SegmentLabel") or f"segment {number}"), mask
 
 
-def _slice_of(file: Path, groups, shared, to_voxels: np.ndarray, depth: int) -> int | None:
+def _slice_of(frame: Frame, to_voxels: np.ndarray, depth: int) -> int | None:
     """The slice on which a frame lies; None if that is beside the series. InputError if it lies between two."""
-    origin = first_of(groups, shared, "PlanePositionSequence").ImagePositionPatient
-    column, row, z = (to_voxels @ [*map(float, origin), 1.0])[:3]
-    if orientation := first_of(groups, shared, "PlaneOrientationSequence"):
-        steps = directions(orientation) @ to_voxels[:3, :3].T  # one pixel along the frame's rows and columns, in voxels
+    if (origin := numbers(frame, "ImagePositionPatient", 3)) is None:
+        raise InputError(f"{frame.path}: its frames do not say where they lie; export it again")
+    column, row, z = (to_voxels @ [*origin, 1.0])[:3]
+    if numbers(frame, "ImageOrientationPatient", 6):
+        steps = directions(frame) @ to_voxels[:3, :3].T  # one mm along the frame's rows and columns, in voxels
         if steps[0] @ [1, 0, 0] <= 0 or steps[1] @ [0, 1, 0] <= 0 or np.abs(steps[:, 2]).max() > 0.01:
-            raise InputError(f"{file}: its frames are turned against the series' slices; resample it to the series")
+            raise InputError(
+                f"{frame.path}: its frames are turned against the series' slices; resample it to the series"
+            )
     if max(abs(column), abs(row)) > 0.5 or abs(z - round(z)) > 0.25:
-        raise InputError(f"{file}: its frames lie between the series' slices or beside them; resample it to the series")
+        raise InputError(
+            f"{frame.path}: its frames lie between the series' slices or beside them; resample it to the series"
+        )
     return round(z) if 0 <= round(z) < depth else None

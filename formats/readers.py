@@ -154,6 +154,8 @@ def exact_boxes(case: Case, path: Path) -> np.ndarray:
         )
     if not case.labels.any():
         raise InputError(f"{path}: its masks hold no object, so there is no box to take from them; leave the file out")
+    if case.whole_boxes is not None:
+        return case.whole_boxes
     return boxes_from_labels(case.labels)[1]
 
 
@@ -162,6 +164,10 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}: is a link out of its folder, to {path.resolve()}; name that file, or copy it here")
     ending = ".dcm" if path.is_dir() else ending_of(path)
+    if ending is None and path.is_file():
+        from formats.dicom import is_dicom  # only here: its files may have no ending
+
+        ending = ".dcm" if is_dicom(path) else None
     if ending is None:
         raise InputError(f"{path}: no known format; known endings are {', '.join(READERS)}")
     if not path.exists():

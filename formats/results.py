@@ -64,7 +64,8 @@ class Job:
 
     def numbers(self, case: Case) -> np.ndarray:
         """The label (N,) of each box: i + 1 of box i, but of a box that was made of a mask the mask's own."""
-        return np.arange(1, len(case.boxes) + 1) if self.looseness is None else label_ids(case.labels)
+        of_masks = self.looseness is not None and case.whole_boxes is None  # else all are there, 1, 2, ...
+        return label_ids(case.labels) if of_masks else np.arange(1, len(case.boxes) + 1)
 
     def save(self, path: Path, case: Case, found, palette: np.ndarray):
         """Write the label map of a case.   found: volumes.Found. -> the same with `numbers` in the label map"""
@@ -122,7 +123,7 @@ def files_to_do(source: Path | None, folder: Path, one: str, with_boxes: bool) -
     """
     if source is None:
         raise InputError("name the input: -i FOLDER, or -i IMAGE --box X0 Y0 X1 Y1, or --smoke")
-    alone = ending_of(source) and not source.is_dir()
+    alone = source.is_file() or (ending_of(source) and not source.is_dir())
     files = [source] if alone else list_cases(source, with_boxes)
     if one and len(files) > 1:
         raise InputError(f"{source}: {one} takes one image or volume; {len(files)} are here: name one")
