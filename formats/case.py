@@ -33,7 +33,6 @@ class Case:
     source_range: tuple[float, float] | None = None  # lowest and highest intensity of the file; None if it had 8 bits
     boxes_are: str = "exact"  # how the boxes were made, of segment.BOX_KINDS
     modality: str = ""  # of MODALITIES; asked of the name once, when the case is made, unless it is given
-    whole_boxes: np.ndarray | None = None  # (N, 4) or (N, 6) exact boxes of objects 1..N, also of what others cover
 
     def __post_init__(self) -> None:
         if not self.modality:
@@ -102,26 +101,30 @@ def check_labels(labels: np.ndarray, grid: tuple[int, ...], path: Path | str) ->
 
 
 def paint(masks: Iterable[np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Masks of objects that may lie on one another -> (label map uint16, a sentence for each object that it hides a part of)
+    """Masks of objects that may overlap, as one label map: the i-th object becomes label i + 1.
 
-    masks: bool, all (H, W) or (D, H, W), at least one; the i-th is label i + 1. Smaller ones cover larger
-    ones, later ones those of their size.   names: of the masks; may be filled while these are taken.
+    masks : (H, W) or (D, H, W) bool each, one at least; taken one by one, as many need much memory.
+    names : of the objects, "" for none; read at the end.
+    A smaller object covers a larger one, so that it stays visible; of equal ones the later covers.
+    Returns (labels uint16, sentences: what the map has to hide, with its pixels; none if nothing).
     """
     labels, sizes = None, [0]
     for number, mask in enumerate(masks, start=1):
         labels = np.zeros(mask.shape, np.uint16) if labels is None else labels
         sizes.append(np.count_nonzero(mask))
-        under = np.array(sizes)[labels[mask]]  # 0 where there is nothing yet
-        labels[mask] = np.where((under == 0) | (under >= sizes[-1]), number, labels[mask])
-    if len(sizes) > MAX_LABEL + 1:
-        raise InputError(f"{len(sizes) - 1} objects, more than the {MAX_LABEL} labels of a mask; split the case")
-    hidden = np.array(sizes) - np.bincount(labels.ravel(), minlength=len(sizes))
-    return labels, [
-        f"{names[i - 1] or f'object {i}'}: {hidden[i]} of its {sizes[i]} pixels lie under smaller objects; "
-        f"its box is that of the whole{'' if hidden[i] < sizes[i] else ', but the label map does not show it'}"
-        for i in range(1, len(sizes))
-        if hidden[i]
+        before = labels[mask]
+        under = np.array(sizes)[before]  # sizes of what is there: 0 for nothing
+        labels[mask] = np.where((before == 0) | (under >= sizes[-1]), number, before)
+    # row by row: bincount takes 8 bytes a pixel
+    visible = sum(np.bincount(row.ravel(), minlength=len(sizes)) for row in labels).tolist()
+    hidden = [
+        f"object {i}{f' ({name})' * bool(name)} {sizes[i] - visible[i]:,} of {sizes[i]:,}"
+        for i, name in enumerate(names, start=1)
+        if visible[i] < sizes[i]
     ]
+    more = f", and {len(hidden) - 5} more objects" * (len(hidden) > 5)
+    told = f"smaller objects hide pixels of larger ones in the label map: {', '.join(hidden[:5])}{more}"
+    return labels, [told] * bool(hidden)
 
 
 def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat: bool = False) -> np.ndarray:

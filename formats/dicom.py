@@ -8,6 +8,8 @@ Outlines (RTSTRUCT) and segmentations (SEG) that lie in the folder become labels
 i-th structure that has pixels here, in the order of the file. The smaller covers the larger.
 """
 
+import io
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,9 +24,9 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from formats import VOLUME_MODALITIES, InputError
 from formats.case import Case, paint, why
 from formats.intensity import WINDOWS, Window, gray_case
-from formats.scans import LPS_TO_RAS, turn, turned, view_of
-from formats.writing import tell
-from grid import boxes_from_labels
+from formats.scans import LPS_TO_RAS, turn, turn_back, turned, view_of
+from formats.writing import save_bytes, tell
+from grid import boxes_from_labels, label_ids
 
 LABEL_KINDS = ("RTSTRUCT", "SEG")
 NO_IMAGES = ("RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "RWV", "FID", "DOC")
@@ -33,6 +35,12 @@ MODALITY_TAGS = {
     "DMS": "Dermoscopy", "OP": "Fundus", "OPT": "OCT", "OCT": "OCT", "SM": "Microscopy", "GM": "Microscopy",
     **dict.fromkeys(("CR", "DX", "RG", "XA", "RF", "IO", "PX"), "X-Ray"),
 }  # fmt: skip
+SOFTWARE = "Gray's Anatomy SAM"
+# What the standard demands of every image, empty if it is not known.
+PATIENT_AND_STUDY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
 TURNED = np.sin(np.radians(1))  # an outline that rises by more of its length does not lie in a slice
 UNEVEN = 0.05  # of the distance between slices: how far a slice may lie beside its even place
 # What may tell two slices at one place apart.
@@ -89,7 +97,7 @@ def read_dicom(path: Path, window: Window | None = None) -> Case:
     painted, told = paint(masks(), names)
     for text in told:
         tell(f"{path}: {text}", error=True)
-    return replace(case, labels=painted, label_names=tuple(names), whole_boxes=np.array(boxes))
+    return replace(case, labels=painted, label_names=tuple(names), boxes=np.array(boxes))
 
 
 # ---------------------------------------------------------------- files and frames
@@ -345,21 +353,21 @@ def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: 
     return replace(case, image=255 - case.image) if first.get("PhotometricInterpretation") == "MONOCHROME1" else case
 
 
-def window_for(path: Path, frames: list[Frame], values: np.ndarray, modality: str) -> Window:
-    """The window of a series that none was asked for: its own if all frames agree, soft tissue if in HU, else percentiles.
+def window_for(path: Path, frames: list[Frame], values: np.ndarray, modality: str) -> Window | None:
+    """The window of a series that none was asked for: its own if all frames agree on one, else percentiles. None for CT.
 
-    One that shows more than half of a scan white is none, as values are not in the unit that it is meant for.
+    One that shows more than half of a scan white is none: the values are not in the unit that it is meant for.
     """
     windows = {own_window(frame) for frame in frames}
-    own, rescale = windows.pop() if len(windows) == 1 else None, frames[0].header.get("RescaleType") or "HU"
-    has_hu = modality == "CT" and rescale in ("HU", "US") and values.min() < 0  # US: unspecified
-    window = own or (WINDOWS["soft"] if has_hu else WINDOWS["percentile"])
-    white = window.width and np.count_nonzero(values >= window.level + window.width / 2) > values.size / 2
-    if (white and modality in VOLUME_MODALITIES) or (modality == "CT" and not (own or has_hu)):
-        why_not = f"its window {window.width:g}/{window.level:g} shows most of it white" if white else "it has no HU"
-        tell(f"{path}: {why_not}: the percentiles are shown in its place; choose one with --read window=", error=True)
-        return WINDOWS["percentile"]
-    return window
+    own = windows.pop() if len(windows) == 1 else None
+    if own and modality in VOLUME_MODALITIES:
+        if np.count_nonzero(values >= own.level + own.width / 2) > values.size / 2:
+            tell(
+                f"{path}: its window {own.width:g}/{own.level:g} shows most of it white, so it is not taken", error=True
+            )
+            own = None
+    has_no_hu = modality not in ("", "CT") or (frames[0].header.get("RescaleType") or "HU") not in ("HU", "US")
+    return own or (WINDOWS["percentile"] if has_no_hu else None)  # US: unspecified
 
 
 def own_window(frame: Frame) -> Window | None:
@@ -523,3 +531,78 @@ def _slice_of(frame: Frame, to_voxels: np.ndarray, depth: int) -> int | None:
             f"{frame.path}: its frames lie between the series' slices or beside them; resample it to the series"
         )
     return round(z) if 0 <= round(z) < depth else None
+
+
+# ---------------------------------------------------------------- segmentations out
+
+
+def save_segmentation(path: Path, case: Case, labels: np.ndarray, source: Path, parts=()) -> list[str]:
+    """Write the objects of a series as DICOM SEG, each a segment of its own, so that they may overlap. -> names of files
+
+    labels: (D, H, W) or (H, W).   source: what the case was read from.
+    parts: (label, slice, MaskPatch) of the objects' own masks, also where the label map shows another one.
+    If highdicom is missing, or refuses the series, a sentence says so and no file is written.
+    """
+    try:
+        import highdicom  # only here: it takes a second to load
+
+        content = io.BytesIO()
+        _segmentation(highdicom, case, labels, source, parts).save_as(content)
+    except ImportError:
+        tell(f"{path}: not written, it needs highdicom; run: pip install -r requirements-formats.txt", error=True)
+        return []
+    except Exception as error:  # highdicom asks of a series what only the standard's letter demands
+        tell(f"{path}: not written, highdicom refuses it ({type(error).__name__}: {why(error)})", error=True)
+        return []
+    save_bytes(path, content.getvalue())
+    return [path.name]
+
+
+def _segmentation(highdicom, case: Case, labels: np.ndarray, source: Path, parts) -> pydicom.Dataset:
+    """The file of `save_segmentation`. Segment k is the k-th label that has pixels."""
+    frames, affine, _ = slices_of(source)
+    volume = labels if labels.ndim == 3 else labels[None]
+    parts = [part for part in parts if part[2].values.any()]
+    shown = sorted({*label_ids(labels).tolist(), *(int(number) for number, _, _ in parts)})
+    if sum(np.count_nonzero(mask.values) for _, _, mask in parts) > np.count_nonzero(labels):
+        masks = np.zeros((*volume.shape, len(shown)), bool)
+        for number, z, (values, rows, columns) in parts:
+            masks[z, rows, columns, shown.index(number)] |= values
+    else:  # nothing overlaps: the label map says all, in less memory
+        numbers = np.zeros(max([*shown, 0]) + 1, np.uint16)
+        numbers[shown] = np.arange(1, len(shown) + 1)
+        masks = numbers[volume]
+    masks = turn_back(masks, view_of(affine)).swapaxes(0, 2)  # (slice, row, column), and with overlap the segment
+    if frames[0].number < 0:
+        used = np.flatnonzero(masks.reshape(len(masks), -1).any(1))
+        masks, files = masks[used], [frames[i].path for i in used]
+    else:  # of a multi-frame file all frames, in its own order
+        masks, files = masks[np.argsort([frame.number for frame in frames])], sorted({frame.path for frame in frames})
+    images = [read_header(file) for file in files]
+    for image in images:
+        for key in PATIENT_AND_STUDY:
+            image.setdefault(key, "")
+        image.setdefault("StudyInstanceUID", pydicom.uid.generate_uid(entropy_srcs=[str(source)]))
+        image.setdefault("FrameOfReferenceUID", pydicom.uid.generate_uid(entropy_srcs=[str(source), "frame"]))
+        image.setdefault("SliceThickness", f"{case.spacing_mm[0] if case.spacing_mm else 1:.6g}")
+    code, uid = (
+        pydicom.sr.codedict.codes,
+        pydicom.uid.generate_uid(entropy_srcs=[str(source), str(zlib.crc32(masks.tobytes()))]),
+    )
+    by = highdicom.AlgorithmIdentificationSequence(SOFTWARE, code.DCM.ArtificialIntelligence, "1")
+    names = [(case.label_names or ())[number - 1 : number] or [""] for number in shown]
+    segments = [
+        highdicom.seg.SegmentDescription(
+            k,
+            name or f"object {number}",
+            code.SCT.AnatomicalStructure,
+            code.SCT.AnatomicalStructure,
+            "SEMIAUTOMATIC",
+            by,
+        )
+        for k, (number, (name,)) in enumerate(zip(shown, names, strict=True), start=1)
+    ]
+    return highdicom.seg.Segmentation(
+        images, masks.astype(np.uint8 if masks.ndim == 4 else np.uint16), "BINARY", segments, f"{uid}.1"[:64], 1,
+        f"{uid}.2"[:64], 1, SOFTWARE, SOFTWARE, "1", "1",
+    )  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 
 from formats import InputError, modality_of
 from formats.case import Case, check_contrast
+from formats.writing import tell
 
 PERCENTILES = (0.5, 99.5)
 AIR = -500  # HU. Values below it stand for air: only CT has them
@@ -66,7 +67,8 @@ def to_grey_levels(
     if values.dtype == np.uint8:
         return values, None, None
     if window is None:
-        window = WINDOWS["soft" if modality == "CT" or low < AIR else "percentile"]
+        is_ct = modality == "CT" or low < AIR
+        window = ct_window(values, path) if is_ct else WINDOWS["percentile"]
     levels = window_to_uint8(values, *window) if window.width else percentile_to_uint8(values, path)
     if levels.min() == levels.max():
         raise InputError(
@@ -76,13 +78,34 @@ def to_grey_levels(
     return levels, window, (float(low), float(high))
 
 
+def ct_window(values: np.ndarray, path: Path | str) -> Window:
+    """The window of soft tissue, in the unit of the values. What holds no HU is told: HU have values below 0.
+
+    Where 1024 was added to the HU, as scanners store them, soft tissue lies round 1024; the window is moved then.
+    """
+    low, high, soft = float(values.min()), float(values.max()), WINDOWS["soft"]
+    if low < 0 and high - low > 100:
+        return soft
+    dense = values[values > 500]
+    if low >= 0 and dense.size > values.size / 100 and 900 < np.median(dense) < 1250:
+        soft, how = Window(soft.width, soft.level + 1024), "as HU plus 1024"
+    elif high - low <= 255:
+        soft, how = WINDOWS["percentile"], "from their lowest to their highest"
+    else:
+        how = "as if they were"
+    found = f"{path}: a CT, but its values, {low:g} to {high:g}, are no Hounsfield units; they are shown {how}"
+    tell(f"{found}. Look at it, and give --read window=WIDTH/LEVEL in its own values", error=True)
+    return soft
+
+
 def gray_case(
-    path: Path, values: np.ndarray, window: Window | None, is_3d: bool, spacing=None, affine=None, modality: str = ""
-) -> Case:
+    path: Path, values: np.ndarray, window: Window | None, is_3d: bool, spacing: tuple | None = None, affine=None,
+    modality: str = "",
+) -> Case:  # fmt: skip
     """Values of any number type as a case without boxes and labels.
 
     values: (H, W), (H, W, 3), or if `is_3d` (D, H, W): one slice becomes a picture.   window: see `to_grey_levels`.
-    modality: as the file says; "" to ask its name.
+    modality: of MODALITIES; "": the file's name says it.
     """
     modality = modality or modality_of(path.name)
     levels, window, source_range = to_grey_levels(values, path, window, modality)

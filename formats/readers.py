@@ -89,6 +89,8 @@ def read_case(
             case = with_labels(case, path, beside)
     if boxes_from_masks:
         return replace(case, boxes=exact_boxes(case, path))
+    if case.labels is not None and case.label_names:
+        case = replace(case, boxes=None)  # those of masks, which nobody asked for
     if case.boxes is None and boxes and path.name in (named := boxes_beside(path)):
         found, names = named[path.name]
         found = check_boxes(found, case.grid_shape, path)
@@ -152,10 +154,10 @@ def exact_boxes(case: Case, path: Path) -> np.ndarray:
             f"{path}: holds no masks to take boxes from (in .npz the key 'gts', else a file such as {name_of(path)}_mask.png "
             "beside it); give files with masks"
         )
+    if case.boxes is not None and case.label_names:  # of whole objects: the label map may hide a part of one
+        return case.boxes
     if not case.labels.any():
         raise InputError(f"{path}: its masks hold no object, so there is no box to take from them; leave the file out")
-    if case.whole_boxes is not None:
-        return case.whole_boxes
     return boxes_from_labels(case.labels)[1]
 
 
