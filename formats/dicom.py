@@ -1,4 +1,4 @@
-"""DICOM: a single image, a multi-frame file, or the folder of a series, read by pydicom; segmentations out by highdicom.
+"""DICOM: a single image, a multi-frame file, or the folder of a series, read by pydicom.
 
 A `Frame` is one slice: a file of its own, or a frame of an enhanced file. Frames are sorted by their
 position along the series' normal, never by name or number, and must lie on a straight line, evenly.
@@ -8,8 +8,6 @@ Outlines (RTSTRUCT) and segmentations (SEG) that lie in the folder become labels
 i-th structure that has pixels here, in the order of the file. The smaller covers the larger.
 """
 
-import io
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,37 +16,25 @@ from typing import NamedTuple
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from formats import VOLUME_MODALITIES, InputError
 from formats.case import Case, paint, why
 from formats.intensity import WINDOWS, Window, gray_case
-from formats.scans import LPS_TO_RAS, turn, turn_back, turned, view_of
-from formats.writing import save_bytes, tell
-from grid import boxes_from_labels, label_ids
+from formats.scans import LPS_TO_RAS, turn, turned, view_of
+from formats.writing import tell
+from grid import boxes_from_labels
 
 LABEL_KINDS = ("RTSTRUCT", "SEG")
-NO_IMAGES = ("RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "RWV", "FID", "DOC")
+NO_IMAGES = ("RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "RWV", "FID", "DOC", *LABEL_KINDS)
 MODALITY_TAGS = {
     "CT": "CT", "MR": "MR", "PT": "PET", "US": "US", "IVUS": "US", "MG": "Mammography", "ES": "Endoscopy",
     "DMS": "Dermoscopy", "OP": "Fundus", "OPT": "OCT", "OCT": "OCT", "SM": "Microscopy", "GM": "Microscopy",
     **dict.fromkeys(("CR", "DX", "RG", "XA", "RF", "IO", "PX"), "X-Ray"),
 }  # fmt: skip
-SOFTWARE = "Gray's Anatomy SAM"
-# What the standard demands of every image, empty if it is not known.
-PATIENT_AND_STUDY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
-    "AccessionNumber", "ReferringPhysicianName",
-)  # fmt: skip
 TURNED = np.sin(np.radians(1))  # an outline that rises by more of its length does not lie in a slice
 UNEVEN = 0.05  # of the distance between slices: how far a slice may lie beside its even place
-# What may tell two slices at one place apart.
-DIFFERENCES = (
-    "EffectiveEchoTime", "EchoTime", "EchoNumbers", "TemporalPositionIndex", "TemporalPositionIdentifier",
-    "NominalCardiacTriggerDelayTime", "TriggerTime", "DiffusionBValue", "ComplexImageComponent", "FrameType",
-    "ImageType", "StackID", "AcquisitionNumber", "AcquisitionTime", "SOPInstanceUID",
-)  # fmt: skip
 
 
 class Frame(NamedTuple):
@@ -75,27 +61,23 @@ def read_dicom(path: Path, window: Window | None = None) -> Case:
         return case
     if affine is None:
         raise InputError(f"{path}: the series does not say where it lies, so {labels[0].name} can't be laid over it")
-    names, boxes, view = [], [], view_of(affine)
-    first, shape = frames[0].header, (len(frames), frames[0].header.Rows, frames[0].header.Columns)
+    names, boxes, empty, view = [], [], [], view_of(affine)
 
-    def masks() -> Iterator[np.ndarray]:
-        empty = []
-        for name, mask in label_objects(labels, first, shape, np.linalg.inv(LPS_TO_RAS @ affine)):
+    def masks() -> Iterator[np.ndarray]:  # one by one: each is as large as the volume
+        shape = (len(frames), frames[0].header.Rows, frames[0].header.Columns)
+        for name, mask in label_objects(labels, frames[0].header, shape, np.linalg.inv(LPS_TO_RAS @ affine)):
             if not mask.any():
                 empty.append(name)
                 continue
             mask = turn(mask.transpose(2, 1, 0), view)
-            mask = mask if case.is_3d else mask[0]
             names.append(name)
-            boxes.append(boxes_from_labels(mask.astype(np.uint8))[1][0])
-            yield mask
+            yield mask if case.is_3d else mask[0]
+            boxes.append(boxes_from_labels((mask if case.is_3d else mask[0]).view(np.uint8))[1][0])
         if not names:
             raise InputError(f"{labels[0]}: outlines nothing in this series; is it of another one?")
-        if empty:
-            tell(f"{path}: left out, as they have no pixel in this series: {', '.join(empty)}", error=True)
 
     painted, told = paint(masks(), names)
-    for text in told:
+    for text in told + [f"left out, as they have no pixel in this series: {', '.join(empty)}"] * bool(empty):
         tell(f"{path}: {text}", error=True)
     return replace(case, labels=painted, label_names=tuple(names), boxes=np.array(boxes))
 
@@ -125,23 +107,28 @@ def is_dicom(path: Path) -> bool:
     return head[128:] == b"DICM" or (len(head) == 132 and head[:2] in (b"\2\0", b"\10\0") and head[3] == 0)
 
 
-def read_header(path: Path) -> pydicom.Dataset:
-    """A DICOM file without its pixels. InputError if it can't be read."""
-    return _read(path, stop_before_pixels=True)
-
-
-def _read(path: Path, **options) -> pydicom.Dataset:
-    """A DICOM file, also one without preamble. InputError if it can't be read."""
-    try:
+def cases_in(folder: Path) -> list[Path]:
+    """The cases of a folder of DICOM files: the folder, if they are slices or have labels; else each picture by itself."""
+    pictures = []
+    for path in dicom_files(folder):
         try:
-            dataset = pydicom.dcmread(path, **options)
-        except InvalidDicomError:
-            dataset = pydicom.dcmread(path, force=True, **options)
-            if "SOPClassUID" not in dataset:
-                raise
-        if "TransferSyntaxUID" not in dataset.file_meta:  # no preamble: DICOM's default, or as the VR shows
-            explicit = "ExplicitVRLittleEndian" if dataset.original_encoding[0] is False else "ImplicitVRLittleEndian"
-            dataset.file_meta.TransferSyntaxUID = getattr(pydicom.uid, explicit)
+            header = read_header(path)
+        except InputError:  # told when it is read
+            header = pydicom.Dataset()
+        if is_scan(header) or header.get("Modality") in LABEL_KINDS or "ImagePositionPatient" in header:
+            return [folder]
+        pictures += [path] if "Rows" in header or not header else []
+    return pictures if len(pictures) > 1 else [folder]
+
+
+def read_header(path: Path, pixels: bool = False) -> pydicom.Dataset:
+    """A DICOM file, also one without preamble; without its pixels unless they are asked for. InputError if it can't be read."""
+    try:
+        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
+        dataset.SOPClassUID  # noqa: B018 - what is forced to be DICOM has none
+        if "TransferSyntaxUID" not in dataset.file_meta:  # no preamble
+            implicit = dataset.original_encoding[0]
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         return dataset
     except Exception as error:  # pydicom raises many kinds for files from outside
         raise InputError(f"{path}: not a DICOM file that can be read; copy or export it again") from error
@@ -151,32 +138,34 @@ def slices_of(path: Path) -> tuple[list[Frame], np.ndarray | None, list[Path]]:
     """What a file or folder holds: (frames in their order in space, affine (RAS+) or None, files of labels).
 
     The affine takes voxels (column, row, slice) to mm. A film, whose frames follow each other in time,
-    and a single image have none.
-    InputError if there is no image, or if it is not clear which series is meant.
+    and a single image have none. InputError if there is no image, or if it is not clear which series is meant.
     """
     named = [path] if path.is_file() else dicom_files(path)
-    if path.is_file() and read_header(path).get("Modality") in LABEL_KINDS:
-        named += [file for file in dicom_files(path.parent) if read_header(file).get("Modality") not in LABEL_KINDS]
     headers = {file: read_header(file) for file in named}
     labels = [file for file, header in headers.items() if header.get("Modality") in LABEL_KINDS]
-    kept = {f: h for f, h in headers.items() if "Rows" in h and h.get("Modality") not in (*LABEL_KINDS, *NO_IMAGES)}
-    kept = {f: h for f, h in kept.items() if "LOCALIZER" not in (h.get("ImageType") or ())} or kept
+    if path in labels:
+        beside = {file: read_header(file) for file in dicom_files(path.parent)}
+        headers |= {file: header for file, header in beside.items() if header.get("Modality") not in LABEL_KINDS}
+    images = {file: one for file, one in headers.items() if "Rows" in one and one.get("Modality") not in NO_IMAGES}
+    images = {file: one for file, one in images.items() if "LOCALIZER" not in (one.get("ImageType") or ())} or images
     series = defaultdict(list)
-    for file, header in kept.items():
+    for file, header in images.items():
         series[str(header.get("SeriesInstanceUID", ""))] += frames_in(file, header)
     if not series and path in labels:
         raise InputError(f"{path}: is a {headers[path].Modality} of another series; put that series' files beside it")
     if not series:
-        kinds = sorted({str(header.get("Modality") or "no modality") for header in headers.values()} - {*LABEL_KINDS})
-        found = f" ({', '.join(kinds)})" if kinds else ""
-        raise InputError(f"{path}: holds no DICOM image{found}; name the folder of a series")
-    # the series that the labels name, else the only scan: radiographs and screenshots may lie beside it
-    of_labels = {uid for uid in series for file in labels if uid in _series_named_by(headers[file])}
-    chosen = list(of_labels) if len(of_labels) == 1 else [uid for uid in series if is_scan(series[uid][0])]
-    if len(series) > 1 and len(chosen) != 1:
-        counts = ", ".join(f"{len(group)} of {group[0].path.name}'s series" for group in series.values())
-        raise InputError(f"{path}: holds {len(series)} series ({counts}); put each into a folder of its own")
-    frames = series[chosen[0]] if len(series) > 1 else next(iter(series.values()))
+        kinds = ", ".join(sorted({str(one.get("Modality") or "no modality") for one in headers.values()})) or "no file"
+        raise InputError(f"{path}: holds no DICOM image; name the folder of a series (found: {kinds})")
+    if (
+        len(series) > 1
+    ):  # the one that the labels name, else the only scan: radiographs and screenshots may lie beside it
+        chosen = {uid for file in labels for uid in _series_named_by(headers[file])} & series.keys()
+        chosen = chosen or {uid for uid, frames in series.items() if is_scan(frames[0].header)}
+        if len(chosen) != 1:
+            counts = ", ".join(f"{len(group)} of {group[0].path.name}'s series" for group in series.values())
+            raise InputError(f"{path}: holds {len(series)} series ({counts}); put each into a folder of its own")
+        series = {uid: series[uid] for uid in chosen}
+    (frames,) = series.values()
     if others := sorted({*headers} - {*labels} - {frame.path for frame in frames}):
         kinds = ", ".join(f"{file.name} ({headers[file].get('Modality')})" for file in others[:5])
         tell(f"{path}: left out {len(others)} files beside the series, such as {kinds}", error=True)
@@ -186,53 +175,41 @@ def slices_of(path: Path) -> tuple[list[Frame], np.ndarray | None, list[Path]]:
     return frames, None, labels
 
 
-def is_scan(frame: Frame) -> bool:
-    """Whether an image is one of many slices by its kind."""
-    return MODALITY_TAGS.get(frame.header.get("Modality")) in VOLUME_MODALITIES
+def is_scan(header: pydicom.Dataset) -> bool:
+    """Whether an image is one of many slices by its modality."""
+    return MODALITY_TAGS.get(header.get("Modality")) in VOLUME_MODALITIES
 
 
 def _series_named_by(header: pydicom.Dataset) -> set[str]:
-    """The SeriesInstanceUIDs that a file of labels names as its own images'."""
-    return {str(item.value) for item in header.iterall() if item.keyword == "SeriesInstanceUID"} - {
-        str(header.get("SeriesInstanceUID"))
-    }
+    """The SeriesInstanceUIDs that a file of labels names as its images'."""
+    keys = ("ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence")
+    elements = (element for key in keys for item in header.get(key) or [] for element in item.iterall())
+    return {str(element.value) for element in elements if element.keyword == "SeriesInstanceUID"}
 
 
 def frames_in(path: Path, header: pydicom.Dataset) -> list[Frame]:
-    """The frames of a file: one if it has no functional groups, be it a slice or a film."""
-    groups = header.get("PerFrameFunctionalGroupsSequence") or []
-    if not groups:
-        return [Frame(path, -1, header)]
-    top = pydicom.Dataset()
-    top.update({e.tag: e for e in header if not e.keyword.endswith("FunctionalGroupsSequence")})
-    for items in header.get("SharedFunctionalGroupsSequence") or []:
-        _lay_open(top, items)
-    frames = []
-    for number, items in enumerate(groups):
+    """The frames of a file: one if it has no functional groups, be it a slice or a film.
+
+    Elements of functional groups become those of the frame's header, as a single slice has them.
+    """
+    frames, shared = [], header.get("SharedFunctionalGroupsSequence") or []
+    top = {element.tag: element for element in header if not element.keyword.endswith("FunctionalGroupsSequence")}
+    for number, own in enumerate(header.get("PerFrameFunctionalGroupsSequence") or []):
         frames.append(Frame(path, number, pydicom.Dataset()))
         frames[-1].header.update(top)
-        _lay_open(frames[-1].header, items)
-    return frames
-
-
-def _lay_open(header: pydicom.Dataset, items: pydicom.Dataset) -> None:
-    """Elements of functional groups become those of the header, as a single slice has them."""
-    for group in items:
-        if group.VR == "SQ" and group.value:
-            header.update(group.value[0])
+        for group in (group for groups in (*shared, own) for group in groups if group.VR == "SQ" and group.value):
+            frames[-1].header.update(group.value[0])
+    return frames or [Frame(path, -1, header)]
 
 
 def numbers(frame: Frame, key: str, count: int = 1) -> list[float] | None:
     """The first numbers of an element, None if it is missing or empty. InputError for what is no number."""
     try:
-        value = frame.header.get(key)
-        found = [float(one) for one in np.ravel(value)[:count] if one is not None and str(one).strip()]
+        found = [float(one) for one in np.ravel(frame.header.get(key))[:count] if one is not None and str(one).strip()]
+        if not np.isfinite(found).all():
+            raise ValueError(f"it is {found}")
     except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{frame.path}: its {key} is no number ({why(error)}); correct it, or export it again"
-        ) from error
-    if not np.isfinite(found).all():
-        raise InputError(f"{frame.path}: its {key} is {found}, no number; correct it, or export it again")
+        raise InputError(f"{frame.path}: its {key} is no number ({why(error)}); correct it, or export again") from error
     return found if len(found) == count else None
 
 
@@ -243,31 +220,30 @@ def sorted_frames(path: Path, frames: list[Frame]) -> tuple[list[Frame], np.ndar
     """
     first, places = frames[0], []
     for frame in frames:
-        lacks = f"so its place in the series is not known; read {frame.path.name} by itself"
         for key, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
             if numbers(frame, key, count) is None:
+                lacks = f"so its place in the series is not known; read {frame.path.name} by itself"
                 raise InputError(f"{path}: {frame.name} has no {key}, {lacks}")
         places.append(numbers(frame, "ImagePositionPatient", 3))
         size, its = ((one.header.Rows, one.header.Columns) for one in (frame, first))
-        if size != its:
+        spacing, its_spacing = (numbers(one, "PixelSpacing", 2) for one in (frame, first))
+        if size != its or not np.allclose(spacing, its_spacing, rtol=1e-3):
             raise InputError(
-                f"{path}: {frame.name} is {size[0]} x {size[1]}, but {first.name} is {its[0]} x {its[1]}; "
-                "a series has one size: sort the files into folders"
+                f"{path}: {frame.name} is {size[0]} x {size[1]} pixels of {spacing} mm, but {first.name} is {its[0]} x "
+                f"{its[1]} of {its_spacing}; a series has one size: sort the files into folders"
             )
-        if not np.allclose(*(numbers(one, "PixelSpacing", 2) for one in (frame, first)), rtol=1e-3):
-            raise InputError(f"{path}: {frame.name} has other pixels than {first.name}; sort them into folders")
         if not np.allclose(directions(frame), directions(first), atol=1e-3):
             raise InputError(f"{path}: {frame.name} is tilted against {first.name}; sort the directions into folders")
-    spacing, (along_row, along_column) = numbers(first, "PixelSpacing", 2), directions(first)
     if min(spacing) <= 0:
         raise InputError(f"{path}: {first.name} has pixels of {spacing} mm; correct its PixelSpacing")
+    (along_row, along_column), places = directions(first), np.array(places)
     normal = np.cross(along_row, along_column)
-    order = np.argsort(np.array(places) @ normal, kind="stable")
-    frames, places = [frames[i] for i in order], np.array(places)[order]
-    step = normal * ((numbers(first, "SpacingBetweenSlices") or numbers(first, "SliceThickness") or [0])[0] or 1)
-    origin = places[0]
+    order = np.argsort(places @ normal, kind="stable")
+    frames, origin = [frames[i] for i in order], places[order[0]]
     if len(frames) > 1:
-        step, origin = _even(path, frames, places, np.stack([along_row, along_column, normal]))
+        step, origin = _even(path, frames, places[order], np.stack([along_row, along_column, normal]))
+    else:
+        step = normal * (numbers(first, "SpacingBetweenSlices") or numbers(first, "SliceThickness") or [1])[0]
     affine = np.eye(4)
     affine[:3] = np.stack([along_row * spacing[1], along_column * spacing[0], step, origin], 1)
     return frames, LPS_TO_RAS @ affine
@@ -282,11 +258,15 @@ def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray)
     gaps, count = np.diff(places @ axes[2]), np.arange(len(places))
     if gaps.min() <= 1e-3:
         a, b = frames[int(np.argmin(gaps))], frames[int(np.argmin(gaps)) + 1]
-        key = next((key for key in DIFFERENCES if a.header.get(key) != b.header.get(key)), "nothing that is known here")
-        values = ", ".join(sorted({str(frame.header.get(key)) for frame in frames})[:4])
+        keys = [e.keyword for e in b.header if e.VR not in ("UI", "DA", "TM", "DT", "SQ") and e != a.header.get(e.tag)]
+        key = next((key for key in keys if key and key != "InstanceNumber"), None)
+        values = sorted({str(frame.header.get(key)) for frame in frames})[:4] if key else []
+        differ = (
+            f"they differ in {key} ({', '.join(values)})" if key else "they differ in nothing that tells them apart"
+        )
         raise InputError(
-            f"{path}: {b.name} lies where {a.name} lies; they differ in {key} ({values}); sort the echoes, phases or "
-            "passes into folders, or save one as a file of its own"
+            f"{path}: {b.name} lies where {a.name} lies; {differ}; sort echoes, phases and passes into folders, or save "
+            "one as a file of its own"
         )
     step, origin = np.polyfit(count, places, 1) if len(places) > 2 else (places[1] - places[0], places[0])
     beside = (places - origin - count[:, None] * step) @ axes.T
@@ -321,9 +301,9 @@ def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: 
     for frame in frames:
         if frame.path not in stored:  # one file at a time: a series is as large as its values
             stored = {frame.path: pixels_of(frame.path)}
-        pixels = stored[frame.path]
         is_one_of_many = frame.number >= 0 and int(frame.header.get("NumberOfFrames") or 1) > 1
-        values.append(rescaled(pixels[frame.number] if is_one_of_many else pixels, frame))
+        pixels = stored[frame.path][frame.number] if is_one_of_many else stored[frame.path]
+        values.append(rescaled(pixels, frame))
         if lut:
             values[-1] = apply_voi_lut(values[-1], frame.header)
     values = np.stack(values) if len(values) > 1 else values[0]
@@ -334,18 +314,16 @@ def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: 
         raise InputError(f"{path}: holds {len(values)} colour frames; save the frame to use as a picture")
     modality = MODALITY_TAGS.get(first.get("Modality"), "")
     if is_gray and lut:
-        top = (
-            2.0 ** lut[0].LUTDescriptor[2] - 1
-        )  # a VOI LUT gives what is to be shown, of this many bits or, by error, fewer
+        # what is to be shown, in this many bits; some files hold fewer than they say
+        top = 2.0 ** lut[0].LUTDescriptor[2] - 1
         top = top if values.max() > top / 4 else float(values.max())
         window = Window(top, top / 2)
-    elif is_gray and window is None:
-        window = window_for(path, frames, values, modality)
+    elif is_gray:
+        window = window or window_for(path, frames, values, modality)
     is_3d, spacing = values.ndim == 3 and is_gray, None
     if affine is not None:
         try:
-            values = values if values.ndim == 3 else values[None]
-            values, (_, dy, dx), affine = turned(values.transpose(2, 1, 0), affine)
+            values, (_, dy, dx), affine = turned(values.reshape(-1, *values.shape[-2:]).transpose(2, 1, 0), affine)
         except ValueError as error:
             raise InputError(f"{path}: {error}; correct its header") from error
         is_3d, spacing = True, (abs(np.linalg.det(affine[:3, :3])) / dy / dx, dy, dx)  # a tilted gantry's mm3 are right
@@ -354,20 +332,19 @@ def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: 
 
 
 def window_for(path: Path, frames: list[Frame], values: np.ndarray, modality: str) -> Window | None:
-    """The window of a series that none was asked for: its own if all frames agree on one, else percentiles. None for CT.
+    """The window of a series that none was asked for: its own if all frames agree on one, else that of its modality.
 
-    One that shows more than half of a scan white is none: the values are not in the unit that it is meant for.
+    None: the values decide. A window that shows most of a scan white is none: the values are not in its unit.
     """
-    windows = {own_window(frame) for frame in frames}
+    windows, first = {own_window(frame) for frame in frames}, frames[0]
     own = windows.pop() if len(windows) == 1 else None
-    if own and modality in VOLUME_MODALITIES:
-        if np.count_nonzero(values >= own.level + own.width / 2) > values.size / 2:
-            tell(
-                f"{path}: its window {own.width:g}/{own.level:g} shows most of it white, so it is not taken", error=True
-            )
-            own = None
-    has_no_hu = modality not in ("", "CT") or (frames[0].header.get("RescaleType") or "HU") not in ("HU", "US")
-    return own or (WINDOWS["percentile"] if has_no_hu else None)  # US: unspecified
+    white = np.count_nonzero(values >= own.level + own.width / 2) if own and modality in VOLUME_MODALITIES else 0
+    if white > values.size / 2:
+        tell(f"{path}: its window {own.width:g}/{own.level:g} shows most of it white, and is not taken", error=True)
+        own = None
+    if own or modality not in ("", "CT") or (first.header.get("RescaleType") or "HU") not in ("HU", "US"):
+        return own or WINDOWS["percentile"]  # US: unspecified
+    return WINDOWS["soft"] if modality == "CT" and (numbers(first, "RescaleIntercept") or [0])[0] < 0 else None
 
 
 def own_window(frame: Frame) -> Window | None:
@@ -381,7 +358,7 @@ def own_window(frame: Frame) -> Window | None:
 
 def pixels_of(path: Path) -> np.ndarray:
     """The stored pixels of a file: (H, W), colour (H, W, 3), or frames before these. InputError if they can't be decoded."""
-    dataset = _read(path)
+    dataset = read_header(path, pixels=True)
     try:
         return dataset.pixel_array  # YBR becomes RGB on the way
     except (RuntimeError, NotImplementedError) as error:
@@ -399,9 +376,7 @@ def rescaled(pixels: np.ndarray, frame: Frame) -> np.ndarray:
         return (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
     if frame.header.get("ModalityLUTSequence"):
         return apply_modality_lut(pixels, frame.header)
-    slope, intercept = (
-        (numbers(frame, f"Rescale{key}") or [default])[0] for key, default in (("Slope", 1), ("Intercept", 0))
-    )
+    (slope,), (intercept,) = numbers(frame, "RescaleSlope") or [1], numbers(frame, "RescaleIntercept") or [0]
     if slope == 1 and intercept == 0:
         return pixels
     return (pixels * np.float32(slope) + np.float32(intercept)).astype(np.float32)
@@ -417,24 +392,22 @@ def label_objects(files: list[Path], header: pydicom.Dataset, shape: tuple, to_v
     InputError if a file is of another patient or frame of reference, or does not fit the slices.
     """
     for file in files:
-        dataset = _read(file)
-        frames = {
-            str(roi.get("ReferencedFrameOfReferenceUID", "")) for roi in dataset.get("StructureSetROISequence") or []
-        }
-        frames = frames - {""} or {str(dataset.get("FrameOfReferenceUID") or "")}
-        checks = {"PatientID": {str(dataset.get("PatientID") or "")}, "FrameOfReferenceUID": frames}
-        if "" in frames or not header.get("FrameOfReferenceUID"):
-            checks["StudyInstanceUID"] = {str(dataset.get("StudyInstanceUID") or "")}
-        for key, found in checks.items():
+        dataset = read_header(file, pixels=True)
+        rois = dataset.get("StructureSetROISequence") or []
+        frames = {str(roi.get("ReferencedFrameOfReferenceUID") or "") for roi in rois} - {""}
+        found = {"PatientID": {str(dataset.get("PatientID") or "")}}
+        found["FrameOfReferenceUID"] = frames or {str(dataset.get("FrameOfReferenceUID") or "")}
+        if not header.get("FrameOfReferenceUID") or found["FrameOfReferenceUID"] == {""}:
+            found["StudyInstanceUID"] = {str(dataset.get("StudyInstanceUID") or "")}
+        for key, theirs in found.items():
             own = str(header.get(key) or "")
-            if own and own not in found | {""} and found != {""}:
+            if own and theirs != {""} and own not in theirs:
                 raise InputError(
-                    f"{file}: is of another {key} ({', '.join(sorted(found))}) than the series ({own}); put labels that were "
-                    "made on this series beside it"
+                    f"{file}: is of another {key} ({', '.join(sorted(theirs))}) than the series ({own}); put labels that "
+                    "were made on this series beside it"
                 )
-        yield from (_outlined if dataset.Modality == "RTSTRUCT" else _segmented)(
-            file, dataset, header, shape, to_voxels
-        )
+        masks = _outlined if dataset.Modality == "RTSTRUCT" else _segmented
+        yield from masks(file, dataset, header, shape, to_voxels)
 
 
 def _outlined(file: Path, dataset: pydicom.Dataset, header: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
@@ -451,7 +424,8 @@ def _outlined(file: Path, dataset: pydicom.Dataset, header: pydicom.Dataset, sha
         name = str(roi.get("ROIName") or f"structure {contours.ReferencedROINumber}")
         own = roi.get("ReferencedFrameOfReferenceUID") in (None, "", header.get("FrameOfReferenceUID"))
         for contour in contours.get("ContourSequence") or [] if own else []:
-            points = np.reshape(numbers(Frame(file, -1, contour), "ContourData", 3 * _points(contour)) or [], (-1, 3))
+            count = len(np.ravel(contour.get("ContourData"))) // 3 * 3
+            points = np.reshape(numbers(Frame(file, -1, contour), "ContourData", count) or [], (-1, 3))
             if len(points) < 3 or not str(contour.get("ContourGeometricType") or "CLOSED").startswith("CLOSED"):
                 continue  # a point or a line
             column, row, z = (np.column_stack([points, np.ones(len(points))]) @ to_voxels.T)[:, :3].T
@@ -466,11 +440,6 @@ def _outlined(file: Path, dataset: pydicom.Dataset, header: pydicom.Dataset, sha
             planes.setdefault(at, np.zeros(shape[1:], bool))
             planes[at] ^= polygon2mask(shape[1:], np.column_stack([row, column]))
         yield name, _on_slices(file, name, planes, shape)
-
-
-def _points(contour: pydicom.Dataset) -> int:
-    """How many whole points an outline has."""
-    return len(np.ravel(contour.get("ContourData"))) // 3
 
 
 def _on_slices(file: Path, name: str, planes: dict[float, np.ndarray], shape: tuple) -> np.ndarray:
@@ -502,10 +471,8 @@ def _segmented(file: Path, dataset: pydicom.Dataset, _header, shape: tuple, to_v
     where = defaultdict(list)  # segment -> (slice, frame)
     for i, frame in enumerate(frames_in(file, dataset)):
         if (z := _slice_of(frame, to_voxels, shape[0])) is not None:
-            of_labelmap = (
-                np.unique(pixels[i]) if kind == "LABELMAP" else [frame.header.get("ReferencedSegmentNumber", 1)]
-            )
-            for number in of_labelmap:
+            segment = frame.header.get("ReferencedSegmentNumber", 1)
+            for number in np.unique(pixels[i]) if kind == "LABELMAP" else [segment]:
                 where[int(number)].append((z, i))
     for segment in dataset.SegmentSequence:
         number, mask = int(segment.SegmentNumber), np.zeros(shape, bool)
@@ -523,86 +490,7 @@ def _slice_of(frame: Frame, to_voxels: np.ndarray, depth: int) -> int | None:
     if numbers(frame, "ImageOrientationPatient", 6):
         steps = directions(frame) @ to_voxels[:3, :3].T  # one mm along the frame's rows and columns, in voxels
         if steps[0] @ [1, 0, 0] <= 0 or steps[1] @ [0, 1, 0] <= 0 or np.abs(steps[:, 2]).max() > 0.01:
-            raise InputError(
-                f"{frame.path}: its frames are turned against the series' slices; resample it to the series"
-            )
+            raise InputError(f"{frame.path}: its frames are turned against the slices; resample it to the series")
     if max(abs(column), abs(row)) > 0.5 or abs(z - round(z)) > 0.25:
-        raise InputError(
-            f"{frame.path}: its frames lie between the series' slices or beside them; resample it to the series"
-        )
+        raise InputError(f"{frame.path}: its frames lie between the slices or beside them; resample it to the series")
     return round(z) if 0 <= round(z) < depth else None
-
-
-# ---------------------------------------------------------------- segmentations out
-
-
-def save_segmentation(path: Path, case: Case, labels: np.ndarray, source: Path, parts=()) -> list[str]:
-    """Write the objects of a series as DICOM SEG, each a segment of its own, so that they may overlap. -> names of files
-
-    labels: (D, H, W) or (H, W).   source: what the case was read from.
-    parts: (label, slice, MaskPatch) of the objects' own masks, also where the label map shows another one.
-    If highdicom is missing, or refuses the series, a sentence says so and no file is written.
-    """
-    try:
-        import highdicom  # only here: it takes a second to load
-
-        content = io.BytesIO()
-        _segmentation(highdicom, case, labels, source, parts).save_as(content)
-    except ImportError:
-        tell(f"{path}: not written, it needs highdicom; run: pip install -r requirements-formats.txt", error=True)
-        return []
-    except Exception as error:  # highdicom asks of a series what only the standard's letter demands
-        tell(f"{path}: not written, highdicom refuses it ({type(error).__name__}: {why(error)})", error=True)
-        return []
-    save_bytes(path, content.getvalue())
-    return [path.name]
-
-
-def _segmentation(highdicom, case: Case, labels: np.ndarray, source: Path, parts) -> pydicom.Dataset:
-    """The file of `save_segmentation`. Segment k is the k-th label that has pixels."""
-    frames, affine, _ = slices_of(source)
-    volume = labels if labels.ndim == 3 else labels[None]
-    parts = [part for part in parts if part[2].values.any()]
-    shown = sorted({*label_ids(labels).tolist(), *(int(number) for number, _, _ in parts)})
-    if sum(np.count_nonzero(mask.values) for _, _, mask in parts) > np.count_nonzero(labels):
-        masks = np.zeros((*volume.shape, len(shown)), bool)
-        for number, z, (values, rows, columns) in parts:
-            masks[z, rows, columns, shown.index(number)] |= values
-    else:  # nothing overlaps: the label map says all, in less memory
-        numbers = np.zeros(max([*shown, 0]) + 1, np.uint16)
-        numbers[shown] = np.arange(1, len(shown) + 1)
-        masks = numbers[volume]
-    masks = turn_back(masks, view_of(affine)).swapaxes(0, 2)  # (slice, row, column), and with overlap the segment
-    if frames[0].number < 0:
-        used = np.flatnonzero(masks.reshape(len(masks), -1).any(1))
-        masks, files = masks[used], [frames[i].path for i in used]
-    else:  # of a multi-frame file all frames, in its own order
-        masks, files = masks[np.argsort([frame.number for frame in frames])], sorted({frame.path for frame in frames})
-    images = [read_header(file) for file in files]
-    for image in images:
-        for key in PATIENT_AND_STUDY:
-            image.setdefault(key, "")
-        image.setdefault("StudyInstanceUID", pydicom.uid.generate_uid(entropy_srcs=[str(source)]))
-        image.setdefault("FrameOfReferenceUID", pydicom.uid.generate_uid(entropy_srcs=[str(source), "frame"]))
-        image.setdefault("SliceThickness", f"{case.spacing_mm[0] if case.spacing_mm else 1:.6g}")
-    code, uid = (
-        pydicom.sr.codedict.codes,
-        pydicom.uid.generate_uid(entropy_srcs=[str(source), str(zlib.crc32(masks.tobytes()))]),
-    )
-    by = highdicom.AlgorithmIdentificationSequence(SOFTWARE, code.DCM.ArtificialIntelligence, "1")
-    names = [(case.label_names or ())[number - 1 : number] or [""] for number in shown]
-    segments = [
-        highdicom.seg.SegmentDescription(
-            k,
-            name or f"object {number}",
-            code.SCT.AnatomicalStructure,
-            code.SCT.AnatomicalStructure,
-            "SEMIAUTOMATIC",
-            by,
-        )
-        for k, (number, (name,)) in enumerate(zip(shown, names, strict=True), start=1)
-    ]
-    return highdicom.seg.Segmentation(
-        images, masks.astype(np.uint8 if masks.ndim == 4 else np.uint16), "BINARY", segments, f"{uid}.1"[:64], 1,
-        f"{uid}.2"[:64], 1, SOFTWARE, SOFTWARE, "1", "1",
-    )  # fmt: skip

@@ -149,7 +149,7 @@ def save_label_map(
 
     labels: (H, W) or (D, H, W) uint16.   source: the file of the case.
     palette: (n, 3) RGB, the colours of labels 1, 2, ..., over and over.
-    parts: see `dicom.save_segmentation`.
+    parts: see `dicom_out.save_segmentation`.
     """
     # 8 bits where they hold every label, as the challenge's own files; 16 above 255 objects (D9)
     small = labels.astype(np.uint8) if labels.max() <= 255 else labels
@@ -164,7 +164,7 @@ def save_label_map(
         is_nifti = source.name.lower().endswith((".nii", ".nii.gz"))
         save_nifti_labels(folder / name, labels, case.affine, source if is_nifti else None)
         if source.is_dir() or ending_of(source) in (None, ".dcm", ".dicom", ".ima"):
-            from formats.dicom import save_segmentation
+            from formats.dicom_out import save_segmentation  # only here: few cases are DICOM
 
             file = folder / f"{case.name}_seg.dcm"
             return [f"{case.name}.npz", name, *save_segmentation(file, case, labels, source, parts)]
