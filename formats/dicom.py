@@ -413,7 +413,7 @@ def label_objects(files: list[Path], header: pydicom.Dataset, shape: tuple, to_v
 def _outlined(file: Path, dataset: pydicom.Dataset, header: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
     """Each structure of an RTSTRUCT: (name, mask (D, H, W)). A pixel is inside if its centre is.
 
-    In one plane a second outline cuts a hole. A slice takes the plane that is nearest, within half a slice.
+    In one plane a second outline cuts a hole. A slice takes the plane that is nearest, if that is within half a slice.
     """
     from skimage.draw import polygon2mask  # slow to import, and needed here only
 
@@ -444,18 +444,17 @@ def _outlined(file: Path, dataset: pydicom.Dataset, header: pydicom.Dataset, sha
 
 def _on_slices(file: Path, name: str, planes: dict[float, np.ndarray], shape: tuple) -> np.ndarray:
     """Outlined planes {place, counted in slices: mask (H, W)} -> mask (D, H, W), each slice that of the nearest plane."""
-    mask, at, reach = np.zeros(shape, bool), np.array(sorted(planes)), 0.5
-    gaps = np.diff(at)
+    mask, at = np.zeros(shape, bool), np.array(sorted(planes))
+    gaps, is_even = np.diff(at), False
     if len(gaps) and gaps.min() > 1.5:
-        even = len(gaps) > 1 and gaps.max() < 1.1 * gaps.min() < 5
-        reach = gaps.min() / 2 if even else reach
-        between = "take the nearest outline" if even else "stay empty"
+        is_even = len(gaps) > 1 and gaps.max() < 1.1 * gaps.min() < 5
+        between = "take the nearest outline" if is_even else "stay empty"
         tell(f"{file}: {name} is outlined every {gaps.min():.1f} slices only; those between {between}", error=True)
-    for k in range(shape[0]):
-        apart = np.round(at - k, 3)
-        near = np.flatnonzero((-reach < apart) & (apart <= reach))  # half open: a plane between two slices is of one
-        if len(near):
-            mask[k] = planes[at[near[np.argmin(np.abs(apart[near]))]]]
+    reach = max(gaps[gaps <= 1.01], default=1) / 2 + 1e-3  # an outline stands for half the way to its neighbours
+    for k in range(shape[0] if len(at) else 0):
+        nearest = at[np.argmin(np.abs(at - k))]
+        if abs(nearest - k) <= reach or (is_even and at[0] < k < at[-1]):
+            mask[k] = planes[nearest]
     return mask
 
 
