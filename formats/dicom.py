@@ -134,11 +134,12 @@ def read_header(path: Path, pixels: bool = False) -> pydicom.Dataset:
         raise InputError(f"{path}: not a DICOM file that can be read; copy or export it again") from error
 
 
-def slices_of(path: Path) -> tuple[list[Frame], np.ndarray | None, list[Path]]:
+def slices_of(path: Path, quiet: bool = False) -> tuple[list[Frame], np.ndarray | None, list[Path]]:
     """What a file or folder holds: (frames in their order in space, affine (RAS+) or None, files of labels).
 
     The affine takes voxels (column, row, slice) to mm. A film, whose frames follow each other in time,
-    and a single image have none. InputError if there is no image, or if it is not clear which series is meant.
+    and a single image have none. What is left out is told, unless `quiet`.
+    InputError if there is no image, or if it is not clear which series is meant.
     """
     named = [path] if path.is_file() else dicom_files(path)
     headers = {file: read_header(file) for file in named}
@@ -156,17 +157,20 @@ def slices_of(path: Path) -> tuple[list[Frame], np.ndarray | None, list[Path]]:
     if not series:
         kinds = ", ".join(sorted({str(one.get("Modality") or "no modality") for one in headers.values()})) or "no file"
         raise InputError(f"{path}: holds no DICOM image; name the folder of a series (found: {kinds})")
-    if (
-        len(series) > 1
-    ):  # the one that the labels name, else the only scan: radiographs and screenshots may lie beside it
-        chosen = {uid for file in labels for uid in _series_named_by(headers[file])} & series.keys()
+    if len(series) > 1:
+        # the one that the labels name, else the only scan: radiographs and screenshots may lie beside it
+        keys = ("ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence")
+        named_by = [item for file in labels for key in keys for item in headers[file].get(key) or []]
+        chosen = {str(e.value) for item in named_by for e in item.iterall() if e.keyword == "SeriesInstanceUID"}
+        chosen &= series.keys()
         chosen = chosen or {uid for uid, frames in series.items() if is_scan(frames[0].header)}
         if len(chosen) != 1:
             counts = ", ".join(f"{len(group)} of {group[0].path.name}'s series" for group in series.values())
             raise InputError(f"{path}: holds {len(series)} series ({counts}); put each into a folder of its own")
         series = {uid: series[uid] for uid in chosen}
     (frames,) = series.values()
-    if others := sorted({*headers} - {*labels} - {frame.path for frame in frames}):
+    others = sorted({*headers} - {*labels} - {frame.path for frame in frames})
+    if others and not quiet:
         kinds = ", ".join(f"{file.name} ({headers[file].get('Modality')})" for file in others[:5])
         tell(f"{path}: left out {len(others)} files beside the series, such as {kinds}", error=True)
     placed = all("ImagePositionPatient" in frame.header for frame in frames)
@@ -178,13 +182,6 @@ def slices_of(path: Path) -> tuple[list[Frame], np.ndarray | None, list[Path]]:
 def is_scan(header: pydicom.Dataset) -> bool:
     """Whether an image is one of many slices by its modality."""
     return MODALITY_TAGS.get(header.get("Modality")) in VOLUME_MODALITIES
-
-
-def _series_named_by(header: pydicom.Dataset) -> set[str]:
-    """The SeriesInstanceUIDs that a file of labels names as its images'."""
-    keys = ("ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence")
-    elements = (element for key in keys for item in header.get(key) or [] for element in item.iterall())
-    return {str(element.value) for element in elements if element.keyword == "SeriesInstanceUID"}
 
 
 def frames_in(path: Path, header: pydicom.Dataset) -> list[Frame]:
@@ -430,8 +427,8 @@ def _outlined(file: Path, dataset: pydicom.Dataset, header: pydicom.Dataset, sha
     for contours in dataset.get("ROIContourSequence") or []:
         roi, planes = rois.get(contours.ReferencedROINumber, pydicom.Dataset()), {}
         name = str(roi.get("ROIName") or f"structure {contours.ReferencedROINumber}")
-        own = roi.get("ReferencedFrameOfReferenceUID") in (None, "", header.get("FrameOfReferenceUID"))
-        for contour in contours.get("ContourSequence") or [] if own else []:
+        frame, its = roi.get("ReferencedFrameOfReferenceUID"), header.get("FrameOfReferenceUID")
+        for contour in contours.get("ContourSequence") or [] if not frame or frame == its or not its else []:
             count = len(np.ravel(contour.get("ContourData"))) // 3 * 3
             points = np.reshape(numbers(Frame(file, -1, contour), "ContourData", count) or [], (-1, 3))
             if len(points) < 3 or not str(contour.get("ContourGeometricType") or "CLOSED").startswith("CLOSED"):

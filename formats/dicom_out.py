@@ -47,7 +47,7 @@ def save_segmentation(path: Path, case: Case, labels: np.ndarray, source: Path, 
 
 def _segmentation(highdicom, case: Case, labels: np.ndarray, source: Path, parts) -> pydicom.Dataset:
     """The file of `save_segmentation`. Segment k is the k-th label that has pixels."""
-    frames, affine, _ = slices_of(source)
+    frames, affine, _ = slices_of(source, quiet=True)
     volume = labels if labels.ndim == 3 else labels[None]
     parts = [part for part in parts if part[2].values.any()]
     shown = sorted({*label_ids(labels).tolist(), *(int(number) for number, _, _ in parts)})
