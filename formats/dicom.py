@@ -326,7 +326,10 @@ def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: 
             values, (_, dy, dx), affine = turned(values.reshape(-1, *values.shape[-2:]).transpose(2, 1, 0), affine)
         except ValueError as error:
             raise InputError(f"{path}: {error}; correct its header") from error
-        is_3d, spacing = True, (abs(np.linalg.det(affine[:3, :3])) / dy / dx, dy, dx)  # a tilted gantry's mm3 are right
+        is_3d, spacing = (
+            True,
+            (float(abs(np.linalg.det(affine[:3, :3]))) / dy / dx, dy, dx),
+        )  # a tilted gantry's mm3 are right
     case = gray_case(path, values, window if is_gray else None, is_3d, spacing, affine, modality)
     return replace(case, image=255 - case.image) if first.get("PhotometricInterpretation") == "MONOCHROME1" else case
 

@@ -1,6 +1,7 @@
 """DICOM SEG out, by highdicom: what step 4 finds in a DICOM series, on the slices of that series."""
 
 import io
+import warnings
 import zlib
 from pathlib import Path
 
@@ -34,7 +35,9 @@ def save_segmentation(path: Path, case: Case, labels: np.ndarray, source: Path, 
         import highdicom  # only here: it takes a second to load
 
         content = io.BytesIO()
-        _segmentation(highdicom, case, labels, source, parts).save_as(content)
+        with warnings.catch_warnings():  # of how names of patients are written
+            warnings.simplefilter("ignore")
+            _segmentation(highdicom, case, labels, source, parts).save_as(content)
     except ImportError:
         tell(f"{path}: not written, it needs highdicom; run: pip install -r requirements-formats.txt", error=True)
         return []
@@ -67,6 +70,8 @@ def _segmentation(highdicom, case: Case, labels: np.ndarray, source: Path, parts
         masks, files = masks[np.argsort([frame.number for frame in frames])], sorted({frame.path for frame in frames})
     images = [read_header(file) for file in files]
     for image in images:
+        if not image.get("SpecificCharacterSet"):  # empty is not allowed, none is
+            image.pop("SpecificCharacterSet", None)
         for key in DEMANDED:
             image.setdefault(key, "")
         image.setdefault("StudyInstanceUID", generate_uid(entropy_srcs=[str(source)]))
