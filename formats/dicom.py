@@ -173,7 +173,10 @@ def slices_of(path: Path, quiet: bool = False) -> tuple[list[Frame], np.ndarray 
     if others and not quiet:
         kinds = ", ".join(f"{file.name} ({headers[file].get('Modality')})" for file in others[:5])
         tell(f"{path}: left out {len(others)} files beside the series, such as {kinds}", error=True)
-    placed = all("ImagePositionPatient" in frame.header for frame in frames)
+    films = [frame for frame in frames if frame.number < 0 and (numbers(frame, "NumberOfFrames") or [1])[0] > 1]
+    if films and len(frames) > 1:
+        raise InputError(f"{path}: holds {len(frames)} files, and {films[0].path.name} is a film; name one of them")
+    placed = not films and any("ImagePositionPatient" in frame.header for frame in frames)
     if len({frame.path for frame in frames}) > 1 or (placed and (len(frames) > 1 or labels)):
         return *sorted_frames(path, frames), labels
     return frames, None, labels
@@ -281,7 +284,7 @@ def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray)
             f"slices are {gaps.min():.2f} to {gaps.max():.2f} mm); a slice is missing, or the distance changes: copy the "
             "whole series, or resample it to even slices"
         )
-    return step, origin + middle @ axes
+    return step.round(9), (origin + middle @ axes).round(9)
 
 
 def directions(frame: Frame) -> np.ndarray:
@@ -326,10 +329,8 @@ def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: 
             values, (_, dy, dx), affine = turned(values.reshape(-1, *values.shape[-2:]).transpose(2, 1, 0), affine)
         except ValueError as error:
             raise InputError(f"{path}: {error}; correct its header") from error
-        is_3d, spacing = (
-            True,
-            (float(abs(np.linalg.det(affine[:3, :3]))) / dy / dx, dy, dx),
-        )  # a tilted gantry's mm3 are right
+        # from plane to plane, not along a tilted gantry's way: so mm3 are right
+        is_3d, spacing = True, (round(float(abs(np.linalg.det(affine[:3, :3]))) / dy / dx, 9), dy, dx)
     case = gray_case(path, values, window if is_gray else None, is_3d, spacing, affine, modality)
     return replace(case, image=255 - case.image) if first.get("PhotometricInterpretation") == "MONOCHROME1" else case
 
