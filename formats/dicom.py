@@ -345,7 +345,7 @@ def window_for(path: Path, frames: list[Frame], values: np.ndarray, modality: st
     is_shifted = (numbers(first, "RescaleIntercept") or [0])[0] < 0  # as HU are stored
     if own and modality in VOLUME_MODALITIES:
         low, high = own.level - own.width / 2, own.level + own.width / 2
-        no_hu = modality == "CT" and not is_shifted and low < 0 <= values.min()
+        no_hu = modality == "CT" and not is_shifted and low < 0 and not ((values > -900) & (values < -40)).any()
         if no_hu or np.count_nonzero(values >= high) > values.size / 2:
             tell(
                 f"{path}: its window {own.width:g}/{own.level:g} does not fit its values, and is not taken", error=True

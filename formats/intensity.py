@@ -79,16 +79,19 @@ def to_grey_levels(
 
 
 def ct_window(values: np.ndarray, path: Path | str) -> Window:
-    """The window of soft tissue, in the unit of the values. What holds no HU is told: HU have values below 0.
+    """The window of soft tissue, in the unit of the values. What holds no HU is told.
 
-    Where 1024 was added to the HU, as scanners store them, soft tissue lies round 1024; the window is moved then.
+    Scanners store HU plus 1024, so that tissue lies round 1024 and, but for a filling as -2000, nothing
+    lies where HU have air, lung and fat. The window is moved then.
     """
     low, high, soft = float(values.min()), float(values.max()), WINDOWS["soft"]
-    if low < 0 and high - low > 100:
-        return soft
-    dense = values[values > 500]
-    if low >= 0 and dense.size > values.size / 100 and 900 < np.median(dense) < 1250:
+    some = values.ravel()[:: 1 + values.size // 2**20]
+    dense, has_fat = some[some > 500], np.mean((some > -900) & (some < -40)) > 1e-3
+    is_air = -1100 < low < -200
+    if not (has_fat or is_air) and dense.size > some.size / 100 and 900 < np.median(dense) < 1250:
         soft, how = Window(soft.width, soft.level + 1024), "as HU plus 1024"
+    elif low < 0 and high - low > 100:
+        return soft
     elif high - low <= 255:
         soft, how = WINDOWS["percentile"], "from their lowest to their highest"
     else:
