@@ -16,7 +16,6 @@ from formats.dicom_out import save_segmentation
 from formats.intensity import WINDOWS
 from formats.readers import list_cases, read_case
 from formats.results import files_to_do
-from formats.scans import view_of
 from grid import MaskPatch
 
 SIZE = (40, 50)  # rows, columns
@@ -549,26 +548,31 @@ def test_without_highdicom_the_rest_is_written_and_told(tmp_path, capsys, monkey
     assert not (tmp_path / "x_seg.dcm").exists()
 
 
-def test_all_48_orientations_come_in_as_simpleitk_lays_them(tmp_path):
-    """Slices in every direction, rows and columns in every direction: the lesion lies at its place."""
-    sitk = pytest.importorskip("SimpleITK")
+def test_all_48_orientations_come_in_as_simpleitk_lays_them_and_go_out_as_highdicom_does(tmp_path):
+    """Rows, columns and slices in every direction: grey values and masks lie at their places in the patient."""
+    sitk, highdicom = pytest.importorskip("SimpleITK"), pytest.importorskip("highdicom")
     axes = np.eye(3)
     for n, (a, b) in enumerate([(a, b) for a in range(3) for b in range(3) if a != b]):
         for i, (sign_a, sign_b, back) in enumerate(np.ndindex(2, 2, 2)):
             row, column = axes[a] * (1 - 2 * sign_a), axes[b] * (1 - 2 * sign_b)
             step = np.cross(row, column) * STEP * (1 - 2 * back)
             folder = tmp_path / f"{n}_{i}"
-            turns = {"ImageOrientationPatient": [*row, *column]}
+            turns = {"ImageOrientationPatient": [*row, *column], "SliceThickness": STEP}
             series(folder, range(4), each=lambda k, step=step: {"place": list(step * k - 9)}, **turns)
             case = read_case(folder)
             reader = sitk.ImageSeriesReader()
             reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
             image = reader.Execute()
             values = sitk.GetArrayFromImage(image)
-            index = image.TransformPhysicalPointToIndex
-            for place in ((1, 2, 3), (0, 9, 5)):
-                there = case.affine @ [*place[::-1], 1] * [-1, -1, 1, 1]
-                x, y, z = index(there[:3].tolist())
+            to_lps = np.diag([-1.0, -1, 1, 1]) @ case.affine
+            for place in ((1, 2, 3), (0, 9, 5), (3, 15, 17)):
+                x, y, z = image.TransformPhysicalPointToIndex((to_lps @ [*place[::-1], 1])[:3].tolist())
                 grey = int(np.clip((values[z, y, x] + 160) / 400 * 255, 0, 255))
                 assert case.image[place] == grey, (row, column, step)
-            assert view_of(case.affine)[2].tolist()[0] == 0
+            labels = np.zeros(case.image.shape, np.uint16)
+            labels[1:3, 5:9, 7:20], labels[1, 5, 20] = 1, 1
+            save_segmentation(tmp_path / "x_seg.dcm", case, labels, folder)
+            volume = highdicom.seg.segread(tmp_path / "x_seg.dcm").get_volume()
+            there = np.argwhere(volume.array[..., 0]) @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+            ours = np.argwhere(labels)[:, ::-1] @ to_lps[:3, :3].T + to_lps[:3, 3]
+            assert sorted(there.round(3).tolist()) == sorted(ours.round(3).tolist()), (row, column, step)
