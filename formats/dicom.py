@@ -125,7 +125,8 @@ def read_header(path: Path, pixels: bool = False) -> pydicom.Dataset:
     """A DICOM file, also one without preamble; without its pixels unless they are asked for. InputError if it can't be read."""
     try:
         dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
-        dataset.SOPClassUID  # noqa: B018 - what is forced to be DICOM has none
+        if dataset.preamble is None and "SOPClassUID" not in dataset:
+            raise ValueError("forced to be DICOM")
         if "TransferSyntaxUID" not in dataset.file_meta:  # no preamble
             implicit = dataset.original_encoding[0]
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -288,8 +289,17 @@ def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray)
 
 
 def directions(frame: Frame) -> np.ndarray:
-    """(2, 3): where the columns of a row, and the rows of a column, follow each other in the patient (LPS+)."""
-    return np.reshape(numbers(frame, "ImageOrientationPatient", 6), (2, 3))
+    """(2, 3): where the columns of a row, and the rows of a column, follow each other in the patient (LPS+).
+
+    Cosines that were rounded become unit vectors at right angles. InputError for others.
+    """
+    row, column = found = np.reshape(numbers(frame, "ImageOrientationPatient", 6), (2, 3))
+    if np.abs(found @ found.T - np.eye(2)).max() > 0.02:
+        wrong = f"its ImageOrientationPatient, {found.ravel().tolist()}, is not two unit vectors at right angles"
+        raise InputError(f"{frame.path}: {wrong}; correct it, or export again")
+    row = row / np.linalg.norm(row)
+    column = column - column @ row * row
+    return np.stack([row, column / np.linalg.norm(column)])
 
 
 # ---------------------------------------------------------------- values

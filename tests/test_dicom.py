@@ -409,6 +409,14 @@ def test_rounded_positions_are_read(tmp_path, step, digits):
     assert case.spacing_mm == pytest.approx((step, *SPACING), rel=0.01)
 
 
+def test_rounded_cosines_make_right_angles(tmp_path):
+    turns = np.round([np.cos(0.3), np.sin(0.3), 0, -np.sin(0.3), np.cos(0.3), 0], 2)
+    case = read_case(series(tmp_path / "scan", ImageOrientationPatient=list(turns)))
+    axes = case.affine[:3, :3] / np.linalg.norm(case.affine[:3, :3], axis=0)
+    assert axes.T @ axes == pytest.approx(np.eye(3), abs=1e-9)
+    assert case.spacing_mm == pytest.approx((STEP, *SPACING))
+
+
 def test_a_tilted_gantry_has_the_volume_of_its_voxels(tmp_path):
     sitk = pytest.importorskip("SimpleITK")
     cosine, sine = np.cos(np.radians(15)), np.sin(np.radians(15))
@@ -441,6 +449,7 @@ def test_an_empty_element_is_one_that_is_not_there(tmp_path, key):
         ("ImagePositionPatient", "1\\2\\NaN", "its ImagePositionPatient is no number"),
         ("PixelSpacing", "0\\0", "has pixels of .* mm|a series has one size"),
         ("ImageOrientationPatient", "", "has no ImageOrientationPatient"),
+        ("ImageOrientationPatient", "1\\0\\0\\1\\0\\0", "not two unit vectors at right angles"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
