@@ -12,7 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.case import Case, check_boxes
-from grid import GRID, boxes_to_grid, crop_to_box, grid_pixels_for, logits_to_original, mask_box, resize_to_grid
+from grid import (
+    GRID,
+    MaskPatch,
+    boxes_to_grid,
+    crop_to_box,
+    grid_pixels_for,
+    logits_to_original,
+    mask_box,
+    resize_to_grid,
+)
 from segment import BOX_CHUNK, Segmenter
 
 # Constants of `prompted`, chosen with our checkpoint on training volumes and synthetic ones; what each
@@ -39,6 +48,7 @@ class Found(NamedTuple):
     labels: np.ndarray  # (H, W) or (D, H, W) uint16, original frame, object i + 1 for box i, 0 background
     iou: np.ndarray  # (N,) float64, predicted intersection over union; in a volume the mean of the object's slices
     own: np.ndarray  # (N,) int64, pixels of each object's own mask, also where another object covers it
+    parts: tuple = ()  # of a volume that lies in a patient: (object 0.., slice, MaskPatch of bool) of these masks
 
 
 def segment_case(segmenter: Segmenter, case: Case) -> np.ndarray:
@@ -54,25 +64,29 @@ def segment_volume(segmenter: Segmenter, case: Case, progress: Progress = list) 
     progress: takes what is worked through, slices or objects, and gives it back one by one, as tqdm does.
     """
     boxes, loop = check_boxes(case.boxes, case.image.shape, case.name, flat=True), segmenter.preset.propagation
-    tally = Tally(len(boxes))
+    tally = Tally(len(boxes), keep=case.affine is not None)
     if loop == "prompted":
         labels = prompted(segmenter, case.image, boxes, tally, progress, case.boxes_are)
     else:
         labels = published_loop(segmenter, case.image, boxes, loop == "mended", tally, progress, case.boxes_are)
-    return Found(labels, tally.iou / np.maximum(tally.slices, 1), tally.own)
+    return Found(labels, tally.iou / np.maximum(tally.slices, 1), tally.own, tuple(tally.parts))
 
 
 class Tally:
-    """Adds up, slice by slice, what `Found` says of each object."""
+    """Adds up, slice by slice, what `Found` says of each object.   keep: whether its masks are kept, too."""
 
-    def __init__(self, objects: int) -> None:
+    def __init__(self, objects: int, keep: bool = False) -> None:
+        self.keep, self.parts = keep, []
         self.iou, self.slices, self.own = np.zeros(objects), np.zeros(objects, np.int64), np.zeros(objects, np.int64)
 
-    def add(self, i: int, iou: float, values: np.ndarray) -> None:
-        """One slice of object i: its predicted IoU, and the logits of its mask."""
+    def add(self, i: int, iou: float, mask: MaskPatch, z: int) -> None:
+        """Slice z of object i: its predicted IoU, and the logits of its mask."""
         self.iou[i] += iou
         self.slices[i] += 1
-        self.own[i] += np.count_nonzero(values > 0)
+        inside = mask.values > 0
+        self.own[i] += np.count_nonzero(inside)
+        if self.keep:
+            self.parts.append((i, z, mask._replace(values=inside)))
 
 
 class Embeddings:
@@ -129,8 +143,9 @@ def published_loop(
             asked_as = boxes_are if before is None else FOLLOWED
             logits, iou = segmenter.decode(embeddings.of(z, again=label < len(boxes)), prompt, None, asked_as)
             with segmenter.stage("upsample"):
-                values, rows, columns = logits_to_original(logits[0], *volume.shape[1:])
-            tally.add(label - 1, float(iou[0]), values)
+                mask = logits_to_original(logits[0], *volume.shape[1:])
+            values, rows, columns = mask
+            tally.add(label - 1, float(iou[0]), mask, z)
             own[z, rows, columns][values > 0] = label
         labels[own > 0] = label
     return labels
@@ -212,7 +227,7 @@ def prompted(
             asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in group])
             found = ask(segmenter, embedding, asked, boxes[group], z, height, width, kind)
             for index, (mask, iou) in zip(group, found, strict=True):
-                tally.add(index, iou, mask.values)
+                tally.add(index, iou, mask, z)
                 canvas.paint(index + 1, mask)
                 followed[index] = mask_box(mask)
                 if z == middle[index]:

@@ -6,6 +6,7 @@
     pictures.py     PNG, JPG, TIFF, BMP, and mask pictures
     scans.py        NIfTI, NRRD, MetaImage: how a volume lies in the patient, and how its slices are turned
     dicom.py        images, series, outlines and segmentations
+    dicom_out.py    segmentations that step 4 writes for a series
     annotations.py  objects in JSON files: COCO, Supervisely
     partners.py     which files of a folder belong together
     intensity.py    more than 8 bits to grey levels: windows and percentiles

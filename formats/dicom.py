@@ -1,302 +1,514 @@
 """DICOM: a single image, a multi-frame file, or the folder of a series, read by pydicom.
 
-Slices are sorted by their position along the series' normal, never by name. Values are rescaled (HU
-in CT), cut to the window that is asked for, else to the file's own, and turned over where the file
-counts black as high (MONOCHROME1).
+A `Frame` is one slice: a file of its own, or a frame of an enhanced file. Frames are sorted by their
+position along the series' normal, never by name or number, and must lie on a straight line, evenly.
+Each frame's values are rescaled as it says itself (HU in CT). One window serves the whole series: the
+one that is asked for, else the file's own if all frames agree. MONOCHROME1 is turned over.
 Outlines (RTSTRUCT) and segmentations (SEG) that lie in the folder become labels. Label i + 1 is the
-i-th structure that has pixels here, in the order of the file. A later one covers an earlier one.
+i-th structure that has pixels here, in the order of the file. The smaller covers the larger.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
-from pydicom.errors import InvalidDicomError
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from formats import InputError
-from formats.case import Case, why
+from formats import VOLUME_MODALITIES, InputError
+from formats.case import Case, paint, why
 from formats.intensity import WINDOWS, Window, gray_case
 from formats.scans import LPS_TO_RAS, turn, turned, view_of
+from formats.writing import tell
+from grid import boxes_from_labels
 
 LABEL_KINDS = ("RTSTRUCT", "SEG")
-UNEVEN = 0.1  # of the distance between slices: more is a gap
+NO_IMAGES = ("RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "RWV", "FID", "DOC", *LABEL_KINDS)
+MODALITY_TAGS = {
+    "CT": "CT", "MR": "MR", "PT": "PET", "US": "US", "IVUS": "US", "MG": "Mammography", "ES": "Endoscopy",
+    "DMS": "Dermoscopy", "OP": "Fundus", "OPT": "OCT", "OCT": "OCT", "SM": "Microscopy", "GM": "Microscopy",
+    **dict.fromkeys(("CR", "DX", "RG", "XA", "RF", "IO", "PX"), "X-Ray"),
+}  # fmt: skip
+TURNED = 1  # degrees: an outline that is turned by more does not lie in a slice
+UNEVEN = 0.05  # of the distance between slices: how far a slice may lie beside its even place
+
+
+class Frame(NamedTuple):
+    """One slice of a series, or all frames of a film."""
+
+    path: Path
+    number: int  # of the frame in an enhanced file, from 0; else -1
+    header: pydicom.Dataset  # what holds for it, its functional groups laid open
+
+    @property
+    def name(self) -> str:
+        return self.path.name if self.number < 0 else f"frame {self.number + 1} of {self.path.name}"
 
 
 def read_dicom(path: Path, window: Window | None = None) -> Case:
     """A DICOM file, or the folder of one series, as a case without boxes; with labels where the folder has them.
 
     A file of outlines or a segmentation is read as the series that lies beside it, with its labels.
-    InputError, one sentence, for no image, several series, missing slices, colour volumes, or pixels that can't be decoded.
+    InputError, one sentence, for no image, several series, uneven slices, colour volumes, or pixels that can't be decoded.
     """
-    if path.is_dir():
-        return read_series(path, dicom_files(path), window)
-    header = read_header(path)
-    if header.get("Modality") not in LABEL_KINDS:
-        return as_case(path, *pixels_of(path), window)
-    images = [file for file in dicom_files(path.parent) if read_header(file).get("Modality") not in LABEL_KINDS]
-    if not images:
-        raise InputError(f"{path}: is a {header.Modality} of another series; put that series' files beside it")
-    return read_series(path, [*images, path], window)
-
-
-def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files of a folder, sorted by name."""
-    return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: by its ending, or, if its name has none or only numbers, by "DICM" after 128 bytes."""
-    if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
-        return path.is_file()
-    if path.suffix.strip(".0123456789") or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def read_header(path: Path) -> pydicom.Dataset:
-    """A DICOM file without its pixels. InputError if it can't be read."""
-    try:
-        return pydicom.dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, OSError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
-        raise InputError(f"{path}: not a DICOM file that can be read; copy or export it again") from error
-
-
-def read_series(path: Path, files: list[Path], window: Window | None) -> Case:
-    """The slices of one series, sorted by position, as a volume; with the labels that are among the files.
-
-    path: the folder, or the label file that was named; it gives the case its name.
-    """
-    headers = {file: read_header(file) for file in files}
-    labels = [file for file, header in headers.items() if header.get("Modality") in LABEL_KINDS]
-    series = defaultdict(list)
-    for file in files:
-        if file not in labels and "Rows" in headers[file]:
-            series[str(headers[file].get("SeriesInstanceUID", ""))].append(file)
-    if not series:
-        raise InputError(f"{path}: holds no DICOM image; name the folder of a series")
-    if len(series) > 1:
-        counts = ", ".join(f"{len(group)} of {group[0].name}'s series" for group in series.values())
-        raise InputError(f"{path}: holds {len(series)} series ({counts}); put each into a folder of its own")
-    (slices,) = series.values()
-    if len(slices) == 1 and not labels:
-        return read_dicom(slices[0], window)
-    if len(slices) == 1 and frames_of(headers[slices[0]]) > 1:
-        values, dataset, affine = pixels_of(slices[0])
-    else:
-        slices, affine = sorted_slices(path, {file: headers[file] for file in slices})
-        values, dataset = np.stack([rescaled(pydicom.dcmread(file), file) for file in slices]), headers[slices[0]]
-    case = as_case(path, values, dataset, affine, window)
+    frames, affine, labels = slices_of(path)
+    case = as_case(path, frames, affine, window)
     if not labels:
         return case
     if affine is None:
         raise InputError(f"{path}: the series does not say where it lies, so {labels[0].name} can't be laid over it")
-    found, names = read_label_objects(labels, values.shape, affine)
-    found = turn(found.transpose(2, 1, 0), view_of(affine))
-    return replace(case, labels=found if case.is_3d else found[0], label_names=names)
+    names, boxes, empty, view = [], [], [], view_of(affine)
+
+    def masks() -> Iterator[np.ndarray]:  # one by one: each is as large as the volume
+        shape = (len(frames), frames[0].header.Rows, frames[0].header.Columns)
+        for name, mask in label_objects(labels, frames[0].header, shape, np.linalg.inv(LPS_TO_RAS @ affine)):
+            if not mask.any():
+                empty.append(name)
+                continue
+            mask = turn(mask.transpose(2, 1, 0), view)
+            names.append(name)
+            yield mask if case.is_3d else mask[0]
+            boxes.append(boxes_from_labels((mask if case.is_3d else mask[0]).view(np.uint8))[1][0])
+        if not names:
+            raise InputError(f"{labels[0]}: outlines nothing in this series; is it of another one?")
+
+    painted, told = paint(masks(), names)
+    for text in told + [f"left out, as they have no pixel in this series: {', '.join(empty)}"] * bool(empty):
+        tell(f"{path}: {text}", error=True)
+    return replace(case, labels=painted, label_names=tuple(names), boxes=np.array(boxes))
 
 
-def sorted_slices(path: Path, headers: dict[Path, pydicom.Dataset]) -> tuple[list[Path], np.ndarray]:
-    """The files of a series from its first slice to its last, and the affine (RAS+) of voxels (column, row, slice).
+# ---------------------------------------------------------------- files and frames
 
-    InputError if slices differ in size or direction, lie at one place, or leave a gap.
+
+def dicom_files(folder: Path) -> list[Path]:
+    """The DICOM files of a folder, sorted by name, without a CD's list of contents."""
+    return [path for path in sorted(folder.iterdir()) if is_dicom(path) and path.name != "DICOMDIR"]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM: by its ending, or, if its name has none or only numbers, by how it begins.
+
+    That is "DICM" after 128 bytes, or, where these are missing, a first element of group 2 or 8. Files
+    that begin with a dot are a Mac's notes.
     """
-    first_file, first = next(iter(headers.items()))
-    for file, header in headers.items():
-        for key in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-            if not header.get(key):
-                raise InputError(f"{file}: has no {key}, so its place in the series is not known; read it by itself")
-        if (header.Rows, header.Columns) != (first.Rows, first.Columns):
-            sizes = f"is {header.Rows} x {header.Columns}, but {first_file.name} is {first.Rows} x {first.Columns}"
-            raise InputError(f"{file}: {sizes}; a series has one size: sort the files into folders")
-        if not np.allclose(header.ImageOrientationPatient, first.ImageOrientationPatient, atol=1e-3):
-            raise InputError(f"{file}: is tilted against {first_file.name}; sort the directions into folders")
-    normal = np.cross(*directions(first))
-    depth = {file: float(np.dot(header.ImagePositionPatient, normal)) for file, header in headers.items()}
-    files = sorted(depth, key=depth.get)
-    step = normal * float(first.get("SpacingBetweenSlices") or first.get("SliceThickness") or 1)
-    places = [np.array(headers[file].ImagePositionPatient, float) for file in (files[0], files[-1])]
-    if len(files) > 1:
-        gaps = np.diff([depth[file] for file in files])
-        if gaps.min() <= 1e-3:
-            twin = int(np.argmin(gaps))
-            raise InputError(f"{files[twin + 1]}: lies where {files[twin].name} lies; sort the passes into folders")
-        if gaps.max() > (1 + UNEVEN) * np.median(gaps):
-            gap = int(np.argmax(gaps))
-            between, usual = f"{files[gap].name} and {files[gap + 1].name}", f"elsewhere {np.median(gaps):.2f} mm"
-            lie = f"{gaps[gap]:.2f} mm lie between {between}, {usual}"
-            raise InputError(f"{path}: {lie}; a slice is missing: copy the whole series")
-        step = (places[1] - places[0]) / (len(files) - 1)  # a tilted gantry moves the slices along more than the normal
-    return files, affine_of(first, step, places[0], first.PixelSpacing)
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
+        return True
+    if path.suffix.strip(".0123456789"):
+        return False
+    with path.open("rb") as file:
+        head = file.read(132)
+    return head[128:] == b"DICM" or (len(head) == 132 and head[:2] in (b"\2\0", b"\10\0") and head[3] == 0)
 
 
-def frames_of(header: pydicom.Dataset) -> int:
-    """How many frames a file has."""
-    return int(header.get("NumberOfFrames", 1))
+def cases_in(folder: Path) -> list[Path]:
+    """The cases of a folder of DICOM files: the folder, if they are slices or have labels; else each picture by itself."""
+    pictures = []
+    for path in dicom_files(folder):
+        try:
+            header = read_header(path)
+        except InputError:  # told when it is read
+            header = pydicom.Dataset()
+        if is_scan(header) or header.get("Modality") in LABEL_KINDS or "ImagePositionPatient" in header:
+            return [folder]
+        pictures += [path] if "Rows" in header or not header else []
+    return pictures if len(pictures) > 1 else [folder]
 
 
-def pixels_of(path: Path) -> tuple[np.ndarray, pydicom.Dataset, np.ndarray | None]:
-    """A file by itself: its values, the file, and if it is a volume that says where it lies its affine (RAS+).
-
-    An enhanced multi-frame file names the slope for each frame or for all, and where each frame lies.
-    In a film frames follow each other in time: it has no affine.
-    """
-    dataset = pydicom.dcmread(path)
-    frames, shared = (dataset.get(f"{which}FunctionalGroupsSequence") for which in ("PerFrame", "Shared"))
-    if frames_of(dataset) > 1 and (groups := shared or frames) and "PixelValueTransformationSequence" in groups[0]:
-        transform = groups[0].PixelValueTransformationSequence[0]
-        dataset.RescaleSlope, dataset.RescaleIntercept = transform.RescaleSlope, transform.RescaleIntercept
-    values = rescaled(dataset, path)
-    if frames_of(dataset) == 1 or not frames or "PlanePositionSequence" not in frames[0]:
-        return values, dataset, None
-    orientation, measures = (
-        first_of(frames[0], (shared or [{}])[0], f"{what}Sequence") for what in ("PlaneOrientation", "PixelMeasures")
-    )
-    places = [np.array(f.PlanePositionSequence[0].ImagePositionPatient, float) for f in (frames[0], frames[-1])]
-    step = (places[1] - places[0]) / max(1, len(frames) - 1)
-    if not step.any():
-        step = np.cross(*directions(orientation)) * float(measures.get("SliceThickness", 1))
-    return values, dataset, affine_of(orientation, step, places[0], measures.PixelSpacing)
-
-
-def rescaled(dataset: pydicom.Dataset, path: Path) -> np.ndarray:
-    """Pixels of one file: (H, W), colour (H, W, 3), or frames before these; values as the slope and intercept say."""
+def read_header(path: Path, pixels: bool = False) -> pydicom.Dataset:
+    """A DICOM file, also one without preamble; without its pixels unless they are asked for. InputError if it can't be read."""
     try:
-        pixels = dataset.pixel_array  # YBR becomes RGB on the way
+        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
+        if dataset.preamble is None and "SOPClassUID" not in dataset:
+            raise ValueError("forced to be DICOM")
+        if "TransferSyntaxUID" not in dataset.file_meta:  # no preamble
+            implicit = dataset.original_encoding[0]
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        return dataset
+    except Exception as error:  # pydicom raises many kinds for files from outside
+        raise InputError(f"{path}: not a DICOM file that can be read; copy or export it again") from error
+
+
+def slices_of(path: Path, quiet: bool = False) -> tuple[list[Frame], np.ndarray | None, list[Path]]:
+    """What a file or folder holds: (frames in their order in space, affine (RAS+) or None, files of labels).
+
+    The affine takes voxels (column, row, slice) to mm. A film, whose frames follow each other in time,
+    and a single image have none. What is left out is told, unless `quiet`.
+    InputError if there is no image, or if it is not clear which series is meant.
+    """
+    named = [path] if path.is_file() else dicom_files(path)
+    headers = {file: read_header(file) for file in named}
+    labels = [file for file, header in headers.items() if header.get("Modality") in LABEL_KINDS]
+    if path in labels:
+        beside = {file: read_header(file) for file in dicom_files(path.parent)}
+        headers |= {file: header for file, header in beside.items() if header.get("Modality") not in LABEL_KINDS}
+    images = {file: one for file, one in headers.items() if "Rows" in one and one.get("Modality") not in NO_IMAGES}
+    images = {file: one for file, one in images.items() if "LOCALIZER" not in (one.get("ImageType") or ())} or images
+    series = defaultdict(list)
+    for file, header in images.items():
+        series[str(header.get("SeriesInstanceUID", ""))] += frames_in(file, header)
+    if not series and path in labels:
+        raise InputError(f"{path}: is a {headers[path].Modality} of another series; put that series' files beside it")
+    if not series:
+        kinds = ", ".join(sorted({str(one.get("Modality") or "no modality") for one in headers.values()})) or "no file"
+        raise InputError(f"{path}: holds no DICOM image; name the folder of a series (found: {kinds})")
+    if len(series) > 1:
+        # the one that the labels name, else the only scan: radiographs and screenshots may lie beside it
+        keys = ("ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence")
+        named_by = [item for file in labels for key in keys for item in headers[file].get(key) or []]
+        chosen = {str(e.value) for item in named_by for e in item.iterall() if e.keyword == "SeriesInstanceUID"}
+        chosen &= series.keys()
+        chosen = chosen or {uid for uid, frames in series.items() if is_scan(frames[0].header)}
+        if len(chosen) != 1:
+            counts = ", ".join(f"{len(group)} of {group[0].path.name}'s series" for group in series.values())
+            raise InputError(f"{path}: holds {len(series)} series ({counts}); put each into a folder of its own")
+        series = {uid: series[uid] for uid in chosen}
+    (frames,) = series.values()
+    others = sorted({*headers} - {*labels} - {frame.path for frame in frames})
+    if others and not quiet:
+        kinds = ", ".join(f"{file.name} ({headers[file].get('Modality')})" for file in others[:5])
+        tell(f"{path}: left out {len(others)} files beside the series, such as {kinds}", error=True)
+    films = [frame for frame in frames if frame.number < 0 and (numbers(frame, "NumberOfFrames") or [1])[0] > 1]
+    if films and len(frames) > 1:
+        raise InputError(f"{path}: holds {len(frames)} files, and {films[0].path.name} is a film; name one of them")
+    placed = not films and any("ImagePositionPatient" in frame.header for frame in frames)
+    if len({frame.path for frame in frames}) > 1 or (placed and (len(frames) > 1 or labels)):
+        return *sorted_frames(path, frames), labels
+    return frames, None, labels
+
+
+def is_scan(header: pydicom.Dataset) -> bool:
+    """Whether an image is one of many slices by its modality."""
+    return MODALITY_TAGS.get(header.get("Modality")) in VOLUME_MODALITIES
+
+
+def frames_in(path: Path, header: pydicom.Dataset) -> list[Frame]:
+    """The frames of a file: one if it has no functional groups, be it a slice or a film.
+
+    Elements of functional groups become those of the frame's header, as a single slice has them.
+    """
+    frames, shared = [], header.get("SharedFunctionalGroupsSequence") or []
+    top = {element.tag: element for element in header if not element.keyword.endswith("FunctionalGroupsSequence")}
+    for number, own in enumerate(header.get("PerFrameFunctionalGroupsSequence") or []):
+        frames.append(Frame(path, number, pydicom.Dataset()))
+        frames[-1].header.update(top)
+        for group in (group for groups in (*shared, own) for group in groups if group.VR == "SQ" and group.value):
+            frames[-1].header.update(group.value[0])
+    return frames or [Frame(path, -1, header)]
+
+
+def numbers(frame: Frame, key: str, count: int = 1) -> list[float] | None:
+    """The first numbers of an element, None if it is missing or empty. InputError for what is no number."""
+    try:
+        texts = [str(one) for one in np.ravel(frame.header.get(key))[:count] if one is not None]
+        found = [float(text) for text in texts if text.strip()]
+        if not np.isfinite(found).all():
+            raise ValueError(f"it is {found}")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{frame.path}: its {key} is no number ({why(error)}); correct it, or export again") from error
+    return found if len(found) == count else None
+
+
+def sorted_frames(path: Path, frames: list[Frame]) -> tuple[list[Frame], np.ndarray]:
+    """The frames from first to last along their normal, and the affine (RAS+) of voxels (column, row, slice).
+
+    InputError if they differ in size or direction, lie at one place, or not evenly on a straight line.
+    """
+    first, places = frames[0], []
+    for frame in frames:
+        for key, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+            if numbers(frame, key, count) is None:
+                lacks = f"so its place in the series is not known; read {frame.path.name} by itself"
+                raise InputError(f"{path}: {frame.name} has no {key}, {lacks}")
+        places.append(numbers(frame, "ImagePositionPatient", 3))
+        size, its = ((one.header.Rows, one.header.Columns) for one in (frame, first))
+        spacing, its_spacing = (numbers(one, "PixelSpacing", 2) for one in (frame, first))
+        if size != its or not np.allclose(spacing, its_spacing, rtol=1e-3):
+            raise InputError(
+                f"{path}: {frame.name} is {size[0]} x {size[1]} pixels of {spacing} mm, but {first.name} is {its[0]} x "
+                f"{its[1]} of {its_spacing}; a series has one size: sort the files into folders"
+            )
+        if not np.allclose(directions(frame), directions(first), atol=1e-3):
+            raise InputError(f"{path}: {frame.name} is tilted against {first.name}; sort the directions into folders")
+    if min(spacing) <= 0:
+        raise InputError(f"{path}: {first.name} has pixels of {spacing} mm; correct its PixelSpacing")
+    (along_row, along_column), places = directions(first), np.array(places)
+    normal = np.cross(along_row, along_column)
+    order = np.argsort(places @ normal, kind="stable")
+    frames, origin = [frames[i] for i in order], places[order[0]]
+    if len(frames) > 1:
+        step, origin = _even(path, frames, places[order], np.stack([along_row, along_column, normal]))
+    else:
+        step = normal * (numbers(first, "SpacingBetweenSlices") or numbers(first, "SliceThickness") or [1])[0]
+    affine = np.eye(4)
+    affine[:3] = np.stack([along_row * spacing[1], along_column * spacing[0], step, origin], 1)
+    return frames, LPS_TO_RAS @ affine
+
+
+def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The straight line on which slices lie evenly: (step, place of the first), mm. InputError if they don't.
+
+    places: (n, 3) mm, sorted.   axes: (3, 3) row, column, normal.
+    A tilted gantry moves the slices along more than the normal. Files may have rounded the positions.
+    """
+    gaps, count = np.diff(places @ axes[2]), np.arange(len(places))
+    if gaps.min() <= 1e-3:
+        a, b = frames[int(np.argmin(gaps))], frames[int(np.argmin(gaps)) + 1]
+        keys = [e.keyword for e in b.header if e.VR not in ("UI", "DA", "TM", "DT", "SQ") and e != a.header.get(e.tag)]
+        key = next((key for key in keys if key and key != "InstanceNumber"), None)
+        values = sorted({str(frame.header.get(key)) for frame in frames})[:4] if key else []
+        differ = (
+            f"they differ in {key} ({', '.join(values)})" if key else "they differ in nothing that tells them apart"
+        )
+        raise InputError(
+            f"{path}: {b.name} lies where {a.name} lies; {differ}; sort echoes, phases and passes into folders, or save "
+            "one as a file of its own"
+        )
+    step, origin = np.polyfit(count, places, 1) if len(places) > 2 else (places[1] - places[0], places[0])
+    beside = (places - origin - count[:, None] * step) @ axes.T
+    middle = (beside.max(0) + beside.min(0)) / 2
+    # the unit to which all positions may have been rounded: half of it is no fault of the slices
+    unit = next((u for u in (1, 0.5, 0.1, 0.01) if np.allclose(places / u, np.rint(places / u), atol=1e-4)), 0)
+    # but a missing slice is told: one of five slices or more lies 0.28 of the mean distance off then, one of three 0.17
+    most = (0.22 if len(gaps) > 3 else 0.15) * gaps.mean()
+    allowed = max(UNEVEN * gaps.min(), min(0.55 * unit, most))
+    off = np.abs(beside - middle).max(1)
+    if off.max() > allowed:
+        raise InputError(
+            f"{path}: {frames[int(np.argmax(off))].name} lies {off.max():.2f} mm beside its even place (distances of "
+            f"slices are {gaps.min():.2f} to {gaps.max():.2f} mm); a slice is missing, or the distance changes: copy the "
+            "whole series, or resample it to even slices"
+        )
+    return step.round(9), (origin + middle @ axes).round(9)
+
+
+def directions(frame: Frame) -> np.ndarray:
+    """(2, 3): where the columns of a row, and the rows of a column, follow each other in the patient (LPS+).
+
+    Cosines that were rounded become unit vectors at right angles. InputError for others.
+    """
+    row, column = found = np.reshape(numbers(frame, "ImageOrientationPatient", 6), (2, 3))
+    if np.abs(found @ found.T - np.eye(2)).max() > 0.02:
+        wrong = f"its ImageOrientationPatient, {found.ravel().tolist()}, is not two unit vectors at right angles"
+        raise InputError(f"{frame.path}: {wrong}; correct it, or export again")
+    row = row / np.linalg.norm(row)
+    column = column - column @ row * row
+    return np.stack([row, column / np.linalg.norm(column)])
+
+
+# ---------------------------------------------------------------- values
+
+
+def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: Window | None) -> Case:
+    """The values of frames as a case, turned if there is an affine."""
+    first, stored, values = frames[0].header, {}, []
+    lut = (window is None and first.get("VOILUTSequence")) or None
+    if window is None and any((frame.header.get("VOILUTSequence") or None) != lut for frame in frames):
+        raise InputError(f"{path}: its slices have different VOI LUTs; choose a window with --read window=NAME")
+    for frame in frames:
+        if frame.path not in stored:  # one file at a time: a series is as large as its values
+            stored = {frame.path: pixels_of(frame.path)}
+        is_one_of_many = frame.number >= 0 and int(frame.header.get("NumberOfFrames") or 1) > 1
+        pixels = stored[frame.path][frame.number] if is_one_of_many else stored[frame.path]
+        values.append(rescaled(pixels, frame))
+        if lut:
+            values[-1] = apply_voi_lut(values[-1], frame.header)
+    values = np.stack(values) if len(values) > 1 else values[0]
+    is_gray = int(first.get("SamplesPerPixel") or 1) == 1 and first.get("PhotometricInterpretation") != "PALETTE COLOR"
+    if not is_gray and values.ndim == 4 and (values == values[..., :1]).all():
+        values, is_gray = values[..., 0], True
+    if not is_gray and (values.ndim == 4 or affine is not None):
+        raise InputError(f"{path}: holds {len(values)} colour frames; save the frame to use as a picture")
+    modality = MODALITY_TAGS.get(first.get("Modality"), "")
+    if is_gray and lut:
+        # what is to be shown, in this many bits; some files hold fewer than they say
+        top = 2.0 ** lut[0].LUTDescriptor[2] - 1
+        top = top if values.max() > top / 4 else float(values.max())
+        window = Window(top, top / 2)
+    elif is_gray:
+        window = window or window_for(path, frames, values, modality)
+    is_3d, spacing = values.ndim == 3 and is_gray, None
+    if affine is not None:
+        try:
+            values, (_, dy, dx), affine = turned(values.reshape(-1, *values.shape[-2:]).transpose(2, 1, 0), affine)
+        except ValueError as error:
+            raise InputError(f"{path}: {error}; correct its header") from error
+        # from plane to plane, not along a tilted gantry's way: so mm3 are right
+        is_3d, spacing = True, (round(float(abs(np.linalg.det(affine[:3, :3]))) / dy / dx, 9), dy, dx)
+    case = gray_case(path, values, window if is_gray else None, is_3d, spacing, affine, modality)
+    return replace(case, image=255 - case.image) if first.get("PhotometricInterpretation") == "MONOCHROME1" else case
+
+
+def window_for(path: Path, frames: list[Frame], values: np.ndarray, modality: str) -> Window | None:
+    """The window of a series that none was asked for: its own if all frames agree on one, else that of its modality.
+
+    None: the values decide. A window that shows most of a scan white, or HU where none are, is not taken.
+    """
+    windows, first = {own_window(frame) for frame in frames}, frames[0]
+    own = windows.pop() if len(windows) == 1 else None
+    is_shifted = (numbers(first, "RescaleIntercept") or [0])[0] < 0  # as HU are stored
+    if own and modality in VOLUME_MODALITIES:
+        low, high = own.level - own.width / 2, own.level + own.width / 2
+        no_hu = modality == "CT" and not is_shifted and low < 0 and not ((values > -900) & (values < -40)).any()
+        if no_hu or np.count_nonzero(values >= high) > values.size / 2:
+            tell(
+                f"{path}: its window {own.width:g}/{own.level:g} does not fit its values, and is not taken", error=True
+            )
+            own = None
+    if own or modality not in ("", "CT") or (first.header.get("RescaleType") or "HU") not in ("HU", "US"):
+        return own or WINDOWS["percentile"]  # US: unspecified
+    return WINDOWS["soft"] if modality == "CT" and is_shifted else None
+
+
+def own_window(frame: Frame) -> Window | None:
+    """The first window that a frame names, None if it names none. Its unit is that of the rescaled values."""
+    try:
+        width, level = numbers(frame, "WindowWidth"), numbers(frame, "WindowCenter")
+    except InputError:
+        return None
+    return Window(width[0], level[0]) if width and level and width[0] > 0 else None
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    """The stored pixels of a file: (H, W), colour (H, W, 3), or frames before these. InputError if they can't be decoded."""
+    dataset = read_header(path, pixels=True)
+    try:
+        return dataset.pixel_array  # YBR becomes RGB on the way
     except (RuntimeError, NotImplementedError) as error:
         name = dataset.file_meta.TransferSyntaxUID.name
         needs = "what decodes them is not installed; run: pip install -r requirements-formats.txt"
         raise InputError(f"{path}: its pixels are compressed ({name}), and {needs}") from error
-    except (AttributeError, ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # pydicom raises many kinds
         raise InputError(f"{path}: has no pixels that can be read ({why(error)}); copy or export it again") from error
-    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+
+
+def rescaled(pixels: np.ndarray, frame: Frame) -> np.ndarray:
+    """Stored pixels -> values as the frame's slope, intercept or Modality LUT say; a palette's become colours, uint8."""
+    if frame.header.get("PhotometricInterpretation") == "PALETTE COLOR":
+        colours = apply_color_lut(pixels, frame.header)
+        return (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
+    if frame.header.get("ModalityLUTSequence"):
+        return apply_modality_lut(pixels, frame.header)
+    (slope,), (intercept,) = numbers(frame, "RescaleSlope") or [1], numbers(frame, "RescaleIntercept") or [0]
     if slope == 1 and intercept == 0:
         return pixels
     return (pixels * np.float32(slope) + np.float32(intercept)).astype(np.float32)
 
 
-def own_window(dataset: pydicom.Dataset) -> Window | None:
-    """The first window that a file names, None if it names none. Its unit is that of the rescaled values."""
-    try:
-        width, level = (float(np.ravel(dataset.get(key))[0]) for key in ("WindowWidth", "WindowCenter"))
-    except (TypeError, ValueError, IndexError):  # none, or no numbers
-        return None
-    return Window(width, level) if width > 0 else None
-
-
-def as_case(path: Path, values: np.ndarray, dataset: pydicom.Dataset, affine: np.ndarray | None, window) -> Case:
-    """Values (H, W), (H, W, 3) or (D, H, W) as a case, turned if there is an affine."""
-    colour = int(dataset.get("SamplesPerPixel", 1)) > 1
-    if colour and values.ndim == 4:
-        raise InputError(f"{path}: holds {len(values)} colour frames; save the frame to use as a picture")
-    window = window or own_window(dataset) or (WINDOWS["soft"] if dataset.get("Modality") == "CT" else None)
-    spacing, is_3d = None, values.ndim == 3 and not colour
-    if affine is not None:
-        values, spacing, affine = turned(values.transpose(2, 1, 0), affine)
-    case = gray_case(path, values, None if colour else window, is_3d, spacing, affine)
-    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        return replace(case, image=255 - case.image)
-    return case
-
-
-def directions(header: pydicom.Dataset) -> np.ndarray:
-    """(2, 3): where the columns of a row, and the rows of a column, follow each other in the patient."""
-    return np.array(header.ImageOrientationPatient, float).reshape(2, 3)
-
-
-def affine_of(header: pydicom.Dataset, step: np.ndarray, origin: np.ndarray, pixel_spacing) -> np.ndarray:
-    """DICOM's own terms -> affine (RAS+) of voxels (column, row, slice).   pixel_spacing: of rows, of columns, mm"""
-    along_row, along_column = directions(header)
-    row_mm, column_mm = map(float, pixel_spacing)
-    affine = np.eye(4)
-    affine[:3] = np.stack([along_row * column_mm, along_column * row_mm, step, origin], 1)
-    return LPS_TO_RAS @ affine
-
-
-def first_of(groups, shared, key: str):
-    """The item of a sequence of a frame, or if the frame lacks it, of all frames. None if both lack it."""
-    where = groups if key in groups else shared
-    return where[key][0] if key in where else None
-
-
 # ---------------------------------------------------------------- labels of a series
 
 
-def read_label_objects(files: list[Path], shape: tuple, affine: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """-> (labels (D, H, W) uint16, in the order of the series, the name of each label)
+def label_objects(files: list[Path], header: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray) -> Iterator[tuple]:
+    """Each structure of files of labels: (name, mask (D, H, W) bool, which may be empty), in the order of the series.
 
-    shape: (D, H, W) of the series.   affine: RAS+, from voxels (column, row, slice).
-    InputError if a file does not fit the series, or has nothing in it.
+    header: of a slice.   shape: (D, H, W) of the series.   to_voxels: from DICOM's own frame (LPS+) to (column, row, slice).
+    InputError if a file is of another patient or frame of reference, or does not fit the slices.
     """
-    labels, names = np.zeros(shape, np.uint16), []
-    to_voxels = np.linalg.inv(LPS_TO_RAS @ affine)  # DICOM's own frame -> (column, row, slice)
     for file in files:
-        dataset = pydicom.dcmread(file)
+        dataset = read_header(file, pixels=True)
+        rois = dataset.get("StructureSetROISequence") or []
+        frames = {str(roi.get("ReferencedFrameOfReferenceUID") or "") for roi in rois} - {""}
+        found = {"PatientID": {str(dataset.get("PatientID") or "")}}
+        found["FrameOfReferenceUID"] = frames or {str(dataset.get("FrameOfReferenceUID") or "")}
+        if not header.get("FrameOfReferenceUID") or found["FrameOfReferenceUID"] == {""}:
+            found["StudyInstanceUID"] = {str(dataset.get("StudyInstanceUID") or "")}
+        for key, theirs in found.items():
+            own = str(header.get(key) or "")
+            if own and theirs != {""} and own not in theirs:
+                raise InputError(
+                    f"{file}: is of another {key} ({', '.join(sorted(theirs))}) than the series ({own}); put labels that "
+                    "were made on this series beside it"
+                )
         masks = _outlined if dataset.Modality == "RTSTRUCT" else _segmented
-        for name, mask in masks(file, dataset, shape, to_voxels):
-            if mask.any():
-                names.append(name)
-                labels[mask] = len(names)
-    if not names:
-        raise InputError(f"{files[0]}: outlines nothing in this series; is it of another one?")
-    return labels, tuple(names)
+        yield from masks(file, dataset, header, shape, to_voxels)
 
 
-def _outlined(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
+def _outlined(file: Path, dataset: pydicom.Dataset, header: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
     """Each structure of an RTSTRUCT: (name, mask (D, H, W)). A pixel is inside if its centre is.
 
-    A second outline on a slice cuts a hole.
+    In one plane a second outline cuts a hole. A slice takes the plane that is nearest, if that is within half a slice.
     """
     from skimage.draw import polygon2mask  # slow to import, and needed here only
 
-    named = {roi.ROINumber: str(roi.ROIName) for roi in dataset.get("StructureSetROISequence", [])}
-    for contours in dataset.get("ROIContourSequence", []):
-        mask = np.zeros(shape, bool)
-        for contour in contours.get("ContourSequence", []):
-            points = np.array(contour.ContourData, float).reshape(-1, 3)
+    rois = {roi.ROINumber: roi for roi in dataset.get("StructureSetROISequence") or []}
+    slice_mm = 1 / np.linalg.norm(to_voxels[2, :3])
+    for contours in dataset.get("ROIContourSequence") or []:
+        roi, planes = rois.get(contours.ReferencedROINumber, pydicom.Dataset()), {}
+        name = str(roi.get("ROIName") or f"structure {contours.ReferencedROINumber}")
+        frame, its = roi.get("ReferencedFrameOfReferenceUID"), header.get("FrameOfReferenceUID")
+        for contour in contours.get("ContourSequence") or [] if not frame or frame == its or not its else []:
+            count = len(np.ravel(contour.get("ContourData"))) // 3 * 3
+            points = np.reshape(numbers(Frame(file, -1, contour), "ContourData", count) or [], (-1, 3))
+            if len(points) < 3 or not str(contour.get("ContourGeometricType") or "CLOSED").startswith("CLOSED"):
+                continue  # a point or a line
             column, row, z = (np.column_stack([points, np.ones(len(points))]) @ to_voxels.T)[:, :3].T
-            if len(points) < 3 or np.ptp(z) > 0.5:  # a point or a line, or an outline that crosses the slices
-                continue
-            if 0 <= round(z.mean()) < shape[0]:
-                mask[round(z.mean())] ^= polygon2mask(shape[1:], np.column_stack([row, column]))
-        yield named.get(contours.ReferencedROINumber, f"structure {contours.ReferencedROINumber}"), mask
+            normal = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][2]
+            turned_by = np.degrees(np.arccos(min(1, abs(normal @ to_voxels[2, :3]) * slice_mm)))
+            if np.ptp(z) * slice_mm > 0.2 and (np.ptp(z) > 0.5 or turned_by > TURNED):
+                raise InputError(
+                    f"{file}: an outline of {name} is turned by {turned_by:.0f} degrees against the slices; save the "
+                    "structures as a segmentation on this series (3D Slicer does)"
+                )
+            at = next((plane for plane in planes if abs(plane - z.mean()) < 0.02), z.mean())
+            planes.setdefault(at, np.zeros(shape[1:], bool))
+            planes[at] ^= polygon2mask(shape[1:], np.column_stack([row, column]))
+        yield name, _on_slices(file, name, planes, shape)
 
 
-def _segmented(file: Path, dataset: pydicom.Dataset, shape: tuple, to_voxels: np.ndarray):
+def _on_slices(file: Path, name: str, planes: dict[float, np.ndarray], shape: tuple) -> np.ndarray:
+    """Outlined planes {place, counted in slices: mask (H, W)} -> mask (D, H, W), each slice that of the nearest plane."""
+    mask, at = np.zeros(shape, bool), np.array(sorted(planes))
+    gaps, is_even = np.diff(at), False
+    if len(gaps) and gaps.min() > 1.5:
+        is_even = len(gaps) > 1 and gaps.max() < 1.1 * gaps.min() < 5
+        between = "take the nearest outline" if is_even else "stay empty"
+        tell(f"{file}: {name} is outlined every {gaps.min():.1f} slices only; those between {between}", error=True)
+    reach = max(gaps[gaps <= 1.01], default=1) / 2 + 1e-3  # an outline stands for half the way to its neighbours
+    for k in range(shape[0] if len(at) else 0):
+        nearest = at[np.argmin(np.abs(at - k))]
+        if abs(nearest - k) <= reach or (is_even and at[0] < k < at[-1]):
+            mask[k] = planes[nearest]
+    return mask
+
+
+def _segmented(file: Path, dataset: pydicom.Dataset, _header, shape: tuple, to_voxels: np.ndarray):
     """Each segment of a SEG: (name, mask (D, H, W)). Its frames must lie on the slices of the series."""
     if (dataset.Rows, dataset.Columns) != shape[1:]:
-        sizes = f"its frames are {dataset.Rows} x {dataset.Columns}, the series' slices {shape[1]} x {shape[2]}"
-        raise InputError(f"{file}: {sizes}; resample it to the series")
-    frames = rescaled(dataset, file).reshape(-1, dataset.Rows, dataset.Columns)
-    if dataset.get("SegmentationType") == "FRACTIONAL":
-        frames = frames >= int(dataset.get("MaximumFractionalValue", 255)) / 2
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
-    masks = defaultdict(lambda: np.zeros(shape, bool))
-    for frame, groups in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
-        z = _slice_of(file, groups, shared, to_voxels, shape[0])
-        if z is None:
-            continue
-        if dataset.get("SegmentationType") == "LABELMAP":
-            for number in np.unique(frame[frame > 0]):
-                masks[int(number)][z] |= frame == number
-        else:
-            segment = first_of(groups, shared, "SegmentIdentificationSequence")
-            masks[int(segment.ReferencedSegmentNumber)][z] |= frame > 0
-    named = {int(one.SegmentNumber): str(one.SegmentLabel) for one in dataset.SegmentSequence}
-    for number, mask in sorted(masks.items()):
-        yield named.get(number, f"segment {number}"), mask
+        raise InputError(
+            f"{file}: its frames are {dataset.Rows} x {dataset.Columns}, the series' slices {shape[1]} x {shape[2]}; "
+            "resample it to the series"
+        )
+    pixels, kind = pixels_of(file).reshape(-1, *shape[1:]), dataset.get("SegmentationType")
+    least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
+    where = defaultdict(list)  # segment -> (slice, frame)
+    for i, frame in enumerate(frames_in(file, dataset)):
+        if (z := _slice_of(frame, to_voxels, shape[0])) is not None:
+            segment = frame.header.get("ReferencedSegmentNumber", 1)
+            for number in np.unique(pixels[i]) if kind == "LABELMAP" else [segment]:
+                where[int(number)].append((z, i))
+    for segment in dataset.SegmentSequence:
+        number, mask = int(segment.SegmentNumber), np.zeros(shape, bool)
+        for z, i in where[number]:
+            mask[z] |= pixels[i] == number if kind == "LABELMAP" else pixels[i] >= least
+        if number or kind != "LABELMAP":  # 0 is a label map's background
+            yield str(segment.get("SegmentLabel") or f"segment {number}"), mask
 
 
-def _slice_of(file: Path, groups, shared, to_voxels: np.ndarray, depth: int) -> int | None:
+def _slice_of(frame: Frame, to_voxels: np.ndarray, depth: int) -> int | None:
     """The slice on which a frame lies; None if that is beside the series. InputError if it lies between two."""
-    origin = first_of(groups, shared, "PlanePositionSequence").ImagePositionPatient
-    column, row, z = (to_voxels @ [*map(float, origin), 1.0])[:3]
-    if orientation := first_of(groups, shared, "PlaneOrientationSequence"):
-        steps = directions(orientation) @ to_voxels[:3, :3].T  # one pixel along the frame's rows and columns, in voxels
+    if (origin := numbers(frame, "ImagePositionPatient", 3)) is None:
+        raise InputError(f"{frame.path}: its frames do not say where they lie; export it again")
+    column, row, z = (to_voxels @ [*origin, 1.0])[:3]
+    if numbers(frame, "ImageOrientationPatient", 6):
+        steps = directions(frame) @ to_voxels[:3, :3].T  # one mm along the frame's rows and columns, in voxels
         if steps[0] @ [1, 0, 0] <= 0 or steps[1] @ [0, 1, 0] <= 0 or np.abs(steps[:, 2]).max() > 0.01:
-            raise InputError(f"{file}: its frames are turned against the series' slices; resample it to the series")
+            raise InputError(f"{frame.path}: its frames are turned against the slices; resample it to the series")
     if max(abs(column), abs(row)) > 0.5 or abs(z - round(z)) > 0.25:
-        raise InputError(f"{file}: its frames lie between the series' slices or beside them; resample it to the series")
+        raise InputError(f"{frame.path}: its frames lie between the slices or beside them; resample it to the series")
     return round(z) if 0 <= round(z) < depth else None

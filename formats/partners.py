@@ -76,13 +76,15 @@ def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
 
 
 def dicom_cases(folder: Path, files: list[Path]) -> list[Path]:
-    """The cases among files and folders: folders stay if they hold DICOM files, all files become `folder` if all are DICOM."""
-    from formats.dicom import dicom_files, is_dicom  # only here: pydicom takes a third of a second to load
+    """The cases among files and folders: folders of DICOM files at any depth, and all files; `folder` if all are DICOM."""
+    from formats.dicom import cases_in, dicom_files, is_dicom  # only here: pydicom takes a third of a second to load
 
-    files = [path for path in sorted(files) if not path.is_dir() or dicom_files(path)]
-    if not files or all(not path.is_dir() and is_dicom(path) for path in files):
-        return [folder] if dicom_files(folder) else []
-    return files
+    below = [one for path in files if path.is_dir() for one in (path, *path.rglob("*")) if one.is_dir()]
+    found = [case for one in below if dicom_files(one) for case in cases_in(one)]
+    files = [path for path in files if not path.is_dir()]
+    if not found and all(map(is_dicom, files)):
+        return cases_in(folder) if dicom_files(folder) else []
+    return sorted(files + found)
 
 
 def _state(folder: Path) -> tuple:

@@ -107,6 +107,8 @@ def read_case(
             case = with_labels(case, path, beside)
     if boxes_from_masks:
         return replace(case, boxes=exact_boxes(case, path))
+    if case.labels is not None and case.label_names:
+        case = replace(case, boxes=None)  # those of masks, which nobody asked for
     if case.boxes is None and boxes and path.name in (named := boxes_beside(path)):
         found, names = named[path.name]
         found = check_boxes(found, case.grid_shape, path)
@@ -169,6 +171,8 @@ def exact_boxes(case: Case, path: Path) -> np.ndarray:
     if case.labels is None:
         where = f"in .npz the key 'gts', else a file such as {name_of(path)}_mask.png beside it"
         raise InputError(f"{path}: holds no masks to take boxes from ({where}); give files with masks")
+    if case.boxes is not None and case.label_names:  # of whole objects: the label map may hide a part of one
+        return case.boxes
     if not case.labels.any():
         raise InputError(f"{path}: its masks hold no object, so there is no box to take from them; leave the file out")
     return boxes_from_labels(case.labels)[1]
@@ -179,6 +183,10 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}: is a link out of its folder, to {path.resolve()}; name that file, or copy it here")
     ending = ".dcm" if path.is_dir() else ending_of(path)
+    if ending is None and path.is_file():
+        from formats.dicom import is_dicom  # only here: its files may have no ending
+
+        ending = ".dcm" if is_dicom(path) else None
     if ending is None:
         raise InputError(f"{path}: no known format; known endings are {', '.join(READERS)}")
     if not path.exists():

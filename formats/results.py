@@ -3,6 +3,7 @@
 NAME.npz         `segs`, the label map, as the challenge has it
 NAME.nii.gz      on the input's own grid, for a case that says where it lies (NIfTI, DICOM, NRRD, MHA);
                  NAME.nrrd if its slices are sheared
+NAME_seg.dcm     beside it, for a DICOM series: the objects as segments, which may overlap
 NAME_mask.png    for pictures: indexed, so that objects have a colour each and the value of a pixel is
                  its object's number; 16 bit gray above 255 objects; a .tif of pages for a TIFF of pages
 """
@@ -62,7 +63,7 @@ class Job:
                 if path == self.source:
                     raise
                 # an earlier run's result would be taken for this one's
-                for ending in (".npz", ".nii.gz", ".nrrd", "_mask.png", "_mask.tif"):
+                for ending in (".npz", ".nii.gz", ".nrrd", "_mask.png", "_mask.tif", "_seg.dcm"):
                     (self.folder / f"{name_of(path)}{ending}").unlink(missing_ok=True)
                 tell(f"04_infer.py: left out: {error}", error=True)
                 continue
@@ -71,13 +72,16 @@ class Job:
 
     def numbers(self, case: Case) -> np.ndarray:
         """The label (N,) of each box: i + 1 of box i, but of a box that was made of a mask the mask's own."""
-        return np.arange(1, len(case.boxes) + 1) if self.looseness is None else label_ids(case.labels)
+        # objects with names are labels 1, 2, ..., also one that others hide, or that has a box alone
+        is_counted = self.looseness is None or len(case.label_names or ()) == len(case.boxes)
+        return np.arange(1, len(case.boxes) + 1) if is_counted else label_ids(case.labels)
 
     def save(self, path: Path, case: Case, found, palette: np.ndarray):
         """Write the label map of a case.   found: volumes.Found. -> the same with `numbers` in the label map"""
         if self.looseness is not None:
             found = found._replace(labels=np.append(0, self.numbers(case)).astype(np.uint16)[found.labels])
-        self.names = save_label_map(self.folder, case, found.labels, path, palette)
+        parts = [(self.numbers(case)[i], z, mask) for i, z, mask in found.parts]
+        self.names = save_label_map(self.folder, case, found.labels, path, palette, parts)
         return found
 
     def note(self, case: Case, found, seconds: dict[str, float]) -> None:
@@ -130,7 +134,7 @@ def files_to_do(source: Path | None, folder: Path, one: str, with_boxes: bool) -
     """
     if source is None:
         raise InputError("name the input: -i FOLDER, or -i IMAGE --box X0 Y0 X1 Y1, or --smoke")
-    alone = ending_of(source) and not source.is_dir()
+    alone = source.is_file() or (ending_of(source) and not source.is_dir())
     files = [source] if alone else list_cases(source, with_boxes)
     if one and len(files) > 1:
         raise InputError(f"{source}: {one} takes one image or volume; {len(files)} are here: name one")
@@ -146,11 +150,14 @@ def files_to_do(source: Path | None, folder: Path, one: str, with_boxes: bool) -
     return files
 
 
-def save_label_map(folder: Path, case: Case, labels: np.ndarray, source: Path, palette: np.ndarray) -> list[str]:
+def save_label_map(
+    folder: Path, case: Case, labels: np.ndarray, source: Path, palette: np.ndarray, parts=()
+) -> list[str]:
     """Write the label map of a case. -> names of the files
 
     labels: (H, W) or (D, H, W) uint16.   source: the file of the case.
     palette: (n, 3) RGB, the colours of labels 1, 2, ..., over and over.
+    parts: see `dicom_out.save_segmentation`.
     """
     # 8 bits where they hold every label, as the challenge's own files; 16 above 255 objects (D9)
     small = labels.astype(np.uint8) if labels.max() <= 255 else labels
@@ -162,6 +169,11 @@ def save_label_map(folder: Path, case: Case, labels: np.ndarray, source: Path, p
         is_nifti = source.name.lower().endswith((".nii", ".nii.gz"))
         like = source if is_nifti else None
         name = save_nifti_labels(folder / f"{case.name}.nii.gz", labels, case.affine, like).name
+        if source.is_dir() or ending_of(source) in (None, ".dcm", ".dicom", ".ima"):
+            from formats.dicom_out import save_segmentation  # only here: few cases are DICOM
+
+            file = folder / f"{case.name}_seg.dcm"
+            return [f"{case.name}.npz", name, *save_segmentation(file, case, labels, source, parts)]
     elif case.is_3d:
         name = f"{case.name}_mask.tif"
         save_bytes(folder / name, cv2.imencodemulti(".tif", list(small))[1].tobytes())
