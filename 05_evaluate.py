@@ -33,6 +33,7 @@ import tables
 from demo_data import tiny_case
 from figures import draw_figures
 from formats import InputError, usable_cores
+from formats.case import told_in_a_sentence
 from formats.npz import write_case
 from formats.writing import progress, save_json, save_npz
 from grid import drawn_boxes, label_ids
@@ -50,7 +51,8 @@ def score_case(
     score ("dsc_strict", ...), and labels: {label: {score: value}}. nan: there is no score.
     """
     try:
-        truth = tables.read_truth(file)
+        with told_in_a_sentence(file):
+            truth = tables.read_truth(file)
     except InputError as error:
         return [], [str(error)]
     predictions, problems = tables.read_predictions(file.name, systems, truth)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from formats import MODALITIES, InputError, modality_of
-from formats.case import Case, check_boxes, check_labels, spacing_zyx
+from formats.case import Case, check_boxes, check_labels, spacing_zyx, told_in_a_sentence
 from formats.npz import load_npz
 from formats.readers import read_case
 from formats.writing import csv_text, save_json, save_text
@@ -146,7 +146,8 @@ def read_predictions(name: str, systems: dict[str, Path], truth: Truth) -> tuple
         try:
             if not (folder / name).is_file():
                 raise InputError(f"{folder / name}: no prediction for this case; run python 04_infer.py on it first")
-            found[system] = read_labels(folder / name, "segs", truth.labels.shape)[0]
+            with told_in_a_sentence(folder / name):
+                found[system] = read_labels(folder / name, "segs", truth.labels.shape)[0]
         except InputError as error:
             problems.append(str(error))
     return found, problems
@@ -175,11 +176,11 @@ def find_systems(entries: Sequence[str], shown: str | None) -> tuple[dict[str, P
 
 def find_truth(gts: Path, systems: dict[str, Path]) -> tuple[list[Path], list[str]]:
     """Files of truth in their order, and a sentence for each prediction that has none. InputError without any file."""
-    files = sorted(gts.glob("*.npz"))
+    files = sorted(gts.glob("[!.]*.npz"))  # not the ._NAME.npz that a Mac leaves beside each file
     if not files:
         raise InputError(f"no .npz in {gts}/. Run first: python 01_preprocess.py, or correct --gts")
     names = {file.name for file in files}
-    predicted = sorted(file for folder in systems.values() for file in folder.glob("*.npz"))
+    predicted = sorted(file for folder in systems.values() for file in folder.glob("[!.]*.npz"))
     return files, [f"{file}: has no ground truth in {gts}; add it" for file in predicted if file.name not in names]
 
 

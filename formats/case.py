@@ -8,6 +8,8 @@ Spacing is (z, y, x) in mm, in the order of the array's axes. Files store it as 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,6 +52,23 @@ class Case:
 def why(error: Exception) -> str:
     """What another library says of a file, in one line, for the sentence of an InputError."""
     return " ".join(str(error).split())[-120:]
+
+
+@contextmanager
+def told_in_a_sentence(path: Path) -> Iterator[None]:
+    """Whatever a reader raises becomes an InputError, so that one bad file does not end a run.
+
+    An exception that no reader foresaw is named with its type, so that it can be reported.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # libraries raise many kinds for files from outside
+        what = f"{type(error).__name__}: {why(error)}"
+        raise InputError(
+            f"{path}: can't be read ({what}); export it again, and report this if it opens elsewhere"
+        ) from error
 
 
 def spacing_zyx(spacing_xyz: np.ndarray) -> tuple[float, float, float]:
@@ -97,6 +116,33 @@ def check_labels(labels: np.ndarray, grid: tuple[int, ...], path: Path | str) ->
     if labels.size and (labels.min() < 0 or labels.max() > MAX_LABEL):
         raise InputError(f"{path}: labels range from {labels.min()} to {labels.max()}, allowed are 0 to {MAX_LABEL}")
     return labels.astype(np.uint16)
+
+
+def paint(masks: Iterable[np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Masks of objects that may overlap, as one label map: the i-th object becomes label i + 1.
+
+    masks : (H, W) or (D, H, W) bool each, one at least; taken one by one, as many need much memory.
+    names : of the objects, "" for none; read at the end.
+    A smaller object covers a larger one, so that it stays visible; of equal ones the later covers.
+    Returns (labels uint16, sentences: what the map has to hide, with its pixels; none if nothing).
+    """
+    labels, sizes = None, [0]
+    for number, mask in enumerate(masks, start=1):
+        labels = np.zeros(mask.shape, np.uint16) if labels is None else labels
+        sizes.append(np.count_nonzero(mask))
+        before = labels[mask]
+        under = np.array(sizes)[before]  # sizes of what is there: 0 for nothing
+        labels[mask] = np.where((before == 0) | (under >= sizes[-1]), number, before)
+    # row by row: bincount takes 8 bytes a pixel
+    visible = sum(np.bincount(row.ravel(), minlength=len(sizes)) for row in labels).tolist()
+    hidden = [
+        f"object {i}{f' ({name})' * bool(name)} {sizes[i] - visible[i]:,} of {sizes[i]:,}"
+        for i, name in enumerate(names, start=1)
+        if visible[i] < sizes[i]
+    ]
+    more = f", and {len(hidden) - 5} more objects" * (len(hidden) > 5)
+    told = f"smaller objects hide pixels of larger ones in the label map: {', '.join(hidden[:5])}{more}"
+    return labels, [told] * bool(hidden)
 
 
 def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat: bool = False) -> np.ndarray:

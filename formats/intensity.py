@@ -77,17 +77,19 @@ def to_grey_levels(
 
 
 def gray_case(
-    path: Path, values: np.ndarray, window: Window | None, is_3d: bool, spacing: tuple | None = None, affine=None
-) -> Case:
+    path: Path, values: np.ndarray, window: Window | None, is_3d: bool, spacing: tuple | None = None, affine=None,
+    modality: str = "",
+) -> Case:  # fmt: skip
     """Values of any number type as a case without boxes and labels.
 
     values: (H, W), (H, W, 3), or if `is_3d` (D, H, W): one slice becomes a picture.   window: see `to_grey_levels`.
+    modality: of MODALITIES; "": the file's name says it.
     """
-    modality = modality_of(path.name)
+    modality = modality or modality_of(path.name)
     levels, window, source_range = to_grey_levels(values, path, window, modality)
     if is_3d and len(levels) == 1:
         levels, is_3d, spacing = levels[0], False, None
-    return Case(path.name, levels, None, None, spacing, is_3d, None, affine, window, source_range, modality)
+    return Case(path.name, levels, None, None, spacing, is_3d, None, affine, window, source_range, modality=modality)
 
 
 def window_to_uint8(values: np.ndarray, width: float = 400, level: float = 40) -> np.ndarray:

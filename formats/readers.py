@@ -8,17 +8,19 @@ knows them.
 
 import csv
 import importlib
+import inspect
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from formats import InputError
+from formats import InputError, entries_of
 from formats.case import Case, check_boxes, check_labels
-from formats.pictures import PICTURE_ENDINGS, read_mask, read_masks
+from formats.pictures import PICTURE_ENDINGS, as_shown, read_mask, read_masks
 from grid import boxes_from_labels, drawn_boxes
 
 SCAN_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -34,7 +36,7 @@ LABEL_READERS = dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan_labels")
 
 
 # What --read KEY=VALUE takes, because only some files need it (docs/cache.md)
-READ_KEYS = ("window", "modality", "dataset", "instances", "smallest")
+READ_KEYS = ("window", "modality", "dataset", "instances", "smallest", "channel", "time")
 
 
 def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict[str, str]:
@@ -48,13 +50,30 @@ def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict[s
     return found
 
 
-def window_of(texts: list[str]) -> tuple[float, float] | None:
-    """The window that the --read of step 4 asks for, None if it asks for none. InputError for an unknown one."""
-    if not texts:
-        return None
-    from formats.intensity import parse_window  # only here: most pictures have 8 bits
+class Asked(NamedTuple):
+    """What --read says of the values of a file; a reader gets those that are given, by name."""
 
-    return parse_window(read_options(texts, ("window",))["window"])
+    window: tuple[float, float] | None = None  # width and level; None: the file's own, or what suits its modality
+    channel: int | None = None  # of a picture that has several, counted from 0
+    time: int | None = None
+
+
+def window_of(texts: list[str]) -> Asked:
+    """What the --read of step 4 says. InputError for an unknown key or value."""
+    return asked_of(read_options(texts, Asked._fields))
+
+
+def asked_of(said: dict[str, str]) -> Asked:
+    """The keys of `Asked` among what --read says. InputError for an unknown value."""
+    window = None
+    if said.get("window"):
+        from formats.intensity import parse_window  # only here: most pictures have 8 bits
+
+        window = parse_window(said["window"])
+    for key in ("channel", "time"):
+        if not said.get(key, "0").isdecimal():
+            raise InputError(f"--read {key}={said[key]}: give a whole number; the first {key} is 0")
+    return Asked(window, *(int(said[key]) if key in said else None for key in ("channel", "time")))
 
 
 def ending_of(path: Path) -> str | None:
@@ -77,7 +96,7 @@ def read_case(
     """Read one file of any known format, or the folder of a DICOM series. InputError if it can't be used.
 
     boxes_from_masks: the boxes are the exact ones of the file's labels, in the order of the labels.
-    window: for intensities of more than 8 bits (intensity.py).
+    window: for intensities of more than 8 bits (intensity.py), or all that --read says (`window_of`).
     labels, boxes: whether to look for labels, and for a boxes.csv, beside it.
     """
     # results and the journal find a case by its file's name
@@ -89,6 +108,8 @@ def read_case(
             case = with_labels(case, path, beside)
     if boxes_from_masks:
         return replace(case, boxes=exact_boxes(case, path))
+    if case.labels is not None and case.label_names:
+        case = replace(case, boxes=None)  # those of masks, which nobody asked for
     if case.boxes is None and boxes and path.name in (named := boxes_beside(path)):
         found, names = named[path.name]
         found = check_boxes(found, case.grid_shape, path)
@@ -102,7 +123,7 @@ def read_boxed(
     """A case with the boxes that step 4 asks with. InputError if there are none.
 
     boxes: as they were given; else, with a looseness, the boxes of the case's labels, moved outwards
-    by that share (0: exact ones); else those of its file, else those of boxes.csv beside it.
+    by that share (0: exact ones); else those of its file, of boxes.csv or of a COCO file beside it.
     Boxes of labels and of the challenge's files are exact, all others drawn.
     """
     case = read_case(path, looseness is not None, window, labels=False, boxes=not boxes)
@@ -113,12 +134,27 @@ def read_boxed(
         return replace(case, boxes=boxes, boxes_are="drawn", label_names=None)
     if looseness:
         return replace(case, boxes=drawn_boxes(case.name, case.boxes, looseness, case.grid_shape), boxes_are="drawn")
+    if case.boxes is None and ending_of(path) in PICTURE_ENDINGS:
+        case = _with_annotated_boxes(case, path)
     if case.boxes is None:
         raise InputError(
             f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, draw them with --draw, put a "
             "boxes.csv beside it, or take them from masks with --boxes-from-masks"
         )
     return case
+
+
+def _with_annotated_boxes(case: Case, path: Path) -> Case:
+    """The case with the boxes that a COCO file beside its image gives; unchanged if there is none."""
+    from formats.annotations import coco_boxes, is_coco
+    from formats.partners import label_files
+
+    beside = label_files(path)
+    if not beside or beside[0].suffix != ".json" or not is_coco(beside[0]):
+        return case
+    as_shown(np.zeros(case.grid_shape, bool), beside[0], path)  # refuses a photo whose view is not known
+    found, names = coco_boxes(beside[0], path, case.grid_shape)
+    return replace(case, boxes=check_boxes(found, case.grid_shape, beside[0]), boxes_are="drawn", label_names=names)
 
 
 def read_pair(image: Path, labels: Path, name: str, window: tuple[float, float] | None = None) -> Case:
@@ -130,19 +166,27 @@ def read_pair(image: Path, labels: Path, name: str, window: tuple[float, float] 
 
 
 def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
-    """The case of an image file with the labels that lie beside it: one label map, or one mask picture for each object."""
-    first, ending, names, shape = beside[0], ending_of(beside[0]), None, case.grid_shape
+    """The case of an image file with the labels that lie beside it: one label map, or one mask picture for each object.
+
+    Its boxes are the exact ones of whole objects, where they may overlap (COCO, several mask pictures); else None.
+    """
+    first, ending, names, boxes, shape = beside[0], ending_of(beside[0]), None, None, case.grid_shape
     if first.suffix == ".json":
         from formats.annotations import read_annotations  # only here: few data sets have them
 
-        labels, names = read_annotations(first, path.name, shape)
+        if len(beside) > 1:
+            raise InputError(f"{path}: has labels in {first.name} and in {beside[1].name}; keep one")
+        labels, names, boxes = read_annotations(first, path, shape)
     elif ending in PICTURE_ENDINGS:
-        labels, names = read_masks(beside) if len(beside) > 1 else (read_mask(first), None)
+        labels, names, boxes = read_masks(beside) if len(beside) > 1 else (read_mask(first), None, None)
     elif ending in LABEL_READERS and READERS.get(ending_of(path)) == READERS[ending]:
         labels = _function(LABEL_READERS[ending])(first, path)
     else:
         raise InputError(f"{first}: labels of this kind don't go with {path.name}; convert one of the two")
-    return replace(case, labels=check_labels(np.asarray(labels), shape, first), label_names=names)
+    if ending_of(path) in PICTURE_ENDINGS:
+        shown = as_shown(labels, first, path)
+        labels, boxes = shown, boxes if shown is labels else None
+    return replace(case, labels=check_labels(np.asarray(labels), shape, first), label_names=names, boxes=boxes)
 
 
 def exact_boxes(case: Case, path: Path) -> np.ndarray:
@@ -152,6 +196,8 @@ def exact_boxes(case: Case, path: Path) -> np.ndarray:
             f"{path}: holds no masks to take boxes from (in .npz the key 'gts', else a file such as {name_of(path)}_mask.png "
             "beside it); give files with masks"
         )
+    if case.boxes is not None and case.label_names:  # of whole objects: the label map may hide a part of one
+        return case.boxes
     if not case.labels.any():
         raise InputError(f"{path}: its masks hold no object, so there is no box to take from them; leave the file out")
     return boxes_from_labels(case.labels)[1]
@@ -166,8 +212,11 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
         raise InputError(f"{path}: no known format; known endings are {', '.join(READERS)}")
     if not path.exists():
         raise InputError(f"{path}: no such file; check the path")
-    reader = _function(READERS[ending])
-    return reader(path) if window is None else reader(path, window)
+    reader, asked = _function(READERS[ending]), window if isinstance(window, Asked) else Asked(window)
+    said = {key: value for key, value in asked._asdict().items() if value is not None}
+    if unknown := said.keys() - inspect.signature(reader).parameters.keys():
+        raise InputError(f"{path}: --read {sorted(unknown)[0]} says nothing of such a file; leave it out")
+    return reader(path, **said)
 
 
 def _function(row: Callable | str) -> Callable:
@@ -192,7 +241,7 @@ def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
         raise InputError(f"{folder}: no such folder; name a folder of cases, or make one with: python -m demo_data")
     if with_boxes and (named := boxes_beside(folder / "any")):
         return [folder / name for name in sorted(named)]
-    entries = sorted(folder.iterdir())
+    entries = entries_of(folder)
     by_ending = {path: ending_of(path) for path in entries}  # once each: a folder may hold a million files
     endings = {ending for ending in by_ending.values() if ending}
     files = [path for path in entries if by_ending[path]]

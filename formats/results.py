@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from formats import InputError
-from formats.case import Case
+from formats.case import Case, told_in_a_sentence
 from formats.readers import ending_of, list_cases, name_of, read_boxed
 from formats.writing import csv_text, progress, save_bytes, save_image, save_json, save_npz, save_text, tell
 from grid import label_ids
@@ -50,7 +50,8 @@ class Job:
         for path in progress(self.files, "cases", unit="case"):
             start = time.perf_counter()
             try:
-                case = read_boxed(path, self.boxes, self.looseness, self.window)
+                with told_in_a_sentence(path):
+                    case = read_boxed(path, self.boxes, self.looseness, self.window)
             except InputError as error:
                 if path == self.source:
                     raise
@@ -64,7 +65,9 @@ class Job:
 
     def numbers(self, case: Case) -> np.ndarray:
         """The label (N,) of each box: i + 1 of box i, but of a box that was made of a mask the mask's own."""
-        return np.arange(1, len(case.boxes) + 1) if self.looseness is None else label_ids(case.labels)
+        # objects with names are labels 1, 2, ..., also one that others hide, or that has a box alone
+        is_counted = self.looseness is None or len(case.label_names or ()) == len(case.boxes)
+        return np.arange(1, len(case.boxes) + 1) if is_counted else label_ids(case.labels)
 
     def save(self, path: Path, case: Case, found, palette: np.ndarray):
         """Write the label map of a case.   found: volumes.Found. -> the same with `numbers` in the label map"""

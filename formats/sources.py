@@ -11,11 +11,11 @@ import numpy as np
 
 from formats import MAX_LABEL, InputError, bare_name, modality_of
 from formats.cache import CachedCase, CacheEntry, in_parallel
-from formats.case import Case
+from formats.case import Case, told_in_a_sentence
 from formats.intensity import parse_window
 from formats.npz import load_npz, write_case
 from formats.partners import label_files, list_pairs
-from formats.readers import ending_of, list_cases, name_of, read_case, read_pair
+from formats.readers import asked_of, ending_of, list_cases, name_of, read_case, read_pair
 from formats.writing import progress, tell
 from grid import promptable_labels
 
@@ -28,6 +28,7 @@ class Options:
     dropped: tuple[int, ...] = ()  # labels that become background
     instances: bool = False  # each connected part of a label becomes an object of its own
     smallest: int = 0  # objects of fewer pixels (2D) or voxels (3D), at the original size, become background
+    chosen: tuple[tuple[str, str], ...] = ()  # channel, time: see readers.Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,12 @@ class Source:
         options, is_npz = self.options, ending_of(self.path) == ".npz"
         # a challenge case for validation has 8 bits: there is no window to cut
         window = parse_window(options.window) if options.window and not (is_npz and self.split == "val") else None
-        if self.labels:
-            case = read_pair(self.path, self.labels, self.name, window)
-        else:
-            case = read_case(self.path, window=window).renamed(self.name)
+        asked = asked_of(dict(options.chosen))._replace(window=window)
+        with told_in_a_sentence(self.path):
+            if self.labels:
+                case = read_pair(self.path, self.labels, self.name, asked)
+            else:
+                case = read_case(self.path, window=asked).renamed(self.name)
         if case.labels is None:
             lacks = "has no key 'gts'" if is_npz else f"no labels such as {self.name}_mask lie beside it"
             raise InputError(f"{self.path}: {lacks}; step 1 needs the masks, give training files")
@@ -88,7 +91,9 @@ def options_of(read: dict[str, str]) -> Options:
     if modality_of(read["modality"]) == "Other" or Path(read["modality"]).name != read["modality"]:
         known = "CT, MR, US, X-Ray, Fundus, OCT, ..."
         raise InputError(f"--read modality={read['modality']}: begin with a known one: {known}")
-    return Options(read["window"], (), read["instances"] == "yes", int(read["smallest"]))
+    chosen = tuple((key, read[key]) for key in ("channel", "time") if key in read)
+    asked_of(dict(chosen))
+    return Options(read["window"], (), read["instances"] == "yes", int(read["smallest"]), chosen)
 
 
 def list_sources(folder: Path, masks: Path | None, val: Path | None, read: dict[str, str]) -> tuple[list[Source], int]:
