@@ -59,10 +59,7 @@ def read_mask(path: Path) -> np.ndarray:
     """
     values, is_colour = _mask_values(path)
     rows = values.reshape(-1, values.shape[-1])  # pages below each other: one numbering for all
-    labels = _without_soft_edges(rows, path, is_colour)
-    if labels is rows and is_colour:
-        labels = np.searchsorted(np.unique(rows), rows) + (rows.min() > 0)
-    return labels.reshape(values.shape)
+    return _without_soft_edges(rows, path, is_colour).reshape(values.shape)
 
 
 def read_masks(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
@@ -360,7 +357,7 @@ def _without_soft_edges(values: np.ndarray, path: Path, is_colour: bool) -> np.n
     a number that fills places of 3 x 3 pixels. JPEG makes all edges soft.
     """
     is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
-    if len(np.unique(values)) < 3 and not is_jpeg:
+    if not values.any() or len(np.unique(values)) < 3 and not is_jpeg:
         return values
     # A soft mask that was enlarged without interpolation has edges of blocks: they are looked at as pixels
     blocks = math.gcd(*values.shape, *(place + 1 for axis in (0, 1) for place in _changes(values, axis)))
@@ -368,7 +365,7 @@ def _without_soft_edges(values: np.ndarray, path: Path, is_colour: bool) -> np.n
         return found.repeat(blocks, 0).repeat(blocks, 1)
     found = _classes(values, is_jpeg, is_colour)
     if isinstance(found, str):
-        raise InputError(f"{path}: {found}; save label numbers, without smoothing and not as JPEG")
+        raise InputError(f"{path}: {found}; save label numbers 1, 2, ..., without smoothing and not as JPEG")
     return values if found is None else found
 
 
@@ -380,43 +377,56 @@ def _changes(values: np.ndarray, axis: int) -> list[int]:
 def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray | str | None:
     """What `_without_soft_edges` gives of soft edges; None if there are none; a text if classes and edges can't be told."""
     levels, ranks = np.unique(values, return_inverse=True)
-    ranks = ranks.reshape(values.shape).astype(np.uint16)
-    low, high = (change(ranks, np.ones((3, 3), np.uint8)) for change in (cv2.erode, cv2.dilate))
-    flat = low == high
+    levels, ranks = levels.astype(float), ranks.reshape(values.shape).astype(np.uint16)
+    flat = cv2.erode(ranks, np.ones((3, 3), np.uint8)) == cv2.dilate(ranks, np.ones((3, 3), np.uint8))
     pixels, inner = (np.bincount(some.ravel(), minlength=len(levels)) for some in (ranks, ranks[flat]))
     is_class = inner >= pixels / 4
     is_class[-1] |= inner[-1] > 0 or not is_class[1:].any()
+    ids, near = np.flatnonzero(is_class), 0 if is_colour else NEAR * max(1, levels[-1] / 255)
+    # A slope has lower and higher numbers within 2 pixels; where classes are far apart, noise lies close to one
     rest = ~is_class[ranks]
-    slope = np.count_nonzero(rest & (low < ranks) & (ranks < high)) / max(1, np.count_nonzero(rest))
-    ids = np.flatnonzero(is_class)
-    if not is_jpeg and (slope < 0.7 or np.diff(ids).max(initial=0) < 4):
-        return None
-    if flat.mean() < 0.3 or slope < 0.9 and np.count_nonzero(rest) > np.count_nonzero(~rest & (ranks > 0)):
+    low, high = (change(ranks, np.ones((5, 5), np.uint8)) for change in (cv2.erode, cv2.dilate))
+    far = not is_colour and levels[-1] >= 100 and np.diff(levels[ids]).min(initial=np.inf) > near
+    noise = far & (np.abs(levels[:, None] - levels[ids]).min(axis=1) < 4)
+    slope = np.count_nonzero(rest & ((low < ranks) & (ranks < high) | noise[ranks])) / max(1, np.count_nonzero(rest))
+    if not is_jpeg and len(levels) > NEAR and flat.mean() < 0.1:
+        return f"holds {len(levels)} values that run into each other, no label numbers and no mask"
+    ramps = (np.diff(ids) > 3) & (np.diff(levels[ids]) > near)  # three numbers or more between two classes
+    if not is_jpeg and (slope < 0.7 or not ramps.any() and not (noise | is_class).all()):
+        thin = slope > 0.95 and far and np.count_nonzero(rest) < np.count_nonzero(~rest & (ranks > 0)) / 4
+        lone = ", ".join(f"{level:g}" for level in levels[~is_class])
+        return f"has values, {lone}, at the edges of others alone: soft edges, or objects numbered so" if thin else None
+    core = np.count_nonzero(~rest & (ranks > 0))
+    if flat.mean() < 0.3 or flat.mean() < 0.9 and slope < 0.9 and np.count_nonzero(rest) > core:
         return f"holds {len(levels)} values that run into each other, no label numbers and no mask"
 
     # Values near each other are one class, as JPEG gives it; the most frequent one stands for it
-    near = 0 if is_colour else NEAR * max(1, levels[-1] / 255)
-    groups = np.split(ids, np.flatnonzero(np.diff(levels[ids].astype(float)) > near) + 1)
+    groups = np.split(ids, np.flatnonzero(np.diff(levels[ids]) > near) + 1)
     centres = [levels[group[pixels[group].argmax()]] for group in groups]
     first = 0 if centres[0] <= near else 1  # the number of the darkest class: background, if it is black
     if not is_jpeg and any(np.sort(pixels[group])[:-1].max(initial=0) > 0.05 * pixels[group].sum() for group in groups):
         return f"has soft edges, and classes that lie near each other, {levels[ids].tolist()}"
-    if len(groups) + first < 2:
-        return f"holds values from {levels[0]} to {levels[-1]}, and no object stands out"
+    if len(groups) + first < 2 or not is_colour and levels[-1] > centres[-1] + 2 * near:
+        return f"holds values from {levels[0]:g} to {levels[-1]:g}, and objects too faint or too small to stand out"
     if len(groups) == 2 and first == 0 and not is_colour:
-        return (values > (float(centres[0]) + float(centres[1])) / 2).astype(np.uint16)
+        return (values > (centres[0] + centres[1]) / 2).astype(np.uint16)
 
     # Several classes: the slope of a bright one passes the values of a darker one, so the nearest class counts
     number = np.full(len(levels), -1)
     for i, group in enumerate(groups):
         number[group] = first + i
-    seeds = flat & (number[ranks] >= 0)
+    by_value = number[ranks]
+    pairs = ((by_value[1:], by_value[:-1]), (by_value[:, 1:], by_value[:, :-1]))
+    hard = sum(np.count_nonzero((one != other) & (np.minimum(one, other) >= 0)) for one, other in pairs)
+    if not is_jpeg and hard > np.count_nonzero(rest) / 4:
+        return "has soft edges and hard ones, so thin objects may be taken for edges"
+    seeds = flat & (by_value >= 0)
     nearest = cv2.distanceTransformWithLabels(
         (~seeds).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )[1]
     class_of = np.zeros(nearest.max() + 1, np.uint16)
-    class_of[nearest[seeds]] = number[ranks[seeds]]
+    class_of[nearest[seeds]] = by_value[seeds]
     labels = class_of[nearest]
-    if np.count_nonzero((number[ranks] > 0) & (number[ranks] != labels)) > 0.05 * np.count_nonzero(labels):
+    if np.count_nonzero((by_value > 0) & (by_value != labels)) > 0.05 * np.count_nonzero(labels):
         return "has soft edges, several classes, and parts too thin to say which"
     return labels
