@@ -30,7 +30,7 @@ def read_annotations(
     Boxes are of whole objects, also where others hide them, and of those that have no outline.
     """
     if is_coco(path):
-        return *read_coco(path, image, shape), coco_boxes(path, image, shape, exact=True)[0]
+        return *read_coco(path, image, shape), coco_boxes(path, image, shape)[0]
     return *read_supervisely(path, shape), None
 
 
@@ -65,20 +65,18 @@ def read_coco(path: Path, image: Path | str, shape: tuple[int, int]) -> Labels:
     return labels, tuple(name for name, _, _ in objects)
 
 
-def coco_boxes(
-    path: Path, image: Path | str, shape: tuple[int, int], exact: bool = False
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Boxes of one image's objects -> ((N, 4) x_min y_min x_max y_max, pixels, inclusive; the category of each).
+def coco_boxes(path: Path, image: Path | str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...], bool]:
+    """Boxes of one image's objects -> ((N, 4) x_min y_min x_max y_max, pixels, inclusive; their categories; all exact?).
 
-    They are the file's own, or if `exact` those of the outlines; where one is missing, the other.
+    They are those of the outlines, which are exact; of an object without an outline, the file's own.
     """
     from pycocotools import mask as tools
 
     boxes, objects = [], _objects_of(path, image, shape)
     for _, code, box in objects:
-        x, y, width, height = tools.toBbox(code) if box is None or (exact and code) else box
+        x, y, width, height = tools.toBbox(code) if code else box
         boxes.append((max(x, 0), max(y, 0), min(x + width, shape[1]) - 1, min(y + height, shape[0]) - 1))
-    return np.array(boxes, float), tuple(name for name, _, _ in objects)
+    return np.array(boxes, float), tuple(name for name, _, _ in objects), all(code for _, code, _ in objects)
 
 
 def _objects_of(path: Path, image: Path | str, shape: tuple[int, int]) -> list[tuple[str, dict | None, list | None]]:

@@ -16,6 +16,7 @@ from grid import boxes_from_labels
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 2**30  # of a file, all pages together: a damaged header, or a hostile one, may claim any number
 MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
+WHITE_BORDER = 0.75  # a mask with this share of its border white may have its background as its object
 NEAR = 16  # grey levels: classes of a mask with soft edges lie farther apart
 ORIENTATION = 274  # of a TIFF and of EXIF: how to turn a picture, 1 (as it is) to 8
 
@@ -290,7 +291,7 @@ def _mask_values(path: Path) -> tuple[np.ndarray, bool]:
     if values.dtype.kind not in "ui":
         raise InputError(f"{path}: holds {values.dtype} values; label numbers are whole: save it as 8 or 16 bit")
     edge, share = _edge(values)
-    if share >= 0.75 and (edge >= 250 if values.dtype == np.uint8 else edge == np.iinfo(values.dtype).max):
+    if share >= WHITE_BORDER and (edge >= 250 if values.dtype == np.uint8 else edge == np.iinfo(values.dtype).max):
         raise InputError(
             f"{path}: its border is white, so its background may be the object; save the background as 0, and if a "
             "white object does fill the border, save it as 1"
@@ -308,8 +309,8 @@ def _edge(values: np.ndarray) -> tuple[int, float]:
 def _palette_numbers(path: Path) -> np.ndarray | None:
     """The numbers of an indexed picture, (H, W) uint8; None if it has no palette. OpenCV gives only their colours.
 
-    Number 0 is background. Where it is not black, and black lies round it, the colours are given
-    instead, (H, W, 3): programs that choose a palette number it in any order.
+    Number 0 is background. The colours are given instead, (H, W, 3), where number 0 is not black and
+    black lies round it, or where edges are soft: programs that choose a palette number it in any order.
     """
     from PIL import Image, UnidentifiedImageError  # only here: masks, and nothing else, need it
 
@@ -318,18 +319,25 @@ def _palette_numbers(path: Path) -> np.ndarray | None:
     Image.MAX_IMAGE_PIXELS = None  # the limit is MAX_PIXELS
     try:
         with Image.open(path) as picture:
-            if picture.mode != "P" or getattr(picture, "n_frames", 1) > 1 or math.prod(picture.size) > MAX_PIXELS:
+            mark, is_one = picture.getexif().get(ORIENTATION, 1), getattr(picture, "n_frames", 1) == 1
+            if picture.mode != "P" or not is_one or math.prod(picture.size) > MAX_PIXELS:
                 return None
+            if picture.format == "TIFF" and mark != 1:
+                return None  # Pillow turns some of them twice
             numbers, colours = np.array(picture), np.reshape(picture.getpalette("RGB"), (-1, 3)).astype(np.uint8)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         return None  # the other reader says what is wrong
+    numbers, colours = _turned(numbers, mark), np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
     edge, share = _edge(numbers)
-    colours = np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
     dark, is_white = colours.max(axis=1) < 50, colours[edge].min() >= 250
-    if edge == 0 or not (numbers == 0).any() or dark[0] and not (is_white and share >= 0.75):
+    shown, is_used = colours[numbers], np.bincount(numbers.ravel(), minlength=256) > 0
+    values = shown[..., 0] if _is_gray(shown) else _numbers_of_colours(shown, path)
+    if is_used.sum() > 2 and _classes(values, False, not _is_gray(shown)) is not None:
+        return shown
+    if edge == 0 or not is_used[0] or dark[0] and not (is_white and share >= WHITE_BORDER):
         return numbers
     if dark[edge]:
-        return colours[numbers]
+        return shown
     raise InputError(
         f"{path}: number 0 of its palette, {colours[0].tolist()}, is background, but number {edge}, "
         f"{colours[edge].tolist()}, lies round it; save it with the background as number 0, or black"
@@ -391,9 +399,11 @@ def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray |
     slope = np.count_nonzero(rest & ((low < ranks) & (ranks < high) | noise[ranks])) / max(1, np.count_nonzero(rest))
     if not is_jpeg and len(levels) > NEAR and flat.mean() < 0.1:
         return f"holds {len(levels)} values that run into each other, no label numbers and no mask"
-    ramps = (np.diff(ids) > 3) & (np.diff(levels[ids]) > near)  # three numbers or more between two classes
+    # Three numbers or more between two classes; two are enough between black and white alone
+    steps = 3 if len(ids) == 2 and levels[-1] in (255, 65_535) else 4
+    ramps = (np.diff(ids) >= steps) & (np.diff(levels[ids]) > near)
     if not is_jpeg and (slope < 0.7 or not ramps.any() and not (noise | is_class).all()):
-        thin = slope > 0.95 and far and np.count_nonzero(rest) < np.count_nonzero(~rest & (ranks > 0)) / 4
+        thin = slope > 0.95 and far
         lone = ", ".join(f"{level:g}" for level in levels[~is_class])
         return f"has values, {lone}, at the edges of others alone: soft edges, or objects numbered so" if thin else None
     core = np.count_nonzero(~rest & (ranks > 0))
@@ -406,7 +416,7 @@ def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray |
     first = 0 if centres[0] <= near else 1  # the number of the darkest class: background, if it is black
     if not is_jpeg and any(np.sort(pixels[group])[:-1].max(initial=0) > 0.05 * pixels[group].sum() for group in groups):
         return f"has soft edges, and classes that lie near each other, {levels[ids].tolist()}"
-    if len(groups) + first < 2 or not is_colour and levels[-1] > centres[-1] + 2 * near:
+    if len(groups) + first < 2 or not is_colour and levels[-1] > centres[-1] * 1.4 + 2 * near:
         return f"holds values from {levels[0]:g} to {levels[-1]:g}, and objects too faint or too small to stand out"
     if len(groups) == 2 and first == 0 and not is_colour:
         return (values > (centres[0] + centres[1]) / 2).astype(np.uint16)

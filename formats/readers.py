@@ -153,8 +153,9 @@ def _with_annotated_boxes(case: Case, path: Path) -> Case:
     if not beside or beside[0].suffix != ".json" or not is_coco(beside[0]):
         return case
     as_shown(np.zeros(case.grid_shape, bool), beside[0], path)  # refuses a photo whose view is not known
-    found, names = coco_boxes(beside[0], path, case.grid_shape)
-    return replace(case, boxes=check_boxes(found, case.grid_shape, beside[0]), boxes_are="drawn", label_names=names)
+    found, names, exact = coco_boxes(beside[0], path, case.grid_shape)
+    found = check_boxes(found, case.grid_shape, beside[0], flat=exact)
+    return replace(case, boxes=found, boxes_are="exact" if exact else "drawn", label_names=names)
 
 
 def read_pair(image: Path, labels: Path, name: str, window: tuple[float, float] | None = None) -> Case:
