@@ -1,8 +1,7 @@
 """Objects that a JSON file outlines: COCO, one file for many images, and Supervisely, a.jpg.json for a.jpg.
 
 Every object becomes a label of its own, numbered as in the file. COCO is read by pycocotools, after a
-check that no outline claims more than its image has. Where objects overlap, COCO's smaller ones and
-Supervisely's later ones are seen.
+check that no outline claims more than its image has. Where objects overlap, the smaller ones are seen.
 Source: the formats of cocodataset.org and supervisely.com.
 """
 
@@ -18,7 +17,9 @@ import numpy as np
 from formats import MAX_LABEL, InputError
 from formats.case import paint
 from formats.writing import tell
+from grid import boxes_from_labels
 
+MAX_BYTES = 2**27  # of one object's bitmap, unpacked
 Labels = tuple[np.ndarray, tuple[str, ...]]  # (H, W) uint16, and the class of labels 1, 2, ...
 
 
@@ -31,7 +32,7 @@ def read_annotations(
     """
     if is_coco(path):
         return *read_coco(path, image, shape), coco_boxes(path, image, shape)[0]
-    return *read_supervisely(path, shape), None
+    return read_supervisely(path, shape)
 
 
 def is_coco(path: Path) -> bool:
@@ -189,29 +190,32 @@ def _unpacked(text: str) -> list[int]:
     return runs
 
 
-def read_supervisely(path: Path, shape: tuple[int, int]) -> Labels:
-    """Objects of one image, polygons or bitmaps -> (labels (H, W) uint16, the class of each label)"""
+def read_supervisely(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """Objects of one image, polygons or bitmaps -> (labels (H, W) uint16, the class of each, exact boxes (N, 4))"""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        size = (content["size"]["height"], content["size"]["width"])
-        masks = [(str(one.get("classTitle", "")), _supervisely_mask(one, size)) for one in content["objects"]]
+        size, objects = (content["size"]["height"], content["size"]["width"]), content["objects"]
+        masks = [_supervisely_mask(one, shape) for one in objects] if size == shape else []
+        names = tuple(str(one.get("classTitle", "")) for one in objects)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error, cv2.error) as error:
         raise InputError(f"{path}: is no Supervisely annotation ({error!r}); export it again") from error
     if size != shape:
         raise InputError(f"{path}: is for an image of {size[0]} x {size[1]}, but this one is {shape[0]} x {shape[1]}")
-    if not masks:
-        raise InputError(f"{path}: has no object; outline one, or leave the image out")
-    labels = np.zeros(shape, np.uint16)
-    for i, (_, mask) in enumerate(masks):
-        labels[mask] = i + 1
-    return labels, tuple(title for title, _ in masks)
+    if not masks or len(masks) > MAX_LABEL:
+        raise InputError(f"{path}: has {len(masks) or 'no'} object; outline 1 to {MAX_LABEL}, or leave the image out")
+    labels, told = paint(masks, names)
+    for sentence in told:
+        tell(f"{path}: {sentence}", error=True)
+    return labels, names, np.concatenate([boxes_from_labels(mask)[1] for mask in masks])
 
 
 def _supervisely_mask(item: dict, shape: tuple[int, int]) -> np.ndarray:
     """One object -> (H, W) bool."""
     mask = np.zeros(shape, np.uint8)
     if "bitmap" in item:
-        packed = np.frombuffer(zlib.decompress(base64.b64decode(item["bitmap"]["data"])), np.uint8)
+        packed = np.frombuffer(
+            zlib.decompressobj().decompress(base64.b64decode(item["bitmap"]["data"]), MAX_BYTES), np.uint8
+        )
         stamp = cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)
         stamp = stamp[..., -1] if stamp.ndim == 3 else stamp  # alpha
         x, y = item["bitmap"]["origin"]

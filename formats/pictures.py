@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from formats import InputError
+from formats import MAX_LABEL, InputError
 from formats.case import Case, check_contrast, paint, why
 from formats.writing import tell
 from grid import boxes_from_labels
@@ -22,19 +22,20 @@ ORIENTATION = 274  # of a TIFF and of EXIF: how to turn a picture, 1 (as it is) 
 
 
 def read_picture(
-    path: Path, window: tuple[float, float] | None = None, channel: int | None = None, time: int | None = None
-) -> Case:
+    path: Path, window: tuple[float, float] | None = None, channel: int | None = None, time: int | None = None,
+    modality: str = "",
+) -> Case:  # fmt: skip
     """A picture as a case; the pages of a TIFF as the slices of a volume. InputError if it can't be read.
 
-    channel, time: of a TIFF that has several, counted from 0.   window: see `intensity.to_grey_levels`.
+    channel, time: of a TIFF that has several, counted from 0.   window, modality: see `intensity.gray_case`.
     """
     pixels, is_3d = _pixels(path, C=channel, T=time)
     if pixels.dtype == np.uint8:  # as most are: a window changes nothing, and needs no import
         check_contrast(pixels, path)
-        return Case(path.stem, pixels, None, None, None, is_3d)
+        return Case(path.stem, pixels, None, None, None, is_3d, modality=modality)
     from formats.intensity import gray_case
 
-    return gray_case(path, pixels, window, is_3d)
+    return gray_case(path, pixels, window, is_3d, modality=modality)
 
 
 def read_image(path: Path | str) -> np.ndarray:
@@ -161,9 +162,11 @@ def _tiff(path: Path, raw: bool, chosen: dict[str, int | None]) -> tuple[np.ndar
 
 def _checked_tiff(path: Path, file, series: list):
     """The first page of a TIFF that can be read whole and rightly. InputError for another one, before it is unpacked."""
+    if not series:
+        raise ValueError("it has no page")
     kinds = {(one.shape, one.axes, one.dtype, one.keyframe.photometric) for one in series}
-    if len(kinds) != 1:
-        shapes = ", ".join(str(one.shape) for one in series[:3]) or "none"
+    if len(kinds) > 1:
+        shapes = ", ".join(str(one.shape) for one in series[:3])
         raise InputError(f"{path}: holds pictures of several sizes or kinds ({shapes}); save the one to use alone")
     if len(series) * np.prod(series[0].shape, dtype=float) > MAX_PIXELS:
         raise InputError(f"{path}: claims {series[0].shape} values, more than {MAX_PIXELS:,}; crop it")
@@ -233,8 +236,8 @@ def _is_cut_short(file, series) -> bool:
     following = file.filehandle.read(tiff.offsetsize)  # where the next page is; 0: this is the last one
     if len(following) < tiff.offsetsize or any(following):
         return True
-    # what the description says of the pages does not fit to those that are there
-    if any(getattr(file, f"is_{kind}") and series.kind != kind for kind in ("imagej", "ome", "shaped")):
+    # what its description says of the pages does not fit those that are there
+    if series.kind in ("generic", "uniform") and (file.is_imagej or file.is_ome or file.is_shaped):
         return True
     if series.dataoffset is not None and series.dataoffset + series.nbytes > end:
         return True
@@ -244,7 +247,7 @@ def _is_cut_short(file, series) -> bool:
 
 def _turned(page: np.ndarray, mark: int) -> np.ndarray:
     """A page (H, W) or (H, W, 3) as its mark says: EXIF orientation, 1 to 8, 1 as it is."""
-    page = page.swapaxes(0, 1) if mark > 4 else page
+    page = page.swapaxes(0, 1) if mark in (5, 6, 7, 8) else page
     page = page[:, ::-1] if mark in (2, 3, 6, 7) else page
     return np.ascontiguousarray(page[::-1] if mark in (3, 4, 7, 8) else page)
 
@@ -261,6 +264,7 @@ def _mark(path: Path) -> tuple[int, tuple[int, int]]:
         else:
             from PIL import Image
 
+            Image.MAX_IMAGE_PIXELS = None  # the limit is MAX_PIXELS
             with Image.open(path) as picture:
                 mark, size = picture.getexif().get(ORIENTATION, 1), picture.size[::-1]
     except (OSError, ValueError, SyntaxError, IndexError):  # it was read, so only its marks are damaged
@@ -278,25 +282,28 @@ def _is_gray(pixels: np.ndarray) -> bool:
 
 def _mask_values(path: Path) -> tuple[np.ndarray, bool]:
     """Numbers of a mask (H, W) or (D, H, W), 0 background; True: they number colours. InputError if that is not sure."""
-    numbers, is_3d = _palette_numbers(path), False
-    if numbers is None:
-        numbers, is_3d = _pixels(path, raw=True)
-    if is_colour := numbers.ndim == 3 and not is_3d and not _is_gray(numbers):
-        return _numbers_of_colours(numbers, path), is_colour
-    values = numbers[..., 0] if numbers.ndim == 3 and not is_3d else numbers
+    values, is_3d = _palette_numbers(path), False
+    if values is None:
+        values, is_3d = _pixels(path, raw=True)
     if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)) and np.abs(values).max() < 2**31:
         values = values.astype(np.int64)
     if values.dtype == bool:
         values = values * np.uint8(255)
     if values.dtype.kind not in "ui":
         raise InputError(f"{path}: holds {values.dtype} values; label numbers are whole: save it as 8 or 16 bit")
-    edge, share = _edge(values)
-    if share >= WHITE_BORDER and (edge >= 250 if values.dtype == np.uint8 else edge == np.iinfo(values.dtype).max):
+    is_colour = values.ndim == 3 and not is_3d and not _is_gray(values)
+    codes = values[..., 0] if values.ndim == 3 and not is_3d else values
+    if is_colour:
+        codes = values.astype(np.uint64) @ np.array([1 << 32, 1 << 16, 1], np.uint64)
+    edge, share = _edge(codes)
+    white = 255 if values.dtype == np.uint8 else np.iinfo(values.dtype).max
+    is_white = edge == white * ((1 << 32) + (1 << 16) + 1) and not codes.all() if is_colour else edge >= 0.98 * white
+    if share >= WHITE_BORDER and is_white:
         raise InputError(
             f"{path}: its border is white, so its background may be the object; save the background as 0, and if a "
             "white object does fill the border, save it as 1"
         )
-    return values, False
+    return _numbers_of_colours(codes, path) if is_colour else codes, is_colour
 
 
 def _edge(values: np.ndarray) -> tuple[int, float]:
@@ -328,25 +335,25 @@ def _palette_numbers(path: Path) -> np.ndarray | None:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         return None  # the other reader says what is wrong
     numbers, colours = _turned(numbers, mark), np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
-    edge, share = _edge(numbers)
+    (edge, share), is_used = _edge(numbers), np.bincount(numbers.ravel(), minlength=256) > 0
     dark, is_white = colours.max(axis=1) < 50, colours[edge].min() >= 250
-    shown, is_used = colours[numbers], np.bincount(numbers.ravel(), minlength=256) > 0
-    values = shown[..., 0] if _is_gray(shown) else _numbers_of_colours(shown, path)
-    if is_used.sum() > 2 and _classes(values, False, not _is_gray(shown)) is not None:
-        return shown
+    ranks = np.unique(colours, axis=0, return_inverse=True)[1].ravel()  # by red, green, blue
+    is_gray = _is_gray(colours[is_used][None])
+    values = (colours[:, 0] if is_gray else ranks.astype(np.uint8))[numbers]
+    if is_used.sum() > 2 and _classes(values, False, not is_gray) is not None:
+        return colours[numbers]
     if edge == 0 or not is_used[0] or dark[0] and not (is_white and share >= WHITE_BORDER):
         return numbers
     if dark[edge]:
-        return shown
+        return colours[numbers]
     raise InputError(
         f"{path}: number 0 of its palette, {colours[0].tolist()}, is background, but number {edge}, "
         f"{colours[edge].tolist()}, lies round it; save it with the background as number 0, or black"
     )
 
 
-def _numbers_of_colours(pixels: np.ndarray, path: Path) -> np.ndarray:
-    """A colour mask (H, W, 3) -> (H, W) label numbers, in the order of red, green, blue."""
-    codes = pixels.astype(np.uint64) @ np.array([1 << 32, 1 << 16, 1], np.uint64)
+def _numbers_of_colours(codes: np.ndarray, path: Path) -> np.ndarray:
+    """Colours of a mask, each as one number (H, W) -> label numbers (H, W), in the order of red, green, blue."""
     colours, labels, counts = np.unique(codes, return_inverse=True, return_counts=True)
     if len(colours) > MAX_COLOURS or path.suffix.lower() in (".jpg", ".jpeg"):
         raise InputError(
@@ -355,7 +362,7 @@ def _numbers_of_colours(pixels: np.ndarray, path: Path) -> np.ndarray:
         )
     background = 0 if colours[0] == 0 else int(np.argmax(counts))
     numbers = np.insert(np.arange(1, len(colours)), background, 0)
-    return numbers[labels].reshape(pixels.shape[:2]).astype(np.uint16)
+    return numbers[labels].reshape(codes.shape).astype(np.uint16)
 
 
 def _without_soft_edges(values: np.ndarray, path: Path, is_colour: bool) -> np.ndarray:
@@ -385,6 +392,8 @@ def _changes(values: np.ndarray, axis: int) -> list[int]:
 def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray | str | None:
     """What `_without_soft_edges` gives of soft edges; None if there are none; a text if classes and edges can't be told."""
     levels, ranks = np.unique(values, return_inverse=True)
+    if len(levels) > MAX_LABEL:
+        return None  # too many for any label map, which will be told
     levels, ranks = levels.astype(float), ranks.reshape(values.shape).astype(np.uint16)
     flat = cv2.erode(ranks, np.ones((3, 3), np.uint8)) == cv2.dilate(ranks, np.ones((3, 3), np.uint8))
     pixels, inner = (np.bincount(some.ravel(), minlength=len(levels)) for some in (ranks, ranks[flat]))
@@ -395,7 +404,7 @@ def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray |
     rest = ~is_class[ranks]
     low, high = (change(ranks, np.ones((5, 5), np.uint8)) for change in (cv2.erode, cv2.dilate))
     far = not is_colour and levels[-1] >= 100 and np.diff(levels[ids]).min(initial=np.inf) > near
-    noise = far & (np.abs(levels[:, None] - levels[ids]).min(axis=1) < 4)
+    noise = np.abs(levels[:, None] - levels[ids]).min(axis=1) < 4 if far else np.zeros(len(levels), bool)
     slope = np.count_nonzero(rest & ((low < ranks) & (ranks < high) | noise[ranks])) / max(1, np.count_nonzero(rest))
     if not is_jpeg and len(levels) > NEAR and flat.mean() < 0.1:
         return f"holds {len(levels)} values that run into each other, no label numbers and no mask"
@@ -403,9 +412,10 @@ def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray |
     steps = 3 if len(ids) == 2 and levels[-1] in (255, 65_535) else 4
     ramps = (np.diff(ids) >= steps) & (np.diff(levels[ids]) > near)
     if not is_jpeg and (slope < 0.7 or not ramps.any() and not (noise | is_class).all()):
-        thin = slope > 0.95 and far
+        if slope <= 0.95 or not far:
+            return None
         lone = ", ".join(f"{level:g}" for level in levels[~is_class])
-        return f"has values, {lone}, at the edges of others alone: soft edges, or objects numbered so" if thin else None
+        return f"has values, {lone}, at the edges of others alone: soft edges, or objects numbered so"
     core = np.count_nonzero(~rest & (ranks > 0))
     if flat.mean() < 0.3 or flat.mean() < 0.9 and slope < 0.9 and np.count_nonzero(rest) > core:
         return f"holds {len(levels)} values that run into each other, no label numbers and no mask"

@@ -412,7 +412,7 @@ def test_supervisely_polygons_and_bitmaps(tmp_path):
         {"classTitle": "tooth", "bitmap": {"data": data, "origin": [10, 6]}}, {"classTitle": "root", "points": square},
     ]}  # fmt: skip
     (tmp_path / "a.png.json").write_text(json.dumps(content))
-    labels, names = read_supervisely(tmp_path / "a.png.json", (40, 50))
+    labels, names, _ = read_supervisely(tmp_path / "a.png.json", (40, 50))
     assert names == ("tooth", "root") and np.argwhere(labels == 1).min(axis=0).tolist() == [7, 11]
     assert np.count_nonzero(labels == 1) == 6 and labels[22, 22] == 2 and labels[25, 25] == 0
     assert "is for an image of 40 x 50" in sentence(read_supervisely, tmp_path / "a.png.json", (9, 9))
