@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from formats import MODALITIES, InputError, is_drawn, modality_of
-from formats.case import Case, check_boxes, check_labels, spacing_zyx
+from formats.case import Case, check_boxes, check_labels, spacing_zyx, told_in_a_sentence
 from formats.npz import load_npz
 from formats.readers import read_case
 from formats.writing import csv_text, progress, save_json, save_text, tell
@@ -190,10 +190,13 @@ def find_inputs(
     shown = shown or next(iter(systems))
     if shown not in systems:
         raise InputError(f"--show {shown}: no such system; there are {', '.join(systems)}")
-    files = sorted(gts.glob("*.npz"))
+    files = sorted(gts.glob("[!.]*.npz"))  # not the ._NAME.npz that a Mac leaves beside each file
     if not files:
         raise InputError(f"no .npz in {gts}/. Run first: python 01_preprocess.py, or correct --gts")
-    predicted, names = sorted(f for folder in systems.values() for f in folder.glob("*.npz")), {f.name for f in files}
+    predicted, names = (
+        sorted(f for folder in systems.values() for f in folder.glob("[!.]*.npz")),
+        {f.name for f in files},
+    )
     problems = [f"{file}: has no ground truth in {gts}; add it" for file in predicted if file.name not in names]
     return systems, shown, files, problems
 
@@ -245,14 +248,16 @@ def _score_file(score: Callable, systems: dict[str, Path], looseness: float, fil
     """In a worker: the rows of one file of truth, and a sentence for each prediction that cannot be scored."""
     masks, problems = {}, []
     try:
-        truth = read_truth(file, looseness)
+        with told_in_a_sentence(file):
+            truth = read_truth(file, looseness)
     except InputError as error:
         return [], [str(error)]
     for system, path in ((system, folder / file.name) for system, folder in systems.items()):
         try:
             if not path.is_file():
                 raise InputError(f"{path}: no prediction for this case; run python 04_infer.py on it first")
-            masks[system] = read_prediction(path, truth)
+            with told_in_a_sentence(path):
+                masks[system] = read_prediction(path, truth)
         except InputError as error:
             problems.append(str(error))
     return list(score(truth, masks)), problems

@@ -21,6 +21,7 @@ A fork for other data adds its modalities here, its data sets in sources.py, its
 
 import os
 import re
+from pathlib import Path
 
 MAX_LABEL = 65_535  # labels are uint16 everywhere (D9): the challenge has images with more than 255 objects
 
@@ -32,6 +33,11 @@ class InputError(ValueError):
 def usable_cores() -> int:
     """Processor cores that this process may use; a container or a cluster may grant fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What a folder holds, sorted by name, without the ._NAME files that a Mac leaves beside each file."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("._"))
 
 
 # ---------------------------------------------------------------- modalities and data sets, by the names of files

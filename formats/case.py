@@ -8,7 +8,8 @@ Spacing is (z, y, x) in mm, in the order of the array's axes. Files store it as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -53,6 +54,23 @@ class Case:
 def why(error: Exception) -> str:
     """What another library says of a file, in one line, for the sentence of an InputError."""
     return " ".join(str(error).split())[-120:]
+
+
+@contextmanager
+def told_in_a_sentence(path: Path) -> Iterator[None]:
+    """Whatever a reader raises becomes an InputError, so that one bad file does not end a run.
+
+    An exception that no reader foresaw is named with its type, so that it can be reported.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # libraries raise many kinds for files from outside
+        what = f"{type(error).__name__}: {why(error)}"
+        raise InputError(
+            f"{path}: can't be read ({what}); export it again, and report this if it opens elsewhere"
+        ) from error
 
 
 def spacing_zyx(spacing_xyz: np.ndarray) -> tuple[float, float, float]:

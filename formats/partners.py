@@ -11,7 +11,7 @@ from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
 
-from formats import InputError
+from formats import InputError, entries_of
 from formats.annotations import coco_files, is_coco
 from formats.pictures import PICTURE_ENDINGS
 
@@ -67,7 +67,7 @@ def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder of PNG, JPG, TIFF, BMP, NIfTI, NRRD or MHA files")
     by_stem = defaultdict(list)
-    for path in sorted(folder.iterdir()):
+    for path in entries_of(folder):
         if _family(path) in ("picture", *VOLUME_ENDINGS):
             by_stem[_stem(path)].append(path)
     if not by_stem:
@@ -96,17 +96,17 @@ def _label_folders(folder: Path) -> list[Path]:
     """Folders of labels beside a folder of images: masks beside images, labelsTr beside imagesTr."""
     if not IMAGE_WORDS & set(_words(folder.name)):
         return []
-    siblings = (one for one in sorted(folder.parent.iterdir()) if one.is_dir() and one != folder)
+    siblings = (one for one in entries_of(folder.parent) if one.is_dir() and one != folder)
     return [one for one in siblings if _label_words(one.name) and _key(one.name) == _key(folder.name)]
 
 
 @lru_cache(maxsize=8)  # one look at a folder for all its files
 def _partners(folder: Path, _changed: tuple) -> dict[Path, list[Path]]:
     """{image: the files of its labels}"""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    files = [path for path in entries_of(folder) if path.is_file()]
     pictures = [path for path in files if path.suffix != ".json"]
     labels = [path for path in pictures if _label_words(_stem(path))]
-    labels += [path for one in _label_folders(folder) for path in sorted(one.iterdir()) if path.is_file()]
+    labels += [path for one in _label_folders(folder) for path in entries_of(one) if path.is_file()]
     images = {path.name: path for path in pictures if not _label_words(_stem(path))}
     by_key, by_case, found = defaultdict(list), defaultdict(list), defaultdict(list)
     for path in images.values():
@@ -124,9 +124,7 @@ def _partners(folder: Path, _changed: tuple) -> dict[Path, list[Path]]:
             found[images[path.stem]] = [path]
         elif path.suffix == ".json" and is_coco(path):
             for image in (images[name] for name in coco_files(path) & images.keys()):
-                if found[image]:
-                    raise InputError(f"{image}: has labels in {found[image][0].name} and in {path.name}; keep one")
-                found[image].append(path)
+                found[image].insert(0, path)  # two files: whoever reads this image is told, and the others are read
     return dict(found)
 
 

@@ -8,6 +8,7 @@ knows them.
 
 import csv
 import importlib
+import inspect
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats import InputError, modality_of
+from formats import InputError, entries_of, modality_of
 from formats.case import Case, check_boxes, check_labels
-from formats.pictures import PICTURE_ENDINGS, read_mask, read_masks
+from formats.pictures import PICTURE_ENDINGS, as_shown, read_mask, read_masks
 from grid import boxes_from_labels, drawn_boxes
 
 SCAN_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -36,7 +37,7 @@ LABEL_READERS = dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan_labels")
 
 
 # What --read KEY=VALUE takes, because only some files need it (docs/cache.md)
-READ_KEYS = ("window", "modality", "dataset", "instances", "smallest")
+READ_KEYS = ("window", "modality", "dataset", "instances", "smallest", "channel", "time")
 
 
 def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict[str, str]:
@@ -55,17 +56,27 @@ class Asked(NamedTuple):
 
     window: tuple[float, float] | None = None  # width and level; None: the file's own, or what suits its modality
     modality: str | None = None  # of MODALITIES, before what the file's name says; a DICOM file knows its own
+    channel: int | None = None  # of a picture that has several, counted from 0
+    time: int | None = None
 
 
 def window_of(texts: list[str]) -> Asked:
-    """What the --read of step 4 says. InputError for an unknown key, window or modality."""
-    found = read_options(texts, Asked._fields)
+    """What the --read of step 4 says. InputError for an unknown key or value."""
+    return asked_of(read_options(texts, Asked._fields))
+
+
+def asked_of(said: dict[str, str]) -> Asked:
+    """The keys of `Asked` among what --read says. InputError for an unknown value."""
     window = None
-    if "window" in found:
+    if said.get("window"):
         from formats.intensity import parse_window  # only here: most pictures have 8 bits
 
-        window = parse_window(found["window"])
-    return Asked(window, known_modality(found["modality"]) if "modality" in found else None)
+        window = parse_window(said["window"])
+    for key in ("channel", "time"):
+        if not said.get(key, "0").isdecimal():
+            raise InputError(f"--read {key}={said[key]}: give a whole number; the first {key} is 0")
+    modality = known_modality(said["modality"]) if "modality" in said else None
+    return Asked(window, modality, *(int(said[key]) if key in said else None for key in ("channel", "time")))
 
 
 def known_modality(text: str) -> str:
@@ -122,7 +133,7 @@ def read_boxed(
     """A case with the boxes that step 4 asks with. InputError if there are none.
 
     boxes: as they were given; else, with a looseness, the boxes of the case's labels, moved outwards
-    by that share (0: exact ones); else those of its file, else those of boxes.csv beside it.
+    by that share (0: exact ones); else those of its file, of boxes.csv or of a COCO file beside it.
     Boxes of labels and of the challenge's files are exact, all others drawn.
     """
     case = read_case(path, looseness is not None, window, labels=False, boxes=not boxes)
@@ -133,10 +144,26 @@ def read_boxed(
         return replace(case, boxes=boxes, boxes_are="drawn", label_names=None)
     if looseness:
         return replace(case, boxes=drawn_boxes(case.name, case.boxes, looseness, case.grid_shape), boxes_are="drawn")
+    if case.boxes is None and ending_of(path) in PICTURE_ENDINGS:
+        case = _with_annotated_boxes(case, path)
     if case.boxes is None:
         ways = "draw them with --draw, put a boxes.csv beside it, or take them from masks with --boxes-from-masks"
         raise InputError(f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, {ways}")
     return case
+
+
+def _with_annotated_boxes(case: Case, path: Path) -> Case:
+    """The case with the boxes that a COCO file beside its image gives; unchanged if there is none."""
+    from formats.annotations import coco_boxes, is_coco
+    from formats.partners import label_files
+
+    beside = label_files(path)
+    if not beside or beside[0].suffix != ".json" or not is_coco(beside[0]):
+        return case
+    as_shown(np.zeros(case.grid_shape, bool), beside[0], path)  # refuses a photo whose view is not known
+    found, names, exact = coco_boxes(beside[0], path, case.grid_shape)
+    found = check_boxes(found, case.grid_shape, beside[0], flat=exact)
+    return replace(case, boxes=found, boxes_are="exact" if exact else "drawn", label_names=names)
 
 
 def read_pair(image: Path, labels: Path, name: str, window: tuple[float, float] | None = None) -> Case:
@@ -148,14 +175,19 @@ def read_pair(image: Path, labels: Path, name: str, window: tuple[float, float] 
 
 
 def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
-    """The case of an image file with the labels that lie beside it: one label map, or one mask picture for each object."""
-    first, ending, names, shape = beside[0], ending_of(beside[0]), None, case.grid_shape
+    """The case of an image file with the labels that lie beside it: one label map, or one mask picture for each object.
+
+    Its boxes are the exact ones of whole objects, where they may overlap (COCO, several mask pictures); else None.
+    """
+    first, ending, names, boxes, shape = beside[0], ending_of(beside[0]), None, None, case.grid_shape
     if first.suffix == ".json":
         from formats.annotations import read_annotations  # only here: few data sets have them
 
-        labels, names = read_annotations(first, path.name, shape)
+        if len(beside) > 1:
+            raise InputError(f"{path}: has labels in {first.name} and in {beside[1].name}; keep one")
+        labels, names, boxes = read_annotations(first, path, shape)
     elif ending in PICTURE_ENDINGS:
-        labels, names = read_masks(beside) if len(beside) > 1 else (read_mask(first), None)
+        labels, names, boxes = read_masks(beside) if len(beside) > 1 else (read_mask(first), None, None)
     elif len(beside) > 1:
         names = ", ".join(file.name for file in beside)
         raise InputError(f"{path}: has labels in {names}; merge them into one label map, or keep one of them here")
@@ -163,7 +195,10 @@ def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
         labels = _function(LABEL_READERS[ending])(first, path)
     else:
         raise InputError(f"{first}: labels of this kind don't go with {path.name}; convert one of the two")
-    return replace(case, labels=check_labels(np.asarray(labels), shape, first), label_names=names)
+    if ending_of(path) in PICTURE_ENDINGS:
+        shown = as_shown(labels, first, path)
+        labels, boxes = shown, boxes if shown is labels else None
+    return replace(case, labels=check_labels(np.asarray(labels), shape, first), label_names=names, boxes=boxes)
 
 
 def exact_boxes(case: Case, path: Path) -> np.ndarray:
@@ -195,6 +230,8 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     said = {key: value for key, value in asked._asdict().items() if value is not None}
     if ending not in (*SCAN_ENDINGS, *PICTURE_ENDINGS):
         said.pop("modality", None)  # nothing that such a file holds depends on it
+    if unknown := said.keys() - inspect.signature(reader).parameters.keys():
+        raise InputError(f"{path}: --read {sorted(unknown)[0]} says nothing of such a file; leave it out")
     case = reader(path, **said)
     is_told = asked.modality and (ending not in DICOM_ENDINGS or case.modality == "Other")
     return replace(case, modality=asked.modality) if is_told else case
@@ -222,7 +259,7 @@ def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
         raise InputError(f"{folder}: no such folder; name a folder of cases, or make one with: python -m demo_data")
     if with_boxes and (named := boxes_beside(folder / "any")):
         return [folder / name for name in sorted(named)]
-    entries = sorted(folder.iterdir())
+    entries = entries_of(folder)
     by_ending = {path: ending_of(path) for path in entries}  # once each: a folder may hold a million files
     endings = {ending for ending in by_ending.values() if ending}
     files = [path for path in entries if by_ending[path]]

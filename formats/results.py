@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from formats import InputError
-from formats.case import Case
+from formats.case import Case, told_in_a_sentence
 from formats.readers import ending_of, list_cases, name_of, read_boxed
 from formats.writing import csv_text, progress, save_bytes, save_image, save_json, save_npz, save_text, tell
 from grid import label_ids
@@ -58,7 +58,8 @@ class Job:
         for path in progress(self.files, "cases", unit="case"):
             start = time.perf_counter()
             try:
-                case = read_boxed(path, self.boxes, self.looseness, self.window)
+                with told_in_a_sentence(path):
+                    case = read_boxed(path, self.boxes, self.looseness, self.window)
             except InputError as error:
                 if path == self.source:
                     raise

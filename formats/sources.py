@@ -11,11 +11,11 @@ import numpy as np
 
 from formats import MAX_LABEL, InputError, bare_name, modality_of
 from formats.cache import CachedCase, CacheEntry, in_parallel
-from formats.case import Case
+from formats.case import Case, told_in_a_sentence
 from formats.intensity import parse_window
 from formats.npz import load_npz, write_case
 from formats.partners import label_files, list_pairs
-from formats.readers import Asked, ending_of, known_modality, list_cases, name_of, read_case, read_options, read_pair
+from formats.readers import asked_of, ending_of, known_modality, list_cases, name_of, read_case, read_options, read_pair
 from formats.writing import progress, tell
 from grid import promptable_labels
 
@@ -28,6 +28,7 @@ class Options:
     dropped: tuple[int, ...] = ()  # labels that become background
     instances: bool = False  # each connected part of a label becomes an object of its own
     smallest: int = 0  # objects of fewer pixels (2D) or voxels (3D), at the original size, become background
+    chosen: tuple[tuple[str, str], ...] = ()  # channel, time: see readers.Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,13 @@ class Source:
         # a challenge case for validation has 8 bits: there is no window to cut
         window = parse_window(options.window) if options.window and not (is_npz and self.split == "val") else None
         # the case's name may begin with the modality that --read or the data set says
-        window = Asked(window, None if (said := modality_of(self.name)) == "Other" else said)
-        if self.labels:
-            case = read_pair(self.path, self.labels, self.name, window)
-        else:
-            case = read_case(self.path, window=window).renamed(self.name)
+        said = modality_of(self.name)
+        asked = asked_of(dict(options.chosen))._replace(window=window, modality=None if said == "Other" else said)
+        with told_in_a_sentence(self.path):
+            if self.labels:
+                case = read_pair(self.path, self.labels, self.name, asked)
+            else:
+                case = read_case(self.path, window=asked).renamed(self.name)
         if case.labels is None:
             lacks = "has no key 'gts'" if is_npz else f"no labels such as {self.name}_mask lie beside it"
             raise InputError(f"{self.path}: {lacks}; step 1 needs the masks, give training files")
@@ -85,7 +88,9 @@ def options_of(read: dict[str, str]) -> Options:
     if not read["smallest"].isdecimal():
         raise InputError(f"--read smallest={read['smallest']}: give a whole number of pixels, 0 or more")
     known_modality(read["modality"])
-    return Options(read["window"], (), read["instances"] == "yes", int(read["smallest"]))
+    chosen = tuple((key, read[key]) for key in ("channel", "time") if key in read)
+    asked_of(dict(chosen))
+    return Options(read["window"], (), read["instances"] == "yes", int(read["smallest"]), chosen)
 
 
 def list_sources(

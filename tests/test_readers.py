@@ -384,7 +384,7 @@ def test_coco_paints_small_objects_last_and_tells_what_is_wrong(tmp_path, monkey
     big, small = [2, 2, 40, 2, 40, 30, 2, 30], [10, 10, 20, 10, 20, 20, 10, 20]
     save_image(tmp_path / "a.png", volume((40, 50), np.uint8, 255))
     path = coco(tmp_path, [{"image_id": 7, "segmentation": [outline]} for outline in (small, big)])
-    assert read_case(tmp_path / "a.png").labels[15, 15] == 2 and list_cases(tmp_path) == [tmp_path / "a.png"]
+    assert read_case(tmp_path / "a.png").labels[15, 15] == 1 and list_cases(tmp_path) == [tmp_path / "a.png"]
     assert "lists no image b.png" in sentence(read_coco, path, "b.png", (40, 50))
     assert "is listed as 40 x 50 (H, W), but is 9 x 9" in sentence(read_coco, path, "a.png", (9, 9))
     with monkeypatch.context() as patch:
@@ -413,7 +413,7 @@ def test_supervisely_polygons_and_bitmaps(tmp_path):
         {"classTitle": "tooth", "bitmap": {"data": data, "origin": [10, 6]}}, {"classTitle": "root", "points": square},
     ]}  # fmt: skip
     (tmp_path / "a.png.json").write_text(json.dumps(content))
-    labels, names = read_supervisely(tmp_path / "a.png.json", (40, 50))
+    labels, names, _ = read_supervisely(tmp_path / "a.png.json", (40, 50))
     assert names == ("tooth", "root") and np.argwhere(labels == 1).min(axis=0).tolist() == [7, 11]
     assert np.count_nonzero(labels == 1) == 6 and labels[22, 22] == 2 and labels[25, 25] == 0
     assert "is for an image of 40 x 50" in sentence(read_supervisely, tmp_path / "a.png.json", (9, 9))
