@@ -3,7 +3,6 @@
 import gzip
 import importlib
 import itertools
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -16,7 +15,7 @@ from formats.readers import Asked, list_cases, read_case, read_pair, window_of
 from formats.results import object_rows, save_label_map, save_nifti_labels
 from formats.sources import Options, Source
 from formats.writing import save_image, save_npz
-from tables import read_predictions, read_truth
+from tables import read_prediction, read_truth
 from volumes import Found
 
 sitk = pytest.importorskip("SimpleITK")
@@ -489,8 +488,8 @@ def test_one_white_object_is_that_object(tmp_path, truth, found):
     save_npz(tmp_path / "US_a.npz", gts=mask * np.uint16(truth), boxes=[[1, 2, 30, 40]])
     save_npz(tmp_path / "segs" / "US_a.npz", segs=mask * np.uint16(found))
     wanted = read_truth(tmp_path / "US_a.npz")
-    systems, problems = read_predictions("US_a.npz", {"ours": tmp_path / "segs"}, wanted)
-    assert not problems and np.array_equal(systems["ours"], wanted.labels) and np.array_equal(wanted.labels > 0, mask)
+    labels = read_prediction(tmp_path / "segs" / "US_a.npz", wanted)
+    assert np.array_equal(labels, wanted.labels) and np.array_equal(wanted.labels > 0, mask)
     assert truth == 7 or wanted.labels.max() == 1
 
 
@@ -499,10 +498,10 @@ def test_a_prediction_without_any_label_of_the_truth_is_told(tmp_path):
     save_npz(tmp_path / "US_a.npz", gts=labels)
     save_npz(tmp_path / "segs" / "US_a.npz", segs=np.where(labels, labels + 10, 0))
     wanted = read_truth(tmp_path / "US_a.npz")
-    systems, problems = read_predictions("US_a.npz", {"ours": Path(tmp_path / "segs")}, wanted)
-    assert not systems and "has labels 11 12, and the truth 1 2: none in common" in problems[0]
+    told = sentence(read_prediction, tmp_path / "segs" / "US_a.npz", wanted)
+    assert "has labels 11 12, and the truth 1 2: none in common" in told
     save_npz(tmp_path / "segs" / "US_a.npz", segs=labels * 0)
-    assert not read_predictions("US_a.npz", {"ours": tmp_path / "segs"}, wanted)[1], "nothing found is a miss"
+    assert not read_prediction(tmp_path / "segs" / "US_a.npz", wanted).any(), "nothing found is a miss"
 
 
 def test_a_mask_is_written_the_same_each_time(tmp_path):
