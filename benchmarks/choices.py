@@ -46,11 +46,11 @@ def train(args: Namespace, name: str, seed: int, out: Path) -> str:
     entries = [entry for entry in read_split(args.train)[0] if entry.modality not in COLORED]
     entries = [entry for i, entry in enumerate(entries) if i % EVERY == 0 or not entry.name.startswith("3D_")]
     network, _ = starting_network("proposed", preset, args.weights, seed, device)
-    stage = RecipeStage("choices", args.steps, RATE, args.steps, BATCH, average=0.9, small=True)
+    stage = RecipeStage("choices", args.steps, RATE, args.steps, ("exact",), 1.0, BATCH, average=0.9, small=True)
     run = StageRun(stage, preset, network, device, {}, compiled=False)
     slices = ResidentSlices(args.train, entries, preset, BATCH, seed, device)
     for step in progress(range(args.steps), f"train {name}"):
-        run.train_step(slices.batch(step))
+        run.train_step(slices.batch(step), step / args.steps)
     run.save(out, model=run.average.state_dict())
     return str(out)
 
