@@ -45,7 +45,7 @@ from formats.case import Case
 from formats.checkpoints import OUR_CHECKPOINT
 from formats.npz import load_npz, read_npz, write_case
 from formats.writing import csv_text, progress, save_json, save_npz, save_text, script, tell
-from grid import grid_size
+from grid import MaskPatch, grid_size
 from segment import MODELS, Segmenter, load
 from tables import PAPER_TABLES, pipe_table, read_rows
 
@@ -167,12 +167,12 @@ def released_algorithm(segmenter: Segmenter, case: Case) -> np.ndarray:
         return volumes.segment_case(segmenter, case)
 
 
-def whole_mask(logits: np.ndarray, height: int, width: int) -> tuple[np.ndarray, slice, slice]:
+def whole_mask(logits: np.ndarray, height: int, width: int) -> MaskPatch:
     """In place of grid.logits_to_original: upsamples all of a mask, wherever it lies. -> (H, W) bool, its rows, columns"""
     h, w = grid_size(height, width)
     small = torch.from_numpy(logits)[None, None, :h, :w]
     full = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
-    return torch.sigmoid(full)[0, 0].numpy() > 0.5, slice(None), slice(None)
+    return MaskPatch(torch.sigmoid(full)[0, 0].numpy() > 0.5, slice(None), slice(None))
 
 
 def released_step(arguments: list[str]) -> None:
