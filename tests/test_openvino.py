@@ -228,7 +228,7 @@ def test_precisions_are_refused_elsewhere_and_on_a_processor_without_bfloat16_me
     loaded = [load("tiny", engine="openvino", cache=cache, precision=name) for name in ("f32", "auto", "bf16")]
     exact, auto, short = (segmenter.segment_image(image, boxes) for segmenter in loaded)
     assert np.array_equal(auto, short)
-    corners = [one.engine.prompt([np.float32([[100.3, 7.6, 201.2, 250.9]])])[0] for one in loaded]
+    corners = [one.engine.decoders["exact"].prompt([np.float32([[100.3, 7.6, 201.2, 250.9]])])[0] for one in loaded]
     assert np.array_equal(corners[0], corners[1]) and np.array_equal(corners[0], corners[2]), "eight bits are too few"
     if not openvino_engine.has_bfloat16():
         assert np.array_equal(exact, auto)
@@ -449,7 +449,7 @@ def test_bad_folders_are_told_in_one_sentence(static, tmp_path):
             static_info(path, architecture)
         assert "\n" not in str(error.value)
     shutil.copytree(static, tmp_path / "cut.static")
-    (tmp_path / "cut.static" / "box.bin").unlink()
+    (tmp_path / "cut.static" / "box-exact.bin").unlink()
     with pytest.raises(InputError, match="make it again with python -m engines static$"):
         load("tiny", tmp_path / "cut.static", engine="openvino-int8", cache=tmp_path / "cache")
 

@@ -239,8 +239,8 @@ def test_smoke_says_that_its_files_are_gone(tiny, capsys):
 
 
 def test_a_decoder_of_ones_own_is_told_how_it_starts(tmp_path, monkeypatch):
-    def build_small(model):
-        network = build(model)
+    def build_small(model, kinds=()):
+        network = build(model, kinds)
         del network.mask_decoder.transformer.layers[1]
         return network
 
