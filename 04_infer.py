@@ -136,15 +136,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="made if missing (default: segs)")
     boxes = p.add_mutually_exclusive_group()
     boxes.add_argument("--box", type=float, nargs="+", action="append", help="X0 Y0 X1 Y1, in 3D X0 Y0 Z0 X1 Y1 Z1")
-    boxes.add_argument("--boxes-from-masks", type=float, nargs="?", const=0.0, help="exact boxes of labels, or looser")
     boxes.add_argument("--draw", action="store_true", help="a window to draw the boxes of one image or volume in")
-    p.add_argument("--boxes", metavar="KIND", help=f"{', '.join(segment.BOX_KINDS)} (default: by where they are from)")
+    p.add_argument("--boxes", "--boxes-from-masks", nargs="?", const="0", action="append", default=[], metavar="KIND|SHARE",
+                   help=f"how they were made: {', '.join(segment.BOX_KINDS)}; a number, or nothing: those of labels, loosened")  # fmt: skip
     p.add_argument("--model", default="proposed", metavar="NAME|FILE", help="proposed (default), baseline, or a file")
     p.add_argument("--preset", nargs="+", default=[], metavar=("NAME", "FIELD=VALUE"), help="presets.py; or force=yes")
     p.add_argument("--engine", nargs="+", default=["torch"], help=f"{', '.join(segment.ENGINES)}; then KEY=VALUE")
     p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="window=lung or =400/40, modality=CT")
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    shares = [text for text in args.boxes if text.lstrip("-").replace(".", "", 1).isdecimal()]
+    kinds = [text for text in args.boxes if text not in shares]
+    if shares and (args.box or args.draw):
+        p.error(f"argument --boxes-from-masks: not allowed with argument {'--box' if args.box else '--draw'}")
+    args.boxes_from_masks, args.boxes = float(shares[-1]) if shares else None, kinds[-1] if kinds else None
+    return args
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
