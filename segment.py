@@ -34,7 +34,7 @@ from presets import PRESETS, Preset, override
 # Where a kind was trained (recipe/), the checkpoint has a decoder for it (D24). A new kind is a row here.
 BOX_KINDS = {
     "exact": (0.0, 0.0),  # touches its object: made of a label, by a detector, by the challenge
-    "drawn": (0.9, 0.3),  # by hand (D20), or made of the mask of a neighbouring slice
+    "drawn": (0.9, 0.45),  # by hand (D20), or made of the mask of a neighbouring slice
 }
 BOX_CHUNK = 6  # boxes a decoder call: bounds the memory; the feature maps of 6 are 24 MB
 
@@ -84,8 +84,7 @@ class Segmenter:
     """A network and a preset, ready to segment. Also keeps the time that is spent in each stage.
 
     engine: anything like model.TorchEngine, with encode(image), decode(embedding, boxes, within, boxes_are), and kinds.
-    enhanced: True if the network was trained on the three channels, False for raw images (the baseline).
-    """
+    enhanced: True if the network was trained on the three channels, False for raw images (the baseline)."""
 
     def __init__(self, engine, preset: Preset, enhanced: bool) -> None:
         self.engine, self.preset, self.enhanced = engine, preset, enhanced
@@ -115,20 +114,26 @@ class Segmenter:
         self, embedding, boxes: np.ndarray, shape: tuple[int, int], boxes_are: str = "exact"
     ) -> Iterator[tuple[MaskPatch, float]]:
         """Yields of each box, as `masks` takes them, its mask in original pixels and its predicted IoU."""
-        boxes, (height, width) = check_boxes(boxes, shape, "Segmenter.masks", flat=True), shape
+        boxes = check_boxes(boxes, shape, "Segmenter.masks", flat=True)
         # D18: a mask ends near its box
-        limited, reach = self.preset.reach == "box", reach_of(boxes, height, width)
+        reach = reach_of(boxes, *shape) if self.preset.reach == "box" else None
+        for i, (logits, iou) in enumerate(self.decode_all(embedding, boxes, shape, reach, boxes_are)):
+            with self.stage("upsample"):
+                mask = logits_to_original(logits, *shape)
+                mask = mask if reach is None else crop_to_box(mask, reach[i])
+            yield mask, iou
+
+    def decode_all(
+        self, embedding, boxes: np.ndarray, shape: tuple[int, int], reach: np.ndarray | None, boxes_are: str
+    ) -> Iterator[tuple[np.ndarray, float]]:
+        """Yields of each box (N, 4) its logits (256, 256) and its predicted IoU.   reach: (N, 4), where masks may lie."""
         # D8: boxes are decoded in groups
         for first in range(0, len(boxes), BOX_CHUNK):
             chunk = slice(first, first + BOX_CHUNK)
-            within = grid_pixels_for(reach[chunk], height, width) if limited else None
-            asked = boxes_to_grid(boxes[chunk], height, width, self.preset.box_rounding)
-            logits, iou = self.decode(embedding, asked, within, boxes_are)
-            for i, (one, sure) in enumerate(zip(logits, iou, strict=True), start=first):
-                with self.stage("upsample"):
-                    mask = logits_to_original(one, height, width)
-                    mask = crop_to_box(mask, reach[i]) if limited else mask
-                yield mask, float(sure)
+            within = None if reach is None else grid_pixels_for(reach[chunk], *shape)
+            asked = boxes_to_grid(boxes[chunk], *shape, self.preset.box_rounding)
+            for logits, iou in zip(*self.decode(embedding, asked, within, boxes_are), strict=True):
+                yield logits, float(iou)
 
     def segment_image(self, image: np.ndarray, boxes: np.ndarray, boxes_are: str = "exact") -> np.ndarray:
         """image (H, W) or (H, W, 3) uint8; boxes (N, 4), original pixels -> (H, W) uint16."""
@@ -184,14 +189,9 @@ class Canvas:
 
 
 def load(
-    model: str | Path,
-    weights: Path | None = None,
-    preset: str | None = None,
-    engine: str = "torch",
-    force: bool = False,
-    settings: Sequence[str] = (),
-    **options,
-) -> Segmenter:
+    model: str | Path, weights: Path | None = None, preset: str | None = None, engine: str = "torch",
+    force: bool = False, settings: Sequence[str] = (), **options,
+) -> Segmenter:  # fmt: skip
     """A model with its weights and preset, ready to segment.
 
     model: a name of MODELS, or a file: a checkpoint, or for openvino-int8 a folder NAME.static.
@@ -202,27 +202,17 @@ def load(
     """
 
     def choose(path: Path, trained_with: str | None) -> Preset:
-        if trained_with not in (None, *PRESETS):
-            raise InputError(
-                f"{path}: names the preset {trained_with!r}, which does not exist; give another checkpoint"
-            )
-        if preset and trained_with not in (None, preset) and not force:
-            raise InputError(
-                f"{path}: trained with preset {trained_with}, not {preset}; leave out --preset, or add force=yes"
-            )
+        was = trained_with
+        if was not in (None, *PRESETS):
+            raise InputError(f"{path}: names the preset {was!r}, which does not exist; give another checkpoint")
+        if preset and was not in (None, preset) and not force:
+            raise InputError(f"{path}: trained with preset {was}, not {preset}; leave out --preset, or add force=yes")
         return override(PRESETS[preset or trained_with or "fixed"], list(settings))
 
-    module, _, function = engine_row(engine)[0].partition(":")
+    module, _, function = ENGINES[engine_options([engine])[0]][0].partition(":")
     make = getattr(importlib.import_module(module), function)
     name, made, chosen = make(engine, *name_and_file(model, weights), choose, **options)
     return Segmenter(made, chosen, architecture(name).enhanced)
-
-
-def engine_row(engine: str) -> tuple[str, dict[str, str]]:
-    """A row of ENGINES. InputError if there is none of this name."""
-    if engine not in ENGINES:
-        raise InputError(f"engine {engine!r}: unknown; choose one of {', '.join(ENGINES)}")
-    return ENGINES[engine]
 
 
 def engine_options(texts: Sequence[str]) -> tuple[str, dict]:
@@ -232,7 +222,9 @@ def engine_options(texts: Sequence[str]) -> tuple[str, dict]:
     ('openvino', {'precision': 'f32', 'threads': 2})
     """
     (engine, *rest), options = texts, {}
-    known = engine_row(engine)[1]
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r}: unknown; choose one of {', '.join(ENGINES)}")
+    known = ENGINES[engine][1]
     for text in rest:
         name, _, value = text.partition("=")
         kind = known.get(name, "")
@@ -253,8 +245,7 @@ def load_torch(engine: str, name: str | None, path: Path | None, choose: Callabl
 
     Every maker of ENGINES takes these four, and its options. name, path: see `name_and_file`.
     choose: the file, and the preset that it was trained with -> the preset to use.
-    Returns the name, what has the two calls of model.TorchEngine, and the preset.
-    """
+    Returns the name, what has the two calls of model.TorchEngine, and the preset."""
     if path and path.suffix == ".static":
         raise InputError(f"{path}: is an OpenVINO network; add --engine openvino-int8, or give a checkpoint")
     name, path, stored = read_model(name or path, path)

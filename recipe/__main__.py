@@ -1,7 +1,8 @@
 """Train our checkpoint: distill the encoder from LiteMedSAM, learn masks of both kinds of boxes, export.
 
     python -m recipe --cache cache --compile                              all, for a GPU
-    python -m recipe --cache cache --stage masks drawn --init CHECKPOINT --batch 6 --steps 250   on 2 CPU cores
+    python -m recipe --cache cache --stage masks drawn --init CHECKPOINT --batch 6 --steps 500   on 2 CPU cores
+    python -m recipe --average CHECKPOINT CHECKPOINT ... --out FOLDER     the mean of their weights
     python -m recipe --pack FOLDER --cache cache --init CHECKPOINT        for a machine without network (pack.py)
     python -m recipe --smoke                                              2 steps of each, 1 min
 
@@ -33,7 +34,7 @@ from data import CacheEntry, read_split, validation_item
 from figures import plot_dice
 from formats import InputError
 from formats.cache import fingerprint
-from formats.checkpoints import export_checkpoint
+from formats.checkpoints import export_checkpoint, read_checkpoint, save_checkpoint, state_dict_of
 from formats.writing import progress, save_figure, save_json, script
 from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override
@@ -66,6 +67,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--init", type=Path, metavar="CHECKPOINT", help="where the first run starts (default: best.pt of "
                    "the run before)")  # fmt: skip
     p.add_argument("--pack", type=Path, metavar="FOLDER", help="train nothing: write archives with all that it needs")
+    p.add_argument("--average", type=Path, nargs="+", metavar="CHECKPOINT", help="train nothing: write the mean of these "
+                   "checkpoints' weights")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="go on from last.pt where there is one")
     p.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="override fields of the preset")
     p.add_argument("--steps", type=int, help="optimiser steps of each run (default: the run's)")
@@ -130,6 +133,19 @@ def run_stage(stage: RecipeStage, args: argparse.Namespace, init: Path | None, m
     print(f"recipe: {stage.name}, {run.step} steps, {(time.monotonic() - start) / 60:.1f} minutes")
 
 
+def write_average(paths: list[Path], out: Path) -> None:
+    """OUT/grays_anatomy_sam_l0.pt: the mean of the weights of checkpoints of one network, as float16."""
+    stored = [read_checkpoint(path) for path in paths]
+    each = [state_dict_of(one) for one in stored]
+    if len({tuple((name, value.shape) for name, value in weights.items()) for weights in each}) > 1:
+        raise InputError("--average: these checkpoints are of different networks; name those of one")
+    mean = {
+        name: torch.stack([weights[name].float() for weights in each]).mean(dim=0).half() if value.is_floating_point() else value
+        for name, value in each[-1].items()
+    }  # fmt: skip
+    save_checkpoint(out / EXPORTED, {key: stored[-1].get(key) for key in ("architecture", "preset")} | {"model": mean})
+
+
 def draw_curve(out: Path) -> None:
     """The Dice of all runs in one figure."""
     found = [path for name in STAGES if (path := out / name / "dice_by_modality.csv").is_file()]
@@ -144,6 +160,10 @@ def run_all(args: argparse.Namespace) -> None:
     """The runs that were asked for, and after each the export."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError("the recipe trains in one process; start it without torchrun")
+    if args.average:
+        write_average(args.average, args.out)
+        print(f"recipe: wrote {args.out / EXPORTED}, the mean of {len(args.average)} checkpoints")
+        return
     if "masks" in args.stage:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         boxes = 6 if args.smoke else BOXES

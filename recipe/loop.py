@@ -76,6 +76,12 @@ def teacher_encoder() -> nn.Module:
     return network.image_encoder
 
 
+def bfloat16_where_fast(device: torch.device) -> torch.autocast:
+    """Context that computes in bfloat16. A CPU without the instructions would need minutes a step: it stays in float32."""
+    fast = device.type == "cuda" or getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
+
 # ---------------------------------------------------------------- one run
 
 
@@ -97,9 +103,7 @@ class StageRun(Run):
         if compiled:
             self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
             self.teach = self.teacher and torch.compile(self.teacher)
-        # A CPU without the instructions takes minutes a step in bfloat16: it stays in float32
-        quick = not stage.whole and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        self.bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or quick)
+        self.bfloat16 = bfloat16_where_fast(device)
         self.trainable = [p for p in network.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(self.trainable, weight_decay=0.05, fused=device.type == "cuda")
         super().__init__(MODEL, preset, network, optimiser, None, must_match, stage.name)

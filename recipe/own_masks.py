@@ -21,10 +21,11 @@ from formats.writing import progress
 from grid import GRID, case_rng, grid_size
 from model import BoxSegmenter
 from presets import Preset
+from recipe.loop import bfloat16_where_fast
 from segment import BOX_CHUNK, build
 
 MODALITIES = ("CT",)  # where it is asked: of the others our labels hold most of what is to be seen
-BOXES = 60  # random boxes an image
+BOXES = 30  # random boxes an image
 SIDES = 16, 130  # pixels of the 256 grid
 SURE, SAME = 0.85, 0.88  # least predicted IoU of both answers, and least Dice of the two
 OVERLAP = 0.02  # of the smaller mask: more of it on a mask that was kept, and it is dropped
@@ -50,7 +51,8 @@ def write_own_masks(
         if not path.is_file():
             raw = torch.from_numpy(network_images(load_entry(cache, entry)[0], entry, preset)[1])
             size, rng = grid_size(entry.height, entry.width), case_rng(entry.name)
-            labels = own_masks(network, raw.to(device), size, rng, boxes)
+            with bfloat16_where_fast(device):
+                labels = own_masks(network, raw.to(device), size, rng, boxes)
             save_mask(path, encode_runs(labels), labels.shape)
             count += int(labels.max())
     return count
@@ -85,5 +87,5 @@ def teacher_answers(network: BoxSegmenter, embedding: Tensor, boxes: np.ndarray)
         asked = torch.as_tensor(boxes[first : first + BOX_CHUNK], dtype=torch.float32, device=embedding.device)
         logits, iou = network.decode(embedding, asked)
         masks.append((logits[:, 0] > 0).cpu().numpy())
-        sure.append(iou[:, 0].cpu().numpy())
+        sure.append(iou[:, 0].float().cpu().numpy())
     return np.concatenate(masks), np.concatenate(sure)

@@ -281,6 +281,19 @@ def test_archives_hold_all_that_training_needs_and_each_fits(cache, tmp_path, mo
     assert "--minutes" in told, "the code is there"
 
 
+def test_an_average_is_the_mean_of_its_checkpoints_and_refuses_two_networks(tmp_path):
+    for name, value in (("a", 1.0), ("b", 4.0), ("c", 4.0)):
+        torch.save(
+            {"model": {"x": torch.full((2,), value), "n": torch.tensor(3)}, "preset": "fixed"}, tmp_path / f"{name}.pt"
+        )
+    recipe.main(["--average", *(str(tmp_path / f"{name}.pt") for name in "abc"), "--out", str(tmp_path / "out")])
+    stored = torch.load(tmp_path / "out" / "grays_anatomy_sam_l0.pt")
+    assert stored["model"]["x"].tolist() == [3.0, 3.0] and stored["model"]["n"] == 3 and stored["preset"] == "fixed"
+    torch.save({"model": {"y": torch.zeros(2)}}, tmp_path / "d.pt")
+    with pytest.raises(SystemExit, match="different networks"):
+        recipe.main(["--average", str(tmp_path / "a.pt"), str(tmp_path / "d.pt"), "--out", str(tmp_path / "out")])
+
+
 def test_one_cycle_rises_and_falls():
     rates = [one_cycle(step / 100, 1.0) for step in range(100)]
     assert rates.index(max(rates)) in (4, 5) and max(rates) == pytest.approx(1.0) and rates[-1] < 0.01
