@@ -53,8 +53,7 @@ def encode_runs(mask: np.ndarray) -> np.ndarray:
 def decode_runs(runs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The label map of a run-length code: the inverse of `encode_runs` -> (H, W) uint16.
 
-    InputError if a run leaves the map, overlaps the one before it, or has a value outside 1..65535.
-    """
+    InputError if a run leaves the map, overlaps the one before it, or has a value outside 1..65535."""
     runs = np.asarray(runs)
     if runs.ndim != 2 or runs.shape[1] != 3 or runs.dtype.kind not in "iu":
         raise InputError(f"a run-length code has shape (n, 3) and whole numbers, found {runs.shape} {runs.dtype}")
@@ -80,16 +79,16 @@ def decode_runs(runs: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def save_mask(path: Path, runs: np.ndarray, shape: tuple[int, int]) -> int:
     """Write a run-length code and its mask's shape as a pickle, the paper's PKL. -> bytes written [P 2.1]
 
-    A run is three int32, little-endian. The pickle holds numbers and bytes alone, and names no class or function.
-    """
+    A run is three int32, little-endian. The pickle holds numbers and bytes alone, and names no class or function."""
     return save_bytes(path, pickle.dumps((shape, runs.astype("<i4").tobytes()), protocol=4))
 
 
 def load_mask(path: Path, shape: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
     """Read a run-length mask -> (H, W) uint16. InputError for a hostile, cut, damaged or wrong file.
 
-    Reads our layout and the released one: a list of (start, length, value), counted from 1, background included.
-    """
+    Reads our layout and the released one: a list of (start, length, value), counted from 1, background included."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run first: python 01_preprocess.py")
     try:
         stored = _MaskUnpickler(io.BytesIO(path.read_bytes())).load()
         if isinstance(stored, list):  # the released layout
@@ -99,19 +98,18 @@ def load_mask(path: Path, shape: tuple[int, int] = (GRID, GRID)) -> np.ndarray:
         if found != shape or len(content) % 12:
             raise ValueError(f"its shape is {found} and its runs take {len(content)} bytes, not {shape} and 12 a run")
         return decode_runs(np.frombuffer(content, "<i4").reshape(-1, 3), shape)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; run first: python 01_preprocess.py") from error
     except Exception as error:  # bytes from outside can make an unpickler raise anything
         why = " ".join(str(error).split())[:150] or type(error).__name__
         raise InputError(f"{path}: not a run-length mask ({why}); run 01_preprocess.py again") from error
 
 
-class _MaskUnpickler(pickle.Unpickler):
+class _MaskUnpickler(pickle._Unpickler):
     """A pickle is a program: it names functions and calls them. Here names are refused: nothing can run.
 
+    The unpickler in Python, not in C: that one makes a table as long as a file's 5 bytes claim, of any size.
+
     The released layout needs two, because its numbers are NumPy's: scalar(dtype, bytes). Both get a
-    stand-in that makes whole numbers and nothing else, so that NumPy never sees the file.
-    """
+    stand-in that makes whole numbers and nothing else, so that NumPy never sees the file."""
 
     def find_class(self, module: str, name: str):
         if (module, name) == ("numpy", "dtype"):
@@ -176,8 +174,7 @@ def epoch_entries(entries: list[CacheEntry], sampling: str, seed: int, epoch: in
 
     "equal": every modality gives the same number, at most GROUP_SIZE; a small one repeats its images
     evenly. "without", "with": at most GROUP_SIZE from each 2D modality and each 3D sub-modality,
-    without or with repeats.
-    """
+    without or with repeats."""
     rng = np.random.default_rng((seed, epoch))
     groups, drawn = defaultdict(list), []
     for entry in entries:
@@ -201,8 +198,7 @@ class SliceDataset:
     or 1; boxes (K, 4). K objects per image, repeated if it has fewer.
 
     place : position in the batch of a step. What is drawn depends on (seed, step, place) alone.
-    `image` holds the paper's three channels, `raw` the gray or colour image without enhancement.
-    """
+    `image` holds the paper's three channels, `raw` the gray or colour image without enhancement."""
 
     def __init__(self, folder: Path, entries: list[CacheEntry], preset: Preset, batch: int, seed: int) -> None:
         self.folder, self.entries, self.preset, self.batch, self.seed = folder, entries, preset, batch, seed
@@ -244,12 +240,8 @@ def validation_item(folder: Path, entry: CacheEntry, preset: Preset) -> dict[str
 def item(image, labels, ids, boxes, entry: CacheEntry, preset: Preset) -> dict[str, np.ndarray]:
     """The arrays of one item, see SliceDataset."""
     enhanced, raw = network_images(image, entry, preset)
-    return {
-        "image": enhanced,
-        "raw": raw,
-        "masks": (labels[None] == ids[:, None, None]).astype(np.float32),
-        "boxes": boxes.astype(np.float32),
-    }
+    masks = (labels[None] == ids[:, None, None]).astype(np.float32)
+    return {"image": enhanced, "raw": raw, "masks": masks, "boxes": boxes.astype(np.float32)}
 
 
 def network_images(image: np.ndarray, entry: CacheEntry, preset: Preset) -> tuple[np.ndarray, np.ndarray]:

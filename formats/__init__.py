@@ -1,16 +1,12 @@
 """All reading and writing of files, and what all modules share: `InputError`, and the facts about modalities.
 
-    readers.py      the table of file endings: which function reads what; a case's labels and boxes, boxes.csv
+    readers.py      which function reads what; a case's labels and boxes, boxes.csv
     case.py         one image with its boxes and labels; the checks that every input passes
-    npz.py          the challenge's files
-    pictures.py     PNG, JPG, TIFF, BMP, and mask pictures
-    scans.py        NIfTI, NRRD, MetaImage: how a volume lies in the patient, and how its slices are turned
-    dicom.py        images, series, outlines and segmentations
-    dicom_out.py    segmentations that step 4 writes for a series
-    annotations.py  objects in JSON files: COCO, Supervisely
+    npz, pictures, scans, dicom, dicom_out, annotations     one kind of file each
     partners.py     which files of a folder belong together
     intensity.py    more than 8 bits to grey levels: windows and percentiles
     results.py      what step 4 is asked for and writes
+    truth.py        what step 5 reads
     sources.py      what step 1 reads; public data sets by name
     cache.py        what step 1 writes: index and journal; many cores and machines
     checkpoints.py  weights
@@ -23,11 +19,18 @@ import os
 import re
 from pathlib import Path
 
+# Bytes that one file may unpack to: a damaged header, or one made to fill the memory, may claim any number
+MOST_BYTES = int(float(os.environ.get("GRAYS_LIMIT_GB") or 1) * 2**30)
 MAX_LABEL = 65_535  # labels are uint16 everywhere (D9): the challenge has images with more than 255 objects
 
 
 class InputError(ValueError):
-    """Bad input, told in one sentence: which file, what was found, what to do."""
+    """Bad input, told in one sentence: which file, what was found, what to do. At most 300 characters, all printable."""
+
+    def __init__(self, text: str) -> None:
+        # a name may hold anything but / and \0: line ends, what moves a terminal's cursor, bytes that are not UTF-8
+        text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)
+        super().__init__(text if len(text) <= 300 else f"{text[:170]} ... {text[-125:]}")
 
 
 def usable_cores() -> int:
@@ -95,10 +98,7 @@ def is_drawn(name: str) -> bool:
 
 
 def submodality_of(name: str) -> str:
-    """The group of a case in the sampler: one of SUBMODALITIES, else modality and data set ("CT_STS").
-
-    Different spellings of a modality ("X-Ray", "XRay", "CXR") go to one group.
-    """
+    """The group of a case in the sampler: one of SUBMODALITIES, else modality and data set ("CT_STS")."""
     bare, modality = bare_name(name), modality_of(name)
     known = {"X-Ray": "XRay", "Mammography": "Mammo"}.get(modality, modality)
     for group in SUBMODALITIES:

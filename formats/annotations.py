@@ -1,13 +1,15 @@
-"""Objects that a JSON file outlines: COCO, one file for many images, and Supervisely, a.jpg.json for a.jpg.
+"""Objects that a JSON file outlines: COCO, one file for many images, and LAYOUTS of one image: a.json or a.jpg.json.
 
-Every object becomes a label of its own, numbered as in the file. COCO is read by pycocotools, after a
-check that no outline claims more than its image has. Where objects overlap, the smaller ones are seen.
+A new layout is one function and one row of LAYOUTS. Every object becomes a label of its own, numbered as in the file.
+COCO is read by pycocotools, after a check that no outline claims more than its image has. Where objects overlap, the
+smaller ones are seen.
 Source: the formats of cocodataset.org and supervisely.com.
 """
 
 import base64
 import json
 import zlib
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -15,24 +17,32 @@ import cv2
 import numpy as np
 
 from formats import MAX_LABEL, InputError
-from formats.case import paint
+from formats.case import paint, told_in_a_sentence
+from formats.pictures import decoded
 from formats.writing import tell
-from grid import boxes_from_labels
 
 MAX_BYTES = 2**27  # of one object's bitmap, unpacked
-Labels = tuple[np.ndarray, tuple[str, ...]]  # (H, W) uint16, and the class of labels 1, 2, ...
+Boxed = tuple[np.ndarray, tuple[str, ...], np.ndarray]  # labels (H, W) uint16, the class of each, exact boxes (N, 4)
 
 
-def read_annotations(
-    path: Path, image: Path, shape: tuple[int, int]
-) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
-    """Objects of one image, of either kind of file -> (labels (H, W) uint16, the class of each, exact boxes (N, 4) or None).
+def read_annotations(path: Path, image: Path, shape: tuple[int, int]) -> Boxed:
+    """Objects of one image (H, W) = shape, of any known file.
 
     Boxes are of whole objects, also where others hide them, and of those that have no outline.
     """
     if is_coco(path):
-        return *read_coco(path, image, shape), coco_boxes(path, image, shape)[0]
-    return read_supervisely(path, shape)
+        return read_coco(path, image, shape)
+    # a file that fits no row is told so by the first one
+    return (layout_of(path) or next(iter(LAYOUTS.values())))(path, shape)
+
+
+def layout_of(path: Path) -> Callable[[Path, tuple[int, int]], Boxed] | None:
+    """What reads a JSON file about one image: the first row of LAYOUTS whose key it has, or None."""
+    try:
+        keys = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return next((read for key, read in LAYOUTS.items() if isinstance(keys, dict) and key in keys), None)
 
 
 def is_coco(path: Path) -> bool:
@@ -48,25 +58,22 @@ def coco_files(path: Path) -> set[str]:
     return {listed.name for listed in _objects_by_file(path, path.stat().st_mtime_ns)}
 
 
-def read_coco(path: Path, image: Path | str, shape: tuple[int, int]) -> Labels:
-    """Objects of one image, which the file must list -> (labels (H, W) uint16, the category of each label)
-
-    Objects without an outline, and what the label map hides of larger ones, are told.
-    """
+def read_coco(path: Path, image: Path, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """What `read_annotations` gives of a COCO file, which must list the image. Objects without an outline are told."""
     from pycocotools import mask as tools  # only here: few data sets have such files
 
     objects, nothing = _objects_of(path, image, shape), np.zeros(shape, bool)
+    boxes, names, _ = coco_boxes(path, image, shape)
     masks = (tools.decode(code).astype(bool) if code else nothing for _, code, _ in objects)
-    labels, told = paint(masks, [name for name, _, _ in objects])
+    labels, _ = paint(masks, names, f"{path}: {image.name}")
     lone = [f"{i} ({name})" if name else str(i) for i, (name, code, _) in enumerate(objects, start=1) if code is None]
     if lone:
-        told.append(f"object {', '.join(lone)} has no outline, so no mask; step 4 takes its box")
-    for sentence in told:
-        tell(f"{path}: {Path(image).name}: {sentence}", error=True)
-    return labels, tuple(name for name, _, _ in objects)
+        told = f"object {', '.join(lone)} has no outline, so no mask; step 4 takes its box"
+        tell(f"{path}: {image.name}: {told}", error=True)
+    return labels, names, boxes
 
 
-def coco_boxes(path: Path, image: Path | str, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...], bool]:
+def coco_boxes(path: Path, image: Path, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...], bool]:
     """Boxes of one image's objects -> ((N, 4) x_min y_min x_max y_max, pixels, inclusive; their categories; all exact?).
 
     They are those of the outlines, which are exact; of an object without an outline, the file's own.
@@ -80,42 +87,40 @@ def coco_boxes(path: Path, image: Path | str, shape: tuple[int, int]) -> tuple[n
     return np.array(boxes, float), tuple(name for name, _, _ in objects), all(code for _, code, _ in objects)
 
 
-def _objects_of(path: Path, image: Path | str, shape: tuple[int, int]) -> list[tuple[str, dict | None, list | None]]:
+def _objects_of(path: Path, image: Path, shape: tuple[int, int]) -> list[tuple[str, dict | None, list | None]]:
     """(category, run lengths of pycocotools or None, box x y width height or None) of each object of an image."""
-    everything, image = _objects_by_file(path, path.stat().st_mtime_ns), Path(image)
-    named = [listed for listed in everything if listed.name == image.name]
+    everything, name = _objects_by_file(path, path.stat().st_mtime_ns), image.name
+    named = [listed for listed in everything if listed.name == name]
     if len(named) > 1:  # in several folders: the one whose folders are the image's
         named = [one for one in named if one.parts == image.resolve().parts[-len(one.parts) :]] or named
-    name = image.name
     if len(named) > 1:
-        raise InputError(
-            f"{path}: lists {', '.join(map(str, named[:3]))}: which is {image}? give each a name of its own"
-        )
+        several = ", ".join(map(str, named[:3]))
+        raise InputError(f"{path}: lists {several}: which is {image}? give each a name of its own")
     if not named:
         raise InputError(f"{path}: lists no image {name}; add it, or correct the name ('file_name' in 'images')")
     size, objects = everything[named[0]]
-    if not objects:
-        raise InputError(f"{path}: has no object of {name}; outline one, or leave the image out")
-    if None not in size and size != shape:
-        raise InputError(f"{path}: {name} is listed as {size[0]} x {size[1]} (H, W), but is {shape[0]} x {shape[1]}")
-    if len(objects) > MAX_LABEL:
-        raise InputError(f"{path}: {name} has {len(objects)} objects, more than the {MAX_LABEL} labels of a mask")
+    _check(path, name, size if None not in size else shape, shape, len(objects))
     found = []
     for number, (category, outline, box) in enumerate(objects, start=1):
-        try:
-            code, box = _run_lengths(outline, shape), _sides(box)
-            if code is None and box is None:
+        with told_in_a_sentence(path, f"object {number} of {name} has no good outline", "correct it"):
+            found.append((category, _run_lengths(outline, shape), _sides(box)))
+            if found[-1][1:] == (None, None):
                 raise ValueError("none, and no box")
-        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-            raise InputError(f"{path}: object {number} of {name} has no good outline ({error}); correct it") from error
-        found.append((category, code, box))
     return found
+
+
+def _check(path: Path, name: str, size: tuple[int, int], shape: tuple[int, int], count: int) -> None:
+    """InputError if annotations are of an image of another size (H, W), or their number does not fit a label map."""
+    if size != shape:
+        raise InputError(f"{path}: {name} is listed as {size[0]} x {size[1]} (H, W), but is {shape[0]} x {shape[1]}")
+    if not 0 < count <= MAX_LABEL:
+        raise InputError(f"{path}: has {count} objects of {name}; outline 1 to {MAX_LABEL}, or leave the image out")
 
 
 @lru_cache(maxsize=2)  # one JSON file describes thousands of images: it is read once
 def _objects_by_file(path: Path, _changed: int) -> dict[PurePosixPath, tuple[tuple, list]]:
     """{listed file: ((H, W), [(category, outline, box)])} of a COCO file; H and W may be None. Crowds are no objects."""
-    try:
+    with told_in_a_sentence(path, "is no COCO file", "it needs 'images' and 'annotations'"):
         content = json.loads(path.read_text(encoding="utf-8"))
         categories = {one["id"]: str(one["name"]) for one in content.get("categories", [])}
         names = {image["id"]: PurePosixPath(image["file_name"].replace("\\", "/")) for image in content["images"]}
@@ -126,8 +131,6 @@ def _objects_by_file(path: Path, _changed: int) -> dict[PurePosixPath, tuple[tup
         for one in (one for one in objects if one.get("image_id") in names):
             category = categories.get(one.get("category_id"), "")
             found[names[one["image_id"]]][1].append((category, one.get("segmentation"), one.get("bbox")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: is no COCO file ({error!r}); it needs 'images' and 'annotations'") from error
     if lost := sum(one.get("image_id") not in names for one in objects):
         tell(f"{path}: {lost} annotations left out, of images that it does not list", error=True)
     return found
@@ -190,33 +193,29 @@ def _unpacked(text: str) -> list[int]:
     return runs
 
 
-def read_supervisely(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-    """Objects of one image, polygons or bitmaps -> (labels (H, W) uint16, the class of each, exact boxes (N, 4))"""
-    try:
+def read_supervisely(path: Path, shape: tuple[int, int]) -> Boxed:
+    """What `read_annotations` gives of a Supervisely file: polygons or bitmaps."""
+    with told_in_a_sentence(path, "is no Supervisely annotation"):
         content = json.loads(path.read_text(encoding="utf-8"))
         size, objects = (content["size"]["height"], content["size"]["width"]), content["objects"]
-        masks = [_supervisely_mask(one, shape) for one in objects] if size == shape else []
+        _check(path, path.stem, size, shape, len(objects))
+        masks = [_supervisely_mask(one, shape) for one in objects]
         names = tuple(str(one.get("classTitle", "")) for one in objects)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error, cv2.error) as error:
-        raise InputError(f"{path}: is no Supervisely annotation ({error!r}); export it again") from error
-    if size != shape:
-        raise InputError(f"{path}: is for an image of {size[0]} x {size[1]}, but this one is {shape[0]} x {shape[1]}")
-    if not masks or len(masks) > MAX_LABEL:
-        raise InputError(f"{path}: has {len(masks) or 'no'} object; outline 1 to {MAX_LABEL}, or leave the image out")
-    labels, told = paint(masks, names)
-    for sentence in told:
-        tell(f"{path}: {sentence}", error=True)
-    return labels, names, np.concatenate([boxes_from_labels(mask)[1] for mask in masks])
+    return boxed_objects(path, masks, names)
+
+
+def boxed_objects(path: Path, masks: Sequence[np.ndarray], names: tuple[str, ...]) -> Boxed:
+    """What a row of LAYOUTS returns. masks: (H, W) bool, one an object. What the label map has to hide is told."""
+    labels, boxes = paint(masks, names, path)
+    return labels, names, boxes
 
 
 def _supervisely_mask(item: dict, shape: tuple[int, int]) -> np.ndarray:
     """One object -> (H, W) bool."""
     mask = np.zeros(shape, np.uint8)
     if "bitmap" in item:
-        packed = np.frombuffer(
-            zlib.decompressobj().decompress(base64.b64decode(item["bitmap"]["data"]), MAX_BYTES), np.uint8
-        )
-        stamp = cv2.imdecode(packed, cv2.IMREAD_UNCHANGED)
+        content = zlib.decompressobj().decompress(base64.b64decode(item["bitmap"]["data"]), MAX_BYTES)
+        stamp = decoded(content, cv2.IMREAD_UNCHANGED)
         stamp = stamp[..., -1] if stamp.ndim == 3 else stamp  # alpha
         x, y = item["bitmap"]["origin"]
         mask[y : y + stamp.shape[0], x : x + stamp.shape[1]] = stamp > 0
@@ -225,3 +224,7 @@ def _supervisely_mask(item: dict, shape: tuple[int, int]) -> np.ndarray:
         for value, corners in [(1, points["exterior"]), *((0, hole) for hole in points.get("interior", []))]:
             cv2.fillPoly(mask, [np.array(corners, np.float64).round().astype(np.int32)], value)
     return mask.astype(bool)
+
+
+# A key that a JSON file about one image has at its top -> what reads it: (path, (H, W)) -> Boxed, or InputError
+LAYOUTS: dict[str, Callable[[Path, tuple[int, int]], Boxed]] = {"objects": read_supervisely}

@@ -1,8 +1,8 @@
 """The cache that step 1 fills: its index, its journal, and the cores or machines that fill it.
 
 cache/index.csv has a row for each image; training reads it. cache/done.jsonl, the journal, has a
-line for each finished case, written when its files are on the disk. A later run processes only the
-cases that are not in the journal, or that have changed. One process writes both files.
+line for each finished case, written when its files are on the disk: a later run processes only the
+cases that are not in it, or that have changed. One process writes both files.
 """
 
 import csv
@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import re
 import threading
-from collections import defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
@@ -27,7 +27,7 @@ import cv2
 import numpy as np
 
 from formats import InputError, patient_of, submodality_of
-from formats.case import Case
+from formats.case import Case, told_in_a_sentence
 from formats.writing import csv_text, progress, save_json, save_text, tell
 from grid import label_ids
 
@@ -84,8 +84,7 @@ def entry_of(case: Case, name: str, source: str, shape: tuple[int, int], labels:
     """The row of one cached image of a case.   shape : of the original, (height, width).   labels : on the grid."""
     groups = case.modality, submodality_of(case.name), patient_of(case.name)
     low, high = map(float, case.source_range) if case.source_range else (None, None)
-    width, level = case.window or (None, None)
-    window = "" if width is None else f"{width:g}/{level:g}" if width else "percentile"
+    window = "" if not case.window else "{:g}/{:g}".format(*case.window) if case.window[0] else "percentile"
     return CacheEntry(name, *groups, source, *shape, "", len(label_ids(labels)), low, high, window)
 
 
@@ -100,10 +99,9 @@ def start_cache(folder: Path, *inputs: Path | None) -> None:
 
 def check_version(folder: Path) -> None:
     """InputError unless the folder is a cache of this version."""
-    try:
+    found = None
+    with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((folder / "version.json").read_text(encoding="utf-8"))["cache"]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = None
     if found != CACHE_VERSION:
         what = f"a cache of version {found}" if found else "no cache here (no good version.json)"
         first = f"delete an old cache, and run first: python 01_preprocess.py -o {folder}"
@@ -130,7 +128,7 @@ def read_index(folder: Path) -> list[CacheEntry]:
                 raise ValueError(f"its columns are {', '.join(header)}")
             for row in rows:
                 low, high = (float(value) if value else None for value in row[9:11])
-                entry = CacheEntry(*row[:5], int(row[5]), int(row[6]), row[7], int(row[8]), low, high, row[11])
+                entry = CacheEntry(*row[:5], *map(int, row[5:7]), row[7], int(row[8]), low, high, row[11])
                 if entry.split not in SPLITS or Path(entry.name).name != entry.name:
                     raise ValueError(f"a row has the name {entry.name!r} and the split {entry.split!r}")
                 entries.append(entry)
@@ -170,8 +168,7 @@ def cache_sources(
         for path in (folder / place).glob("*.tmp"):
             path.unlink(missing_ok=True)
     known, done = read_journal(folder), []
-    taken = names_of_others({source.name for source in sources}, known)
-    jobs = [(source, known.get(source.name), taken.get(source.name, ())) for source in sources]
+    jobs = [(source, known.get(source.name)) for source in sources]
     results = in_parallel(partial(cache_source, folder, cache_case, load_entry), jobs, workers)
     with (folder / JOURNAL).open("a", encoding="utf-8") as journal:
         for source, found in zip(sources, progress(results, "files", len(jobs)), strict=True):
@@ -184,62 +181,8 @@ def cache_sources(
                 # it begins with a line end, because the line before it may be cut short
                 journal.write(f"\n{json.dumps(asdict(found))}")
                 journal.flush()
-    return merged_entries(folder, known, {source.name: source.split for source, _ in done}, excluded), done
-
-
-def cache_source(folder: Path, cache_case: Callable, load_entry: Callable, job: tuple) -> CachedCase | str:
-    """In a worker: cache one source, unless it is done and whole. -> what became of it, or why it is left out
-
-    job : the source; what the journal says of it; names in the cache that other cases have.
-    """
-    cv2.setNumThreads(1)  # the other cores have workers of their own
-    source, before, taken = job
-    try:
-        stamp = source.stamp()
-        if before and before.stamp == stamp:
-            with suppress(InputError):  # a damaged file: the case is done again
-                for entry in before.entries:
-                    load_entry(folder, entry)
-                return before
-        case, small = source.read()
-        if clash := [name for name, z in slice_names(case) if name in taken and case.labels[z].any()]:
-            raise InputError(f"{source.path}: its image {clash[0]} would replace another case's; rename one of the two")
-    except (InputError, OSError) as error:
-        return str(error)
-    return replace(cache_case(folder, case, source.path.name, stamp), small=small)  # a full disk stops the run
-
-
-def slice_names(case: Case) -> list[tuple[str, object]]:
-    """[(name of the cached image, index of its plane)]: one for a picture, one a slice for a volume."""
-    if not case.is_3d:
-        return [(case.name, ...)]
-    return [(f"{case.name}-{z:03d}", z) for z in range(len(case.image))]
-
-
-def names_of_others(names: set[str], known: dict[str, CachedCase]) -> dict[str, set[str]]:
-    """{case: names of images that it must not write, because another case has them}.
-
-    names : this run's cases.   known : the journal.   A volume CT_a and a picture CT_a-003 collide:
-    the volume's slice 3 has this name too. The picture gets it, unless the volume has it already.
-    """
-    taken = defaultdict(set)
-    for name in names | known.keys():
-        volume = re.sub(r"-\d{3,}$", "", name)
-        if volume in known and name not in known and any(entry.name == name for entry in known[volume].entries):
-            taken[name].add(name)
-        elif volume != name:
-            taken[volume].add(name)
-    return taken
-
-
-def merged_entries(
-    folder: Path, known: dict[str, CachedCase], given: dict[str, str], excluded: set[str]
-) -> list[CacheEntry]:
-    """The index after a run: this run's rows, and those that it had before. Sorted by name. InputError if there is none.
-
-    known : the journal.   given : {case of this run: its split, "" if it is still to be drawn}.   A row
-    of the old index keeps its split.
-    """
+    # this run's rows, with the split that was given, "" if it is still to be drawn; a row of the old index keeps its own
+    given = {source.name: source.split for source, _ in done}
     splits = {row.name: row.split for row in read_index(folder)} if (folder / "index.csv").exists() else {}
     rows = [
         replace(entry, split=splits.get(entry.name) or given[case.name])
@@ -249,7 +192,36 @@ def merged_entries(
     ]
     if not rows:
         raise InputError(f"{folder}: no file gave an image with an object, so there is nothing to train on")
-    return sorted(rows, key=lambda row: row.name)
+    name, count = Counter(row.name for row in rows).most_common(1)[0]
+    if count > 1:  # slice 3 of a volume CT_a, and a picture CT_a-003
+        raise InputError(f"{folder}: two cases give an image {name}; rename one of them, and start with an empty --out")
+    return sorted(rows, key=lambda row: row.name), done
+
+
+def cache_source(folder: Path, cache_case: Callable, load_entry: Callable, job: tuple) -> CachedCase | str:
+    """In a worker: cache one source, unless it is done and whole. -> what became of it, or why it is left out
+
+    job : the source, and what the journal says of it.
+    """
+    cv2.setNumThreads(1)  # the other cores have workers of their own
+    source, before = job
+    try:
+        with told_in_a_sentence(source.path):  # a full disk stops the run
+            stamp = source.stamp()
+            if before and before.stamp == stamp:
+                with suppress(InputError):  # a damaged file: the case is done again
+                    for entry in before.entries:
+                        load_entry(folder, entry)
+                    return before
+            case, small = source.read()
+            return replace(cache_case(folder, case, source.path.name, stamp), small=small)
+    except InputError as error:
+        return str(error)
+
+
+def slice_names(case: Case) -> list[tuple[str, object]]:
+    """[(name of the cached image, index of its plane)]: one for a picture, one a slice for a volume."""
+    return [(f"{case.name}-{z:03d}", z) for z in range(len(case.image))] if case.is_3d else [(case.name, ...)]
 
 
 def finish_cache(
@@ -277,7 +249,7 @@ def finish_cache(
     left_out = ", ".join(f"{number:,} {what}" for what, number in reasons.items() if number) or "nothing"
     train, val = (sum(entry.split == split for entry in entries) for split in SPLITS)
     without = {entry.modality for entry in entries} - {entry.modality for entry in entries if entry.split == "val"}
-    note = f"; no validation image of {', '.join(sorted(without))}, whose patients are too few" if without else ""
+    note = f"; no validation image of {', '.join(sorted(without))}, whose patients are too few" * bool(without)
     read = f"{len(cases):,} files with {sum(case.objects for case in cases):,} objects"
     held = f"{len(entries):,} images with {sum(e.objects for e in entries):,} objects, {train:,} train and {val:,} val"
     tell(f"01_preprocess.py: {read}; {folder} holds {held}; left out: {left_out}{note}")
@@ -304,7 +276,8 @@ def in_parallel(function: Callable, jobs: Collection, workers: int | str) -> Ite
         yield from map(function, jobs)
         return
     left, waiting = iter(jobs), deque()
-    with executor_of(workers, len(jobs)) as (executor, count):
+    of_all = dask_executor(workers) if isinstance(workers, str) else executor_of(workers, len(jobs))
+    with of_all as (executor, count):
         try:
             while True:
                 while len(waiting) < AHEAD * count and (chunk := list(islice(left, CHUNK))):
@@ -324,13 +297,9 @@ def all_of(function: Callable, jobs: list, folder: str) -> list:
 
 
 @contextmanager
-def executor_of(workers: int | str, most: int) -> Iterator[tuple[Executor, int]]:
-    """Processes of this machine, at most `most`, or those of a Dask scheduler. -> (executor, how many)"""
-    if isinstance(workers, str):
-        with dask_executor(workers) as found:
-            yield found
-        return
-    count = min(workers, most, 61) if os.name == "nt" else min(workers, most)  # Windows waits for 61 at most
+def executor_of(workers: int, most: int) -> Iterator[tuple[Executor, int]]:
+    """Processes of this machine, at most `most`. -> (executor, how many)"""
+    count = min(workers, most, 61 if os.name == "nt" else most)  # Windows waits for 61 at most
     try:
         with ProcessPoolExecutor(count, initializer=end_with_the_main_process) as executor:
             yield executor, count
@@ -340,11 +309,7 @@ def executor_of(workers: int | str, most: int) -> Iterator[tuple[Executor, int]]
 
 @contextmanager
 def dask_executor(address: str) -> Iterator[tuple[Executor, int]]:
-    """The processes of a Dask scheduler. -> (executor, how many)
-
-    If a worker ends, the scheduler gives its jobs to another one. A job that is done twice writes the
-    same bytes.
-    """
+    """The processes of a Dask scheduler, which gives the jobs of a lost worker to another one. -> (executor, how many)"""
     try:
         from distributed import CancelledError, Client, KilledWorker
     except ImportError as error:

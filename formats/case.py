@@ -8,6 +8,9 @@ Spacing is (z, y, x) in mm, in the order of the array's axes. Files store it as 
 
 from __future__ import annotations
 
+import errno
+import os
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from formats import MAX_LABEL, InputError, modality_of
-
-MAX_VOXELS = 2**31  # a damaged header, or one that was made to fill the memory, may claim any size
+from formats import MAX_LABEL, MOST_BYTES, InputError, modality_of
+from formats.writing import tell
+from grid import boxes_from_labels
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,28 @@ def why(error: Exception) -> str:
 
 
 @contextmanager
-def told_in_a_sentence(path: Path) -> Iterator[None]:
+def told_in_a_sentence(path: Path, what: str = "", advice: str = "export it again") -> Iterator[None]:
     """Whatever a reader raises becomes an InputError, so that one bad file does not end a run.
 
-    An exception that no reader foresaw is named with its type, so that it can be reported.
+    what : is wrong, and `advice` what to do. Without it, the error is one that no reader foresaw: it is
+    named with its type, so that it can be reported. GRAYS_DEBUG=yes shows where it was raised.
+    A full disk is no fault of the file, and passes.
     """
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # libraries raise many kinds for files from outside
-        what = f"{type(error).__name__}: {why(error)}"
-        raise InputError(
-            f"{path}: can't be read ({what}); export it again, and report this if it opens elsewhere"
-        ) from error
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if os.environ.get("GRAYS_DEBUG"):
+            traceback.print_exc()
+        told = f"{what} ({why(error)}); {advice}"
+        if not what:
+            told = (
+                f"can't be read ({type(error).__name__}: {why(error)}); {advice}, and report this if it opens elsewhere"
+            )
+        raise InputError(f"{path}: {told}") from error
 
 
 def spacing_zyx(spacing_xyz: np.ndarray) -> tuple[float, float, float]:
@@ -87,14 +98,16 @@ def check_claim(path: Path, shape: tuple[int, ...], dtype: np.dtype, holds: int)
 
     holds: the most bytes that the file may unpack to.
     """
-    voxels = int(np.prod(shape, dtype=float))
-    if voxels > MAX_VOXELS:
-        raise InputError(f"{path}: claims {shape} voxels, more than {MAX_VOXELS:,}; crop it, or repair its header")
-    if voxels * dtype.itemsize > holds:
-        raise InputError(f"{path}: ends too early or is damaged: it can't hold the {shape} voxels that it claims")
+    claimed = int(np.prod(shape, dtype=float)) * dtype.itemsize
+    if claimed > holds:
+        told = f"it can't hold the {shape} voxels that it claims; copy it again"
+        raise InputError(f"{path}: ends too early or is damaged: {told}")
+    if claimed > MOST_BYTES:
+        most = f"more than {MOST_BYTES / 2**30:g} GiB; crop it, or set GRAYS_LIMIT_GB={claimed / 2**30 + 1:.0f}"
+        raise InputError(f"{path}: claims {shape} voxels of {dtype.itemsize} bytes, {most}")
     if dtype.kind == "c":
         raise InputError(f"{path}: holds complex values in its {shape} voxels; save their magnitude as a volume")
-    return voxels * dtype.itemsize
+    return claimed
 
 
 def check_image(image: np.ndarray, is_3d: bool, path: Path | str) -> np.ndarray:
@@ -135,18 +148,20 @@ def check_labels(labels: np.ndarray, grid: tuple[int, ...], path: Path | str) ->
     return labels.astype(np.uint16)
 
 
-def paint(masks: Iterable[np.ndarray], names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def paint(masks: Iterable[np.ndarray], names: Sequence[str], where: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """Masks of objects that may overlap, as one label map: the i-th object becomes label i + 1.
 
     masks : (H, W) or (D, H, W) bool each, one at least; taken one by one, as many need much memory.
     names : of the objects, "" for none; read at the end.
     A smaller object covers a larger one, so that it stays visible; of equal ones the later covers.
-    Returns (labels uint16, sentences: what the map has to hide, with its pixels; none if nothing).
+    Returns (labels uint16, exact boxes of the whole masks, (N, 4) or (N, 6), none of an empty mask).
+    What the map has to hide is told, with its pixels.   where : the file that the sentence names.
     """
-    labels, sizes = None, [0]
+    labels, sizes, boxes = None, [0], []
     for number, mask in enumerate(masks, start=1):
         labels = np.zeros(mask.shape, np.uint16) if labels is None else labels
         sizes.append(np.count_nonzero(mask))
+        boxes.append(boxes_from_labels(mask.view(np.uint8))[1])
         before = labels[mask]
         under = np.array(sizes)[before]  # sizes of what is there: 0 for nothing
         labels[mask] = np.where((before == 0) | (under >= sizes[-1]), number, before)
@@ -157,9 +172,11 @@ def paint(masks: Iterable[np.ndarray], names: Sequence[str]) -> tuple[np.ndarray
         for i, name in enumerate(names, start=1)
         if visible[i] < sizes[i]
     ]
-    more = f", and {len(hidden) - 5} more objects" * (len(hidden) > 5)
-    told = f"smaller objects hide pixels of larger ones in the label map: {', '.join(hidden[:5])}{more}"
-    return labels, [told] * bool(hidden)
+    if hidden:
+        more = f", and {len(hidden) - 5} more objects" * (len(hidden) > 5)
+        told = f"smaller objects hide pixels of larger ones in the label map: {', '.join(hidden[:5])}{more}"
+        tell(f"{where}: {told}", error=True)
+    return labels, np.concatenate(boxes)
 
 
 def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat: bool = False) -> np.ndarray:
@@ -182,19 +199,15 @@ def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat
     boxes = boxes.astype(np.float64)
     low, high = boxes[:, : len(grid)], boxes[:, len(grid) :]
     size = np.array(grid[::-1], dtype=float)  # x, y(, z), like the columns
-    bad_sides = high < low
-    if not flat:
-        bad_sides[:, :2] |= high[:, :2] == low[:, :2]
-    outside = (low < 0) | (high > size)
+    bad_sides, outside = high < low, (low < 0) | (high > size)
+    bad_sides[:, :2] |= (high[:, :2] == low[:, :2]) & (not flat)
     outside[:, 2:] |= high[:, 2:] > size[2:] - 1  # z is a slice number: it must exist
-    for bad, what in (
-        (bad_sides, "swapped or without area"),
-        (outside, f"outside the image of size {size.astype(int)} (x, y, z)"),
-    ):
+    told = f"outside the image of size {size.astype(int)} (x, y, z)"
+    for bad, what in ((bad_sides, "swapped or without area"), (outside, told)):
         if bad.any():
-            row = int(np.argmax(bad.any(axis=1)))
+            row, axes = int(np.argmax(bad.any(axis=1))), "xyz"[: len(grid)]
+            order = " ".join(f"{axis}_{end}" for end in ("min", "max") for axis in axes)
             raise InputError(
-                f"{path}: box {row} {boxes[row].tolist()} is {what}; boxes are x_min y_min{' z_min' * (width == 6)} "
-                f"x_max y_max{' z_max' * (width == 6)} in pixels of the image"
+                f"{path}: box {row} {boxes[row].tolist()} is {what}; boxes are {order} in pixels of the image"
             )
     return boxes

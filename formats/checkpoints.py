@@ -1,13 +1,13 @@
 """Weights from files: where LiteMedSAM's and ours are, and the one loader for every checkpoint format.
 
-A checkpoint of ours is a dict with "model" (the state dict) and what else training needs. The loader
-also takes the published files: bare state dicts (`efficientvit_sam_l0.pt`, `lite_medsam.pth`), and
-states wrapped in "model" or "state_dict", with names that may begin with "module.".
-PyTorch is imported where a file is read or written, so that finding one does not need it.
+A checkpoint of ours is a dict with "model" (the state dict) and what else training needs. The published
+files are taken too: bare state dicts, or wrapped in "model" or "state_dict", with names that may begin with
+"module.". PyTorch is imported where a file is read or written, so that finding one does not need it.
 """
 
 import hashlib
 import io
+import zipfile
 from pathlib import Path
 
 from formats import InputError
@@ -74,9 +74,9 @@ def export_checkpoint(source: Path, target: Path) -> dict:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """Read a checkpoint file without running any code in it. InputError if it is missing, damaged or unsafe.
+    """Read a checkpoint file, or a folder of its parts (recipe/pack.py), without running any code in it.
 
-    A folder is read as a checkpoint in parts (recipe/pack.py): the weights of all its .pt files together.
+    InputError if it is missing, damaged or unsafe.
     """
     if path.is_dir() and (parts := [read_checkpoint(part) for part in sorted(path.glob("*.pt"))]):
         return parts[0] | {"model": {name: value for part in parts for name, value in part["model"].items()}}
@@ -85,14 +85,16 @@ def read_checkpoint(path: Path) -> dict:
     try:
         import torch
 
+        # PyTorch writes a checksum of every tensor, and compares none
+        if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
+            raise ValueError(bad)
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         run = "pip install -r requirements.txt (the openvino engines need it once for each checkpoint, to make their graphs)"
         raise InputError(f"{path}: cannot be read, as PyTorch is not installed; run: {run}") from error
     except Exception as error:  # a damaged file can fail in any way inside torch.load
-        why = "cut short, damaged, or holding objects that could run code"
-        advice = "download it again, or save a state dict with torch.save"
-        raise InputError(f"{path}: not a checkpoint of plain tensors ({why}); {advice}") from error
+        what = "not a checkpoint of plain tensors (cut short, damaged, or holding objects that could run code)"
+        raise InputError(f"{path}: {what}; download it again, or save a state dict with torch.save") from error
     if not isinstance(stored, dict) or not all(isinstance(name, str) for name in stored):
         raise InputError(f"{path}: holds a {type(stored).__name__}, expected a state dict or a checkpoint dict")
     return stored
@@ -113,13 +115,13 @@ def kinds_of(stored: dict) -> tuple[str, ...]:
 
 
 def load_weights(path: Path, model, stored: dict | None = None) -> dict:
-    """Load a checkpoint into a model (nn.Module), strictly (D12): every name and shape must agree.
+    """Load a checkpoint into a model (nn.Module), strictly (D12): InputError unless every name and shape agrees.
 
-    stored: the content of the file, if it was read already. InputError says which names do not agree.
-    Returns what else the checkpoint holds (preset, step, ...), {} for a bare state dict.
+    stored: the content of the file, if it was read already. Returns what else the checkpoint holds (preset, step, ...).
     """
     import torch
 
+    kind_of = lambda tensor: (tensor.is_floating_point(), tensor.is_complex())  # noqa: E731
     stored = read_checkpoint(path) if stored is None else stored
     state, wanted = state_dict_of(stored), model.state_dict()
     odd = [k for k, value in state.items() if not isinstance(value, torch.Tensor) or value.layout != torch.strided]
@@ -129,19 +131,17 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
         "missing": [name for name in wanted if name not in state],
         "unexpected": [name for name in state if name not in wanted],
         "of another shape": [k for k in wanted if k in state and state[k].shape != wanted[k].shape],
+        "of another kind of number": [k for k in wanted if k in state and kind_of(state[k]) != kind_of(wanted[k])],
     }
     if any(differ.values()):
         found = ", ".join(f"{len(names)} {what} (first: {names[0]})" for what, names in differ.items() if names)
         own = "give this model's own weights, or, if you changed the decoder, train it anew: 02_train.py --set decoder=random"
         raise InputError(f"{path}: weights of another architecture: names {found}; {own}")
-    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        what = f"NaN or infinity in {len(bad)} tensors (first: {bad[0]})"
-        raise InputError(f"{path}: holds {what}; use an earlier checkpoint")
+    if bad := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise InputError(f"{path}: holds NaN or infinity in {len(bad)} tensors (first: {bad[0]}); use an earlier one")
     model.load_state_dict(state)
-    if not any(isinstance(stored.get(wrapper), dict) for wrapper in WRAPPERS):
-        return {}
-    return {key: value for key, value in stored.items() if key not in WRAPPERS}
+    is_wrapped = any(isinstance(stored.get(wrapper), dict) for wrapper in WRAPPERS)
+    return {key: value for key, value in stored.items() if is_wrapped and key not in WRAPPERS}
 
 
 def int8_scales(stored: dict, path: Path) -> str | None:

@@ -10,6 +10,7 @@ i-th structure that has pixels here, in the order of the file. The smaller cover
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,14 +18,13 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from formats import VOLUME_MODALITIES, InputError
-from formats.case import Case, paint, why
+from formats.case import Case, paint, told_in_a_sentence
 from formats.intensity import WINDOWS, Window, gray_case
-from formats.scans import LPS_TO_RAS, turn, turned, view_of
+from formats.scans import LPS_TO_RAS, crc_of_unpacked, turn, turned, view_of
 from formats.writing import tell
-from grid import boxes_from_labels
 
 LABEL_KINDS = ("RTSTRUCT", "SEG")
 NO_IMAGES = ("RTDOSE", "RTPLAN", "RTRECORD", "PR", "SR", "KO", "REG", "RWV", "FID", "DOC", *LABEL_KINDS)
@@ -34,6 +34,8 @@ MODALITY_TAGS = {
     **dict.fromkeys(("CR", "DX", "RG", "XA", "RF", "IO", "PX"), "X-Ray"),
 }  # fmt: skip
 TURNED = 1  # degrees: an outline that is turned by more does not lie in a slice
+# Of a slice's place: how many numbers each element has
+PLACE = {"Rows": 1, "Columns": 1, "ImageOrientationPatient": 6, "PixelSpacing": 2, "ImagePositionPatient": 3}
 UNEVEN = 0.05  # of the distance between slices: how far a slice may lie beside its even place
 
 
@@ -53,7 +55,7 @@ def read_dicom(path: Path, window: Window | None = None) -> Case:
     """A DICOM file, or the folder of one series, as a case without boxes; with labels where the folder has them.
 
     A file of outlines or a segmentation is read as the series that lies beside it, with its labels.
-    InputError, one sentence, for no image, several series, uneven slices, colour volumes, or pixels that can't be decoded.
+    InputError for no image, several series, uneven slices, colour volumes, or pixels that can't be decoded.
     """
     frames, affine, labels = slices_of(path)
     case = as_case(path, frames, affine, window)
@@ -61,25 +63,22 @@ def read_dicom(path: Path, window: Window | None = None) -> Case:
         return case
     if affine is None:
         raise InputError(f"{path}: the series does not say where it lies, so {labels[0].name} can't be laid over it")
-    names, boxes, empty, view = [], [], [], view_of(affine)
+    names, empty, view = [], [], view_of(affine)
 
     def masks() -> Iterator[np.ndarray]:  # one by one: each is as large as the volume
         shape = (len(frames), frames[0].header.Rows, frames[0].header.Columns)
         for name, mask in label_objects(labels, frames[0].header, shape, np.linalg.inv(LPS_TO_RAS @ affine)):
-            if not mask.any():
-                empty.append(name)
-                continue
-            mask = turn(mask.transpose(2, 1, 0), view)
-            names.append(name)
-            yield mask if case.is_3d else mask[0]
-            boxes.append(boxes_from_labels((mask if case.is_3d else mask[0]).view(np.uint8))[1][0])
+            (names if mask.any() else empty).append(name)
+            if mask.any():
+                mask = turn(mask.transpose(2, 1, 0), view)
+                yield mask if case.is_3d else mask[0]
         if not names:
             raise InputError(f"{labels[0]}: outlines nothing in this series; is it of another one?")
 
-    painted, told = paint(masks(), names)
-    for text in told + [f"left out, as they have no pixel in this series: {', '.join(empty)}"] * bool(empty):
-        tell(f"{path}: {text}", error=True)
-    return replace(case, labels=painted, label_names=tuple(names), boxes=np.array(boxes))
+    painted, boxes = paint(masks(), names, path)
+    if empty:
+        tell(f"{path}: left out, as they have no pixel in this series: {', '.join(empty)}", error=True)
+    return replace(case, labels=painted, label_names=tuple(names), boxes=boxes)
 
 
 # ---------------------------------------------------------------- files and frames
@@ -93,8 +92,7 @@ def dicom_files(folder: Path) -> list[Path]:
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM: by its ending, or, if its name has none or only numbers, by how it begins.
 
-    That is "DICM" after 128 bytes, or, where these are missing, a first element of group 2 or 8. Files
-    that begin with a dot are a Mac's notes.
+    That is "DICM" after 128 bytes, or, where these are missing, a first element of group 2 or 8.
     """
     if path.name.startswith(".") or not path.is_file():
         return False
@@ -107,45 +105,31 @@ def is_dicom(path: Path) -> bool:
     return head[128:] == b"DICM" or (len(head) == 132 and head[:2] in (b"\2\0", b"\10\0") and head[3] == 0)
 
 
-def cases_in(folder: Path) -> list[Path]:
-    """The cases of a folder of DICOM files: the folder, if they are slices or have labels; else each picture by itself."""
-    pictures = []
-    for path in dicom_files(folder):
-        try:
-            header = read_header(path)
-        except InputError:  # told when it is read
-            header = pydicom.Dataset()
-        if is_scan(header) or header.get("Modality") in LABEL_KINDS or "ImagePositionPatient" in header:
-            return [folder]
-        pictures += [path] if "Rows" in header or not header else []
-    return pictures if len(pictures) > 1 else [folder]
-
-
 def read_header(path: Path, pixels: bool = False) -> pydicom.Dataset:
     """A DICOM file, also one without preamble; without its pixels unless they are asked for. InputError if it can't be read."""
-    try:
+    with told_in_a_sentence(path, "not a DICOM file that can be read", "copy or export it again"):
+        with path.open("rb") as file:
+            head = file.read(1024)
+        if DeflatedExplicitVRLittleEndian.encode() in head:  # pydicom unpacks all of it at once
+            crc_of_unpacked(path, 144 + int.from_bytes(head[140:144], "little"), -15)
         dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
         if dataset.preamble is None and "SOPClassUID" not in dataset:
-            raise ValueError("forced to be DICOM")
+            raise ValueError("no DICOM header")
         if "TransferSyntaxUID" not in dataset.file_meta:  # no preamble
             implicit = dataset.original_encoding[0]
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-        return dataset
-    except Exception as error:  # pydicom raises many kinds for files from outside
-        raise InputError(f"{path}: not a DICOM file that can be read; copy or export it again") from error
+    return dataset
 
 
 def slices_of(path: Path, quiet: bool = False) -> tuple[list[Frame], np.ndarray | None, list[Path]]:
     """What a file or folder holds: (frames in their order in space, affine (RAS+) or None, files of labels).
 
-    The affine takes voxels (column, row, slice) to mm. A film, whose frames follow each other in time,
-    and a single image have none. What is left out is told, unless `quiet`.
-    InputError if there is no image, or if it is not clear which series is meant.
+    The affine takes voxels (column, row, slice) to mm. A film, whose frames follow each other in time, and a
+    single image have none. What is left out is told, unless `quiet`. InputError if no image or no series is clear.
     """
-    named = [path] if path.is_file() else dicom_files(path)
-    headers = {file: read_header(file) for file in named}
+    headers = {file: read_header(file) for file in ([path] if path.is_file() else dicom_files(path))}
     labels = [file for file, header in headers.items() if header.get("Modality") in LABEL_KINDS]
-    if path in labels:
+    if path in labels:  # of the series that lies beside it
         beside = {file: read_header(file) for file in dicom_files(path.parent)}
         headers |= {file: header for file, header in beside.items() if header.get("Modality") not in LABEL_KINDS}
     images = {file: one for file, one in headers.items() if "Rows" in one and one.get("Modality") not in NO_IMAGES}
@@ -153,8 +137,6 @@ def slices_of(path: Path, quiet: bool = False) -> tuple[list[Frame], np.ndarray 
     series = defaultdict(list)
     for file, header in images.items():
         series[str(header.get("SeriesInstanceUID", ""))] += frames_in(file, header)
-    if not series and path in labels:
-        raise InputError(f"{path}: is a {headers[path].Modality} of another series; put that series' files beside it")
     if not series:
         kinds = ", ".join(sorted({str(one.get("Modality") or "no modality") for one in headers.values()})) or "no file"
         raise InputError(f"{path}: holds no DICOM image; name the folder of a series (found: {kinds})")
@@ -163,8 +145,7 @@ def slices_of(path: Path, quiet: bool = False) -> tuple[list[Frame], np.ndarray 
         keys = ("ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence")
         named_by = [item for file in labels for key in keys for item in headers[file].get(key) or []]
         chosen = {str(e.value) for item in named_by for e in item.iterall() if e.keyword == "SeriesInstanceUID"}
-        chosen &= series.keys()
-        chosen = chosen or {uid for uid, frames in series.items() if is_scan(frames[0].header)}
+        chosen = chosen & series.keys() or {uid for uid, frames in series.items() if is_scan(frames[0].header)}
         if len(chosen) != 1:
             counts = ", ".join(f"{len(group)} of {group[0].path.name}'s series" for group in series.values())
             raise InputError(f"{path}: holds {len(series)} series ({counts}); put each into a folder of its own")
@@ -184,15 +165,12 @@ def slices_of(path: Path, quiet: bool = False) -> tuple[list[Frame], np.ndarray 
 
 
 def is_scan(header: pydicom.Dataset) -> bool:
-    """Whether an image is one of many slices by its modality."""
+    """Whether an image is one of many slices, by its modality."""
     return MODALITY_TAGS.get(header.get("Modality")) in VOLUME_MODALITIES
 
 
 def frames_in(path: Path, header: pydicom.Dataset) -> list[Frame]:
-    """The frames of a file: one if it has no functional groups, be it a slice or a film.
-
-    Elements of functional groups become those of the frame's header, as a single slice has them.
-    """
+    """The frames of a file, their functional groups laid open as in a single slice; one for a slice or a film."""
     frames, shared = [], header.get("SharedFunctionalGroupsSequence") or []
     top = {element.tag: element for element in header if not element.keyword.endswith("FunctionalGroupsSequence")}
     for number, own in enumerate(header.get("PerFrameFunctionalGroupsSequence") or []):
@@ -205,13 +183,11 @@ def frames_in(path: Path, header: pydicom.Dataset) -> list[Frame]:
 
 def numbers(frame: Frame, key: str, count: int = 1) -> list[float] | None:
     """The first numbers of an element, None if it is missing or empty. InputError for what is no number."""
-    try:
+    with told_in_a_sentence(frame.path, f"its {key} is no number", "correct it, or export again"):
         texts = [str(one) for one in np.ravel(frame.header.get(key))[:count] if one is not None]
         found = [float(text) for text in texts if text.strip()]
         if not np.isfinite(found).all():
             raise ValueError(f"it is {found}")
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{frame.path}: its {key} is no number ({why(error)}); correct it, or export again") from error
     return found if len(found) == count else None
 
 
@@ -220,22 +196,18 @@ def sorted_frames(path: Path, frames: list[Frame]) -> tuple[list[Frame], np.ndar
 
     InputError if they differ in size or direction, lie at one place, or not evenly on a straight line.
     """
-    first, places = frames[0], []
+    first = frames[0]
     for frame in frames:
-        for key, count in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
-            if numbers(frame, key, count) is None:
+        for key, count in PLACE.items():
+            value, its = numbers(frame, key, count), numbers(first, key, count)
+            if value is None:
                 lacks = f"so its place in the series is not known; read {frame.path.name} by itself"
                 raise InputError(f"{path}: {frame.name} has no {key}, {lacks}")
-        places.append(numbers(frame, "ImagePositionPatient", 3))
-        size, its = ((one.header.Rows, one.header.Columns) for one in (frame, first))
-        spacing, its_spacing = (numbers(one, "PixelSpacing", 2) for one in (frame, first))
-        if size != its or not np.allclose(spacing, its_spacing, rtol=1e-3):
-            raise InputError(
-                f"{path}: {frame.name} is {size[0]} x {size[1]} pixels of {spacing} mm, but {first.name} is {its[0]} x "
-                f"{its[1]} of {its_spacing}; a series has one size: sort the files into folders"
-            )
-        if not np.allclose(directions(frame), directions(first), atol=1e-3):
-            raise InputError(f"{path}: {frame.name} is tilted against {first.name}; sort the directions into folders")
+            near = {"rtol": 0, "atol": 1e-3} if count == 6 else {"rtol": 1e-3}
+            if count != 3 and not np.allclose(value, its, **near):
+                told = f"{frame.name} has {key} {frame.header.get(key)}, but {first.name} {first.header.get(key)}"
+                raise InputError(f"{path}: {told}; a series has one size and direction: sort the files into folders")
+    spacing, places = numbers(first, "PixelSpacing", 2), [numbers(one, "ImagePositionPatient", 3) for one in frames]
     if min(spacing) <= 0:
         raise InputError(f"{path}: {first.name} has pixels of {spacing} mm; correct its PixelSpacing")
     (along_row, along_column), places = directions(first), np.array(places)
@@ -254,8 +226,8 @@ def sorted_frames(path: Path, frames: list[Frame]) -> tuple[list[Frame], np.ndar
 def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The straight line on which slices lie evenly: (step, place of the first), mm. InputError if they don't.
 
-    places: (n, 3) mm, sorted.   axes: (3, 3) row, column, normal.
-    A tilted gantry moves the slices along more than the normal. Files may have rounded the positions.
+    places: (n, 3) mm, sorted.   axes: (3, 3) row, column, normal. A tilted gantry moves the slices along
+    more than the normal. Files may have rounded the positions.
     """
     gaps, count = np.diff(places @ axes[2]), np.arange(len(places))
     if gaps.min() <= 1e-3:
@@ -263,13 +235,9 @@ def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray)
         keys = [e.keyword for e in b.header if e.VR not in ("UI", "DA", "TM", "DT", "SQ") and e != a.header.get(e.tag)]
         key = next((key for key in keys if key and key != "InstanceNumber"), None)
         values = sorted({str(frame.header.get(key)) for frame in frames})[:4] if key else []
-        differ = (
-            f"they differ in {key} ({', '.join(values)})" if key else "they differ in nothing that tells them apart"
-        )
-        raise InputError(
-            f"{path}: {b.name} lies where {a.name} lies; {differ}; sort echoes, phases and passes into folders, or save "
-            "one as a file of its own"
-        )
+        differ = f"{key} ({', '.join(values)})" if key else "nothing that tells them apart"
+        advice = "sort echoes, phases and passes into folders, or save one as a file of its own"
+        raise InputError(f"{path}: {b.name} lies where {a.name} lies; they differ in {differ}; {advice}")
     step, origin = np.polyfit(count, places, 1) if len(places) > 2 else (places[1] - places[0], places[0])
     beside = (places - origin - count[:, None] * step) @ axes.T
     middle = (beside.max(0) + beside.min(0)) / 2
@@ -277,22 +245,17 @@ def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray)
     unit = next((u for u in (1, 0.5, 0.1, 0.01) if np.allclose(places / u, np.rint(places / u), atol=1e-4)), 0)
     # but a missing slice is told: one of five slices or more lies 0.28 of the mean distance off then, one of three 0.17
     most = (0.22 if len(gaps) > 3 else 0.15) * gaps.mean()
-    allowed = max(UNEVEN * gaps.min(), min(0.55 * unit, most))
     off = np.abs(beside - middle).max(1)
-    if off.max() > allowed:
-        raise InputError(
-            f"{path}: {frames[int(np.argmax(off))].name} lies {off.max():.2f} mm beside its even place (distances of "
-            f"slices are {gaps.min():.2f} to {gaps.max():.2f} mm); a slice is missing, or the distance changes: copy the "
-            "whole series, or resample it to even slices"
-        )
+    if off.max() > max(UNEVEN * gaps.min(), min(0.55 * unit, most)):
+        apart = f"distances of slices are {gaps.min():.2f} to {gaps.max():.2f} mm"
+        advice = "a slice is missing, or the distance changes: copy the whole series, or resample it to even slices"
+        name = frames[int(np.argmax(off))].name
+        raise InputError(f"{path}: {name} lies {off.max():.2f} mm beside its even place ({apart}); {advice}")
     return step.round(9), (origin + middle @ axes).round(9)
 
 
 def directions(frame: Frame) -> np.ndarray:
-    """(2, 3): where the columns of a row, and the rows of a column, follow each other in the patient (LPS+).
-
-    Cosines that were rounded become unit vectors at right angles. InputError for others.
-    """
+    """(2, 3) unit vectors: where the columns of a row, and the rows of a column, follow each other in the patient (LPS+)."""
     row, column = found = np.reshape(numbers(frame, "ImageOrientationPatient", 6), (2, 3))
     if np.abs(found @ found.T - np.eye(2)).max() > 0.02:
         wrong = f"its ImageOrientationPatient, {found.ravel().tolist()}, is not two unit vectors at right angles"
@@ -335,10 +298,7 @@ def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: 
         window = window or window_for(path, frames, values, modality)
     is_3d, spacing = values.ndim == 3 and is_gray, None
     if affine is not None:
-        try:
-            values, (_, dy, dx), affine = turned(values.reshape(-1, *values.shape[-2:]).transpose(2, 1, 0), affine)
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; correct its header") from error
+        values, (_, dy, dx), affine = turned(path, values.reshape(-1, *values.shape[-2:]).transpose(2, 1, 0), affine)
         # from plane to plane, not along a tilted gantry's way: so mm3 are right
         is_3d, spacing = True, (round(float(abs(np.linalg.det(affine[:3, :3]))) / dy / dx, 9), dy, dx)
     case = gray_case(path, values, window if is_gray else None, is_3d, spacing, affine, modality)
@@ -357,9 +317,8 @@ def window_for(path: Path, frames: list[Frame], values: np.ndarray, modality: st
         low, high = own.level - own.width / 2, own.level + own.width / 2
         no_hu = modality == "CT" and not is_shifted and low < 0 and not ((values > -900) & (values < -40)).any()
         if no_hu or np.count_nonzero(values >= high) > values.size / 2:
-            tell(
-                f"{path}: its window {own.width:g}/{own.level:g} does not fit its values, and is not taken", error=True
-            )
+            text = f"its window {own.width:g}/{own.level:g} does not fit its values, and is not taken"
+            tell(f"{path}: {text}", error=True)
             own = None
     if own or modality not in ("", "CT") or (first.header.get("RescaleType") or "HU") not in ("HU", "US"):
         return own or WINDOWS["percentile"]  # US: unspecified
@@ -368,24 +327,21 @@ def window_for(path: Path, frames: list[Frame], values: np.ndarray, modality: st
 
 def own_window(frame: Frame) -> Window | None:
     """The first window that a frame names, None if it names none. Its unit is that of the rescaled values."""
-    try:
+    with suppress(InputError):
         width, level = numbers(frame, "WindowWidth"), numbers(frame, "WindowCenter")
-    except InputError:
-        return None
-    return Window(width[0], level[0]) if width and level and width[0] > 0 else None
+        return Window(width[0], level[0]) if width and level and width[0] > 0 else None
 
 
 def pixels_of(path: Path) -> np.ndarray:
     """The stored pixels of a file: (H, W), colour (H, W, 3), or frames before these. InputError if they can't be decoded."""
     dataset = read_header(path, pixels=True)
-    try:
-        return dataset.pixel_array  # YBR becomes RGB on the way
-    except (RuntimeError, NotImplementedError) as error:
-        name = dataset.file_meta.TransferSyntaxUID.name
-        needs = "what decodes them is not installed; run: pip install -r requirements-formats.txt"
-        raise InputError(f"{path}: its pixels are compressed ({name}), and {needs}") from error
-    except Exception as error:  # pydicom raises many kinds
-        raise InputError(f"{path}: has no pixels that can be read ({why(error)}); copy or export it again") from error
+    with told_in_a_sentence(path, "has no pixels that can be read", "copy or export it again"):
+        try:
+            return dataset.pixel_array  # YBR becomes RGB on the way
+        except (RuntimeError, NotImplementedError) as error:
+            name = dataset.file_meta.TransferSyntaxUID.name
+            needs = "what decodes them is not installed; run: pip install -r requirements-formats.txt"
+            raise InputError(f"{path}: its pixels are compressed ({name}), and {needs}") from error
 
 
 def rescaled(pixels: np.ndarray, frame: Frame) -> np.ndarray:
@@ -414,17 +370,15 @@ def label_objects(files: list[Path], header: pydicom.Dataset, shape: tuple, to_v
         dataset = read_header(file, pixels=True)
         rois = dataset.get("StructureSetROISequence") or []
         frames = {str(roi.get("ReferencedFrameOfReferenceUID") or "") for roi in rois} - {""}
-        found = {"PatientID": {str(dataset.get("PatientID") or "")}}
-        found["FrameOfReferenceUID"] = frames or {str(dataset.get("FrameOfReferenceUID") or "")}
-        if not header.get("FrameOfReferenceUID") or found["FrameOfReferenceUID"] == {""}:
-            found["StudyInstanceUID"] = {str(dataset.get("StudyInstanceUID") or "")}
+        found = {key: {str(dataset.get(key) or "")} for key in ("PatientID", "FrameOfReferenceUID", "StudyInstanceUID")}
+        found["FrameOfReferenceUID"] = frames or found["FrameOfReferenceUID"]
+        if header.get("FrameOfReferenceUID") and found["FrameOfReferenceUID"] != {""}:
+            del found["StudyInstanceUID"]
         for key, theirs in found.items():
             own = str(header.get(key) or "")
             if own and theirs != {""} and own not in theirs:
-                raise InputError(
-                    f"{file}: is of another {key} ({', '.join(sorted(theirs))}) than the series ({own}); put labels that "
-                    "were made on this series beside it"
-                )
+                told = f"is of another {key} ({', '.join(sorted(theirs))}) than the series ({own})"
+                raise InputError(f"{file}: {told}; put labels that were made on this series beside it")
         masks = _outlined if dataset.Modality == "RTSTRUCT" else _segmented
         yield from masks(file, dataset, header, shape, to_voxels)
 
@@ -451,9 +405,9 @@ def _outlined(file: Path, dataset: pydicom.Dataset, header: pydicom.Dataset, sha
             normal = np.linalg.svd(points - points.mean(0), full_matrices=False)[2][2]
             turned_by = np.degrees(np.arccos(min(1, abs(normal @ to_voxels[2, :3]) * slice_mm)))
             if np.ptp(z) * slice_mm > 0.2 and (np.ptp(z) > 0.5 or turned_by > TURNED):
+                told = f"an outline of {name} is turned by {turned_by:.0f} degrees against the slices"
                 raise InputError(
-                    f"{file}: an outline of {name} is turned by {turned_by:.0f} degrees against the slices; save the "
-                    "structures as a segmentation on this series (3D Slicer does)"
+                    f"{file}: {told}; save the structures as a segmentation on this series (3D Slicer does)"
                 )
             at = next((plane for plane in planes if abs(plane - z.mean()) < 0.02), z.mean())
             planes.setdefault(at, np.zeros(shape[1:], bool))
@@ -480,10 +434,8 @@ def _on_slices(file: Path, name: str, planes: dict[float, np.ndarray], shape: tu
 def _segmented(file: Path, dataset: pydicom.Dataset, _header, shape: tuple, to_voxels: np.ndarray):
     """Each segment of a SEG: (name, mask (D, H, W)). Its frames must lie on the slices of the series."""
     if (dataset.Rows, dataset.Columns) != shape[1:]:
-        raise InputError(
-            f"{file}: its frames are {dataset.Rows} x {dataset.Columns}, the series' slices {shape[1]} x {shape[2]}; "
-            "resample it to the series"
-        )
+        told = f"its frames are {dataset.Rows} x {dataset.Columns}, the series' slices {shape[1]} x {shape[2]}"
+        raise InputError(f"{file}: {told}; resample it to the series")
     pixels, kind = pixels_of(file).reshape(-1, *shape[1:]), dataset.get("SegmentationType")
     least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
     where = defaultdict(list)  # segment -> (slice, frame)

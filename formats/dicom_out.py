@@ -27,9 +27,8 @@ DEMANDED = (
 def save_segmentation(path: Path, case: Case, labels: np.ndarray, source: Path, parts=()) -> list[str]:
     """Write the objects of a series as DICOM SEG, each a segment of its own, so that they may overlap. -> names of files
 
-    labels: (D, H, W) or (H, W).   source: what the case was read from.
-    parts: (label, slice, MaskPatch) of the objects' own masks, also where the label map shows another one.
-    If highdicom is missing, or refuses the series, a sentence says so and no file is written.
+    labels: (D, H, W) or (H, W).   source: what the case was read from.   parts: (label, slice, MaskPatch) of the
+    objects' own masks. If highdicom is missing, or refuses the series, a sentence says so and no file is written.
     """
     try:
         import highdicom  # only here: it takes a second to load

@@ -52,9 +52,8 @@ def to_grey_levels(
 ) -> tuple:
     """An image or volume of any number type -> (grey levels uint8, the window that was cut, lowest and highest value)
 
-    window: as asked for by name, or as the file says. Without one, CT is cut to soft tissue and
-    the rest to percentiles. It is CT if `modality` says so, or if values lie below AIR.
-    Values of 8 bits stay as they are, whatever the window; they have no window and no range then.
+    window: as asked for, or as the file says. Without one, CT (by `modality`, or values below AIR) is cut to
+    soft tissue, the rest to percentiles. 8 bits stay as they are, and have no window and no range.
     InputError, one sentence: values that are not finite, constant, or nearly all saturated.
     """
     if values.size == 0 or values.dtype.kind not in "biuf":
@@ -79,8 +78,8 @@ def to_grey_levels(
 def ct_window(values: np.ndarray, path: Path | str) -> Window:
     """The window of soft tissue, in the unit of the values. What holds no HU is told.
 
-    Scanners store HU plus 1024, so that tissue lies round 1024 and, but for a filling as -2000, nothing
-    lies where HU have air, lung and fat. The window is moved then.
+    Scanners store HU plus 1024: then tissue lies round 1024 and, but for a filling as -2000, nothing lies
+    where HU have air, lung and fat. The window is moved then.
     """
     low, high, soft = float(values.min()), float(values.max()), WINDOWS["soft"]
     some = values.ravel()[:: 1 + values.size // 2**20]
@@ -103,10 +102,9 @@ def gray_case(
     path: Path, values: np.ndarray, window: Window | None, is_3d: bool, spacing: tuple | None = None, affine=None,
     modality: str = "",
 ) -> Case:  # fmt: skip
-    """Values of any number type as a case without boxes and labels.
+    """Values of any number type, (H, W), (H, W, 3), or if `is_3d` (D, H, W), as a case; one slice becomes a picture.
 
-    values: (H, W), (H, W, 3), or if `is_3d` (D, H, W): one slice becomes a picture.   window: see `to_grey_levels`.
-    modality: of MODALITIES; "": the file's name says it.
+    window: see `to_grey_levels`.   modality: of MODALITIES; "": the file's name says it.
     """
     modality = modality or modality_of(path.name)
     levels, window, source_range = to_grey_levels(values, path, window, modality)
@@ -125,9 +123,9 @@ def window_to_uint8(values: np.ndarray, width: float = 400, level: float = 40) -
 
 
 def percentile_to_uint8(values: np.ndarray, path: Path | str = "image") -> np.ndarray:
-    """The challenge's scaling of all but CT: the percentiles of the non-zero values become 0 and 255.
+    """The challenge's scaling of all but CT: the percentiles of the non-zero values become 0 and 255. -> uint8, same shape
 
-    -> uint8 of the same shape. InputError if both percentiles are one value: a saturated image.
+    InputError if both percentiles are one value: a saturated image.
     """
     low, high = np.percentile(values[values != 0], PERCENTILES)
     if low == high:

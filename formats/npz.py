@@ -10,27 +10,29 @@ from pathlib import Path
 
 import numpy as np
 
-from formats import InputError
-from formats.case import Case, check_boxes, check_image, check_labels, spacing_zyx
+from formats import MOST_BYTES, InputError
+from formats.case import Case, check_boxes, check_image, check_labels, spacing_zyx, told_in_a_sentence
 from formats.writing import save_npz
 from grid import boxes_from_labels
 
-MAX_BYTES = 8 * 2**30  # unpacked
+MOST_ARRAYS = 100
 
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file. Never unpickles: an object array could run code. InputError if it can't be read."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
     try:
         with path.open("rb") as file:  # given a path, np.load leaves a damaged file open
             stored = np.load(file, allow_pickle=False)
             if isinstance(stored, np.ndarray):
                 raise ValueError("it holds a single array, as .npy files do")
             size = sum(member.file_size for member in stored.zip.infolist())
-            if size > MAX_BYTES:  # a small file that unpacks to any size: a mistake, or made to fill the memory
-                raise ValueError(f"it unpacks to {size / 2**30:.0f} GiB, more than {MAX_BYTES / 2**30:.0f}")
+            if size > MOST_BYTES:  # a small file that unpacks to any size: a mistake, or made to fill the memory
+                raise ValueError(f"it unpacks to {size:,} bytes, over {MOST_BYTES:,}, which GRAYS_LIMIT_GB raises")
+            if len(stored.files) > MOST_ARRAYS:
+                raise ValueError(f"it holds {len(stored.files):,} arrays, more than {MOST_ARRAYS}")
             return {key: np.asarray(stored[key]) for key in stored.files}  # what is no array comes as bytes
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; check the path") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, MemoryError) as error:
         # RuntimeError and MemoryError: a header that damage turned into nonsense
         raise InputError(f"{path}: not a complete .npz file (truncated or damaged); copy it again") from error
@@ -42,11 +44,9 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_npz(path: Path, window: tuple | None = None) -> Case:
-    """Read one case in the challenge's format, input (imgs, boxes) or training (imgs, gts).
+    """Read one case in the challenge's format: `imgs`, and `boxes`, `gts` or both; `spacing` (x, y, z) in mm if 3D.
 
-    path: .npz with `imgs`, and `boxes`, `gts` or both; `spacing` (x, y, z) in mm if 3D.
-    window: refused, because such files hold grey levels already.
-    Raises InputError, one sentence, for everything that the rest of the pipeline could not use.
+    window: refused, because such files hold grey levels already. InputError for all that the pipeline could not use.
     """
     if window is not None:
         raise InputError(f"{path}: holds grey levels, which no window can be cut from; leave out --read window")
@@ -60,25 +60,19 @@ def read_npz(path: Path, window: tuple | None = None) -> Case:
         raise InputError(f"{path}: has neither 'boxes' nor 'gts'; add the box prompts as 'boxes', (N, 4) or (N, 6)")
     labels = check_labels(stored["gts"], shape, path) if "gts" in stored else None
     boxes = check_boxes(stored["boxes"], shape, path) if "boxes" in stored else None
-    spacing = None
-    if is_3d and "spacing" in stored:
-        try:
-            spacing = spacing_zyx(stored["spacing"])
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; correct the key 'spacing'") from error
+    with told_in_a_sentence(path, "bad numbers", "correct the key 'spacing'"):
+        spacing = spacing_zyx(stored["spacing"]) if is_3d and "spacing" in stored else None
     return Case(path.stem, image, boxes, labels, spacing, is_3d)
 
 
 def _is_volume(path: Path, stored: dict[str, np.ndarray]) -> bool:
     """2D or 3D: the name says it (2D..., 3D...), as in the challenge; else the boxes, the label map, the spacing key."""
+    boxes = stored.get("boxes", np.zeros(0))
     if path.name[:2] in ("2D", "3D"):
         return path.name[:2] == "3D"
-    boxes = stored.get("boxes")
-    if boxes is not None and boxes.ndim == 2 and boxes.shape[1] in (4, 6):
+    if boxes.ndim == 2 and boxes.shape[1] in (4, 6):
         return boxes.shape[1] == 6
-    if "gts" in stored:
-        return stored["gts"].ndim == 3
-    return "spacing" in stored
+    return stored["gts"].ndim == 3 if "gts" in stored else "spacing" in stored
 
 
 def write_case(folder: Path, case: Case) -> Path:

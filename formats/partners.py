@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from formats import InputError, entries_of
-from formats.annotations import coco_files, is_coco
+from formats.annotations import coco_files, is_coco, layout_of
 from formats.pictures import PICTURE_ENDINGS
 
 LABEL_WORDS = set("masks labels segs segmentations gt gts groundtruth annotation annotations".split())
@@ -77,14 +77,31 @@ def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
 
 def dicom_cases(folder: Path, files: list[Path]) -> list[Path]:
     """The cases among files and folders: folders of DICOM files at any depth, and all files; `folder` if all are DICOM."""
-    from formats.dicom import cases_in, dicom_files, is_dicom  # only here: pydicom takes a third of a second to load
+    from formats.dicom import dicom_files, is_dicom  # only here: pydicom takes a third of a second to load
 
     below = [one for path in files if path.is_dir() for one in (path, *path.rglob("*")) if one.is_dir()]
-    found = [case for one in below if dicom_files(one) for case in cases_in(one)]
+    found = [case for one in below for case in _cases_of(one, dicom_files(one))]
     files = [path for path in files if not path.is_dir()]
     if not found and all(map(is_dicom, files)):
-        return cases_in(folder) if dicom_files(folder) else []
+        return _cases_of(folder, dicom_files(folder))
     return sorted(files + found)
+
+
+def _cases_of(folder: Path, files: list[Path]) -> list[Path]:
+    """The cases of a folder's DICOM files: the folder, if they are slices or have labels; else each picture by itself."""
+    from formats.dicom import LABEL_KINDS, is_scan, read_header
+
+    pictures = []
+    for path in files:
+        try:
+            header = read_header(path)
+        except InputError:  # told when it is read
+            pictures.append(path)
+            continue
+        if is_scan(header) or header.get("Modality") in LABEL_KINDS or "ImagePositionPatient" in header:
+            return [folder]
+        pictures += [path] if "Rows" in header else []
+    return pictures if len(pictures) > 1 else [folder] * bool(files)
 
 
 def _state(folder: Path) -> tuple:
@@ -119,12 +136,15 @@ def _partners(folder: Path, _changed: tuple) -> dict[Path, list[Path]]:
         channels = by_case[_family(path), key] if path.parent != folder else []
         for owner in next((by_key[prefix] for prefix in prefixes if prefix in by_key), channels):
             found[owner].append(path)
+    bare = {_stem(path): path for path in images.values()}
     for path in files:
         if path.suffix == ".json" and path.stem in images:  # Supervisely: a.jpg.json of a.jpg
             found[images[path.stem]] = [path]
         elif path.suffix == ".json" and is_coco(path):
             for image in (images[name] for name in coco_files(path) & images.keys()):
                 found[image].insert(0, path)  # two files: whoever reads this image is told, and the others are read
+        elif path.suffix == ".json" and path.stem in bare and layout_of(path):  # a.json of a.png
+            found[bare[path.stem]].insert(0, path)
     return dict(found)
 
 

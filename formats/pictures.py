@@ -1,5 +1,6 @@
 """Pictures: PNG, JPG and BMP by OpenCV, TIFF by tifffile; and mask pictures, whose palettes Pillow reads."""
 
+import io
 import logging
 import math
 from collections.abc import Sequence
@@ -8,13 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from formats import MAX_LABEL, InputError
-from formats.case import Case, check_contrast, paint, why
-from formats.writing import tell
-from grid import boxes_from_labels
+from formats import MAX_LABEL, MOST_BYTES, InputError
+from formats.case import Case, check_claim, check_contrast, paint, told_in_a_sentence
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-MAX_PIXELS = 2**30  # of a file, all pages together: a damaged header, or a hostile one, may claim any number
+MOST_PIXELS = MOST_BYTES // 3  # three colours
+MOST_PACKED = 8 * 1032  # pixels of one bit that a byte of zlib, the densest code, unpacks to at most
+MOST_PAGES = 10_000  # of a TIFF
 MAX_COLOURS = 256  # of a colour mask; a photograph has thousands
 WHITE_BORDER = 0.75  # a mask with this share of its border white may have its background as its object
 NEAR = 16  # grey levels: classes of a mask with soft edges lie farther apart
@@ -39,10 +40,7 @@ def read_picture(
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """Read a PNG, JPG, BMP or TIFF file of one page -> (H, W) or (H, W, 3) RGB uint8. InputError if it can't be read.
-
-    More than 8 bits become 8 by the percentiles of intensity.py.
-    """
+    """A picture file of one page -> (H, W) or (H, W, 3) RGB uint8, more bits by percentiles. InputError if it can't be read."""
     path = Path(path)
     pixels, is_3d = _pixels(path)
     if is_3d:
@@ -53,11 +51,9 @@ def read_image(path: Path | str) -> np.ndarray:
 def read_mask(path: Path) -> np.ndarray:
     """Read a mask picture -> (H, W), or (D, H, W) if it has pages, integers; 0 is background.
 
-    Gray: every value is an object.   Indexed: every number of the palette is one.
-    Colours: each is an object, in the order of red, green, blue; black is background, or where there
-    is none the most frequent colour.   Soft edges, as drawing, resizing and JPEG make them, are no
-    objects (`_without_soft_edges`).   InputError if the file can't be read, is a photograph, or if
-    its background may be its object.
+    Each gray value, number of a palette, or colour is an object, colours in the order of red, green, blue; black is
+    background, or where there is none the most frequent colour. Soft edges are no objects (`_without_soft_edges`).
+    InputError if the file can't be read, is a photograph, or if its background may be its object.
     """
     values, is_colour = _mask_values(path)
     rows = values.reshape(-1, values.shape[-1])  # pages below each other: one numbering for all
@@ -67,7 +63,7 @@ def read_mask(path: Path) -> np.ndarray:
 def read_masks(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
     """Mask pictures of one image, one object each -> (label map uint16, names by the files, boxes (N, 4 or 6) or None).
 
-    An object is what lies above half of its picture's largest value. What one hides of another is told.
+    An object is what lies above half of its picture's largest value.
     """
     masks, names, shape = [], [], None
     for path in paths:
@@ -80,17 +76,15 @@ def read_masks(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...], np.n
             names.append(path.stem)
     if not masks:
         return np.zeros(shape, np.uint16), (), None
-    labels, told = paint(masks, names)
-    for sentence in told:
-        tell(f"{paths[0].parent}: {sentence}", error=True)
-    return labels, tuple(names), np.concatenate([boxes_from_labels(mask)[1] for mask in masks])
+    labels, boxes = paint(masks, names, paths[0].parent)
+    return labels, tuple(names), boxes
 
 
 def as_shown(labels: np.ndarray, labels_path: Path, path: Path) -> np.ndarray:
     """Labels (H, W) of a photo, turned as the photo is shown. InputError if it cannot be known how they lie.
 
-    A camera stores how to turn a photo (EXIF orientation), and viewers do. A mask without this mark
-    was drawn on the photo as stored, or as shown; where the two differ in shape, its shape says which.
+    A camera stores how to turn a photo (EXIF orientation). A mask without this mark was drawn on the photo as
+    stored, or as shown; where the two differ in shape, its shape says which.
     """
     mark, stored = _mark(path)
     own = 1 if labels_path.suffix == ".json" else _mark(labels_path)[0]
@@ -98,10 +92,9 @@ def as_shown(labels: np.ndarray, labels_path: Path, path: Path) -> np.ndarray:
         return labels
     if own == 1 and mark > 4 and stored[0] != stored[1]:
         return _turned(labels, mark) if labels.shape == stored else labels
-    raise InputError(
-        f"{labels_path}: {path.name} is marked to be turned (EXIF orientation {mark}, this file: {own}), and nothing "
-        "says on which view the objects were drawn; save both without the mark, turned alike"
-    )
+    marks = f"{path.name} is marked to be turned (EXIF orientation {mark}, this file: {own})"
+    advice = "nothing says on which view the objects were drawn; save both without the mark, turned alike"
+    raise InputError(f"{labels_path}: {marks}, and {advice}")
 
 
 # ---------------------------------------------------------------- pixels
@@ -120,22 +113,34 @@ def _pixels(path: Path, raw: bool = False, **chosen: int | None) -> tuple[np.nda
         if said := [key for key, number in chosen.items() if number is not None]:
             raise InputError(f"{path}: has no axis {said[0]}; leave out --read channel and time")
         # all channels and bits, and turned as the camera says, as viewers show it; alpha is dropped
-        try:
-            content = np.fromfile(path, dtype=np.uint8)  # cv2.imread cannot open non-ASCII paths on Windows
-            pixels, is_3d = cv2.imdecode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH), False
-        except OSError as error:
-            raise InputError(f"{path}: cannot be opened ({error.strerror}); check its permissions") from error
-        except cv2.error:  # an empty file, or a size beyond OpenCV's limit, which is MAX_PIXELS
-            pixels = None
-        if pixels is None:
-            raise InputError(
-                f"{path}: not an image that OpenCV can read, or one of more than {MAX_PIXELS:,} pixels; give a PNG, JPG, "
-                "TIFF or BMP file"
-            )
+        what = f"not an image that OpenCV can read, or one of more than {MOST_PIXELS:,} pixels"
+        with told_in_a_sentence(path, what, "give a PNG, JPG, TIFF or BMP file"):
+            # cv2.imread cannot open non-ASCII paths on Windows
+            pixels, is_3d = decoded(path.read_bytes(), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH), False
         pixels = np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels  # OpenCV reads BGR
     # 16 bits that hold 8 stay as they are
     small = pixels.dtype == np.uint16 and pixels.max() <= 255
     return pixels.astype(np.uint8) if small else pixels, is_3d
+
+
+def _opened(file):
+    """What Pillow says of a picture, before its pixels are decoded."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # the limit is MOST_PIXELS
+    return Image.open(file)
+
+
+def decoded(content: bytes, how: int) -> np.ndarray:
+    """The pixels of a PNG, JPG or BMP as OpenCV decodes them, (H, W) or (H, W, 3 or 4) BGR. ValueError for a damaged one."""
+    with _opened(io.BytesIO(content)) as header:
+        pixels = math.prod(header.size)
+    if pixels > min(MOST_PIXELS, len(content) * MOST_PACKED):
+        raise ValueError(f"it claims {header.size[0]} x {header.size[1]} pixels")
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), how)
+    if found is None:
+        raise ValueError("it decodes nothing")
+    return found
 
 
 def _tiff(path: Path, raw: bool, chosen: dict[str, int | None]) -> tuple[np.ndarray, bool]:
@@ -143,33 +148,28 @@ def _tiff(path: Path, raw: bool, chosen: dict[str, int | None]) -> tuple[np.ndar
     import tifffile  # only here: it takes a tenth of a second to load
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of it is told here
-    try:
-        with tifffile.TiffFile(path, _multifile=False) as file:
-            series = [one for one in file.series if not one.keyframe.is_reduced]  # those are previews
-            page = _checked_tiff(path, file, series)
-            pixels, axes = series[0].asarray(), series[0].axes
-            if len(series) > 1:
-                pixels, axes = np.stack([pixels, *(one.asarray() for one in series[1:])]), f"I{axes}"
-            pixels, axes = _as_viewers_show(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), axes, page, raw)
-            pixels, is_3d = _one_image(path, pixels, axes, chosen)
-            mark = page.tags.valueof(ORIENTATION, 1)
-    except InputError:
-        raise
-    except Exception as error:  # tifffile and the codecs raise many kinds
-        raise InputError(f"{path}: tifffile can't read it ({why(error)}); save it anew, as a plain TIFF") from error
+    can_not = told_in_a_sentence(path, "tifffile can't read it", "save it anew, as a plain TIFF")
+    with can_not, tifffile.TiffFile(path, _multifile=False) as file:
+        if not 0 < len(file.pages) <= MOST_PAGES:
+            raise ValueError(f"it has {len(file.pages)} pages, not 1 to {MOST_PAGES}")
+        series = [one for one in file.series if not one.keyframe.is_reduced]  # those are previews
+        page = _checked_tiff(path, file, series)
+        pixels, axes = series[0].asarray(), series[0].axes
+        if len(series) > 1:
+            pixels, axes = np.stack([pixels, *(one.asarray() for one in series[1:])]), f"I{axes}"
+        pixels, axes = _as_viewers_show(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), axes, page, raw)
+        pixels, is_3d = _one_image(path, pixels, axes, chosen)
+        mark = page.tags.valueof(ORIENTATION, 1)
     return np.stack([_turned(plane, mark) for plane in pixels]) if is_3d else _turned(pixels, mark), is_3d
 
 
 def _checked_tiff(path: Path, file, series: list):
     """The first page of a TIFF that can be read whole and rightly. InputError for another one, before it is unpacked."""
-    if not series:
-        raise ValueError("it has no page")
     kinds = {(one.shape, one.axes, one.dtype, one.keyframe.photometric) for one in series}
     if len(kinds) > 1:
         shapes = ", ".join(str(one.shape) for one in series[:3])
         raise InputError(f"{path}: holds pictures of several sizes or kinds ({shapes}); save the one to use alone")
-    if len(series) * np.prod(series[0].shape, dtype=float) > MAX_PIXELS:
-        raise InputError(f"{path}: claims {series[0].shape} values, more than {MAX_PIXELS:,}; crop it")
+    check_claim(path, (len(series), *series[0].shape), series[0].dtype, file.filehandle.size * MOST_PACKED)
     if any(_is_cut_short(file, one) for one in series):
         raise InputError(f"{path}: ends too early, pages are missing or cut short; copy or export it again")
     page = series[0].keyframe
@@ -214,17 +214,13 @@ def _one_image(path: Path, pixels: np.ndarray, axes: str, chosen: dict[str, int 
         pixels, axes = pixels.take(number, axes.index(axis)), axes.replace(axis, "", 1)
     more = [i for i, axis in enumerate(axes) if axis not in "YXS" and pixels.shape[i] > 1]
     if len(more) > 1 or more and (axes[more[0]] not in "ZIQ" or more[0] > axes.index("Y")):
-        ways = [f"choose by --read {key}=0" for axis, key in keys if axis in axes]
-        raise InputError(
-            f"{path}: has the axes {found}; {' or '.join([*ways, 'save one gray picture or volume alone'])}"
-        )
-    is_3d, colours = bool(more), (3,) * axes.endswith("S")
-    sides = (pixels.shape[axes.index("Y")], pixels.shape[axes.index("X")])
-    pixels = pixels.reshape(pixels.shape[more[0]] if is_3d else 1, *sides, *colours)
-    if is_3d and colours and not _is_gray(pixels):
+        ways = [f"choose by --read {key}=0 or " for axis, key in keys if axis in axes]
+        raise InputError(f"{path}: has the axes {found}; {''.join(ways)}save one gray picture or volume alone")
+    is_3d, is_colour = bool(more), axes.endswith("S")
+    pixels = pixels.squeeze(tuple(i for i, axis in enumerate(axes) if axis not in "YXS" and i not in more))
+    if is_3d and is_colour and not (pixels == pixels[..., :1]).all():
         raise InputError(f"{path}: holds {len(pixels)} colour pages; save the one to use as a picture of its own")
-    pixels = pixels[..., 0] if is_3d and colours else pixels
-    return pixels if is_3d else pixels[0], is_3d
+    return pixels[..., 0] if is_3d and is_colour else pixels, is_3d
 
 
 def _is_cut_short(file, series) -> bool:
@@ -262,10 +258,7 @@ def _mark(path: Path) -> tuple[int, tuple[int, int]]:
                 page = file.pages[0]
                 mark, size = page.tags.valueof(ORIENTATION, 1), (page.imagelength, page.imagewidth)
         else:
-            from PIL import Image
-
-            Image.MAX_IMAGE_PIXELS = None  # the limit is MAX_PIXELS
-            with Image.open(path) as picture:
+            with _opened(path) as picture:
                 mark, size = picture.getexif().get(ORIENTATION, 1), picture.size[::-1]
     except (OSError, ValueError, SyntaxError, IndexError):  # it was read, so only its marks are damaged
         return 1, (0, 0)
@@ -299,10 +292,8 @@ def _mask_values(path: Path) -> tuple[np.ndarray, bool]:
     white = 255 if values.dtype == np.uint8 else np.iinfo(values.dtype).max
     is_white = edge == white * ((1 << 32) + (1 << 16) + 1) and not codes.all() if is_colour else edge >= 0.98 * white
     if share >= WHITE_BORDER and is_white:
-        raise InputError(
-            f"{path}: its border is white, so its background may be the object; save the background as 0, and if a "
-            "white object does fill the border, save it as 1"
-        )
+        advice = "save the background as 0, and if a white object does fill the border, save it as 1"
+        raise InputError(f"{path}: its border is white, so its background may be the object; {advice}")
     return _numbers_of_colours(codes, path) if is_colour else codes, is_colour
 
 
@@ -316,23 +307,20 @@ def _edge(values: np.ndarray) -> tuple[int, float]:
 def _palette_numbers(path: Path) -> np.ndarray | None:
     """The numbers of an indexed picture, (H, W) uint8; None if it has no palette. OpenCV gives only their colours.
 
-    Number 0 is background. The colours are given instead, (H, W, 3), where number 0 is not black and
-    black lies round it, or where edges are soft: programs that choose a palette number it in any order.
+    Number 0 is background. The colours are given instead, (H, W, 3), where number 0 is not black and black lies
+    round it, or where edges are soft: programs that choose a palette number it in any order.
     """
-    from PIL import Image, UnidentifiedImageError  # only here: masks, and nothing else, need it
-
     if not path.is_file() or path.suffix.lower() in (".jpg", ".jpeg"):
         return None
-    Image.MAX_IMAGE_PIXELS = None  # the limit is MAX_PIXELS
     try:
-        with Image.open(path) as picture:
+        with _opened(path) as picture:
             mark, is_one = picture.getexif().get(ORIENTATION, 1), getattr(picture, "n_frames", 1) == 1
-            if picture.mode != "P" or not is_one or math.prod(picture.size) > MAX_PIXELS:
+            if picture.mode != "P" or not is_one or math.prod(picture.size) > MOST_PIXELS:
                 return None
             if picture.format == "TIFF" and mark != 1:
                 return None  # Pillow turns some of them twice
             numbers, colours = np.array(picture), np.reshape(picture.getpalette("RGB"), (-1, 3)).astype(np.uint8)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         return None  # the other reader says what is wrong
     numbers, colours = _turned(numbers, mark), np.pad(colours, ((0, 256 - len(colours)), (0, 0)))
     (edge, share), is_used = _edge(numbers), np.bincount(numbers.ravel(), minlength=256) > 0
@@ -346,20 +334,16 @@ def _palette_numbers(path: Path) -> np.ndarray | None:
         return numbers
     if dark[edge]:
         return colours[numbers]
-    raise InputError(
-        f"{path}: number 0 of its palette, {colours[0].tolist()}, is background, but number {edge}, "
-        f"{colours[edge].tolist()}, lies round it; save it with the background as number 0, or black"
-    )
+    told = f"{colours[0].tolist()}, is background, but number {edge}, {colours[edge].tolist()}, lies round it"
+    raise InputError(f"{path}: number 0 of its palette, {told}; save it with the background as number 0, or black")
 
 
 def _numbers_of_colours(codes: np.ndarray, path: Path) -> np.ndarray:
     """Colours of a mask, each as one number (H, W) -> label numbers (H, W), in the order of red, green, blue."""
     colours, labels, counts = np.unique(codes, return_inverse=True, return_counts=True)
     if len(colours) > MAX_COLOURS or path.suffix.lower() in (".jpg", ".jpeg"):
-        raise InputError(
-            f"{path}: is a colour picture of {len(colours)} colours, not a mask; give label numbers in one gray channel, "
-            "or one colour for each object"
-        )
+        advice = "give label numbers in one gray channel, or one colour for each object"
+        raise InputError(f"{path}: is a colour picture of {len(colours)} colours, not a mask; {advice}")
     background = 0 if colours[0] == 0 else int(np.argmax(counts))
     numbers = np.insert(np.arange(1, len(colours)), background, 0)
     return numbers[labels].reshape(codes.shape).astype(np.uint16)
@@ -375,18 +359,14 @@ def _without_soft_edges(values: np.ndarray, path: Path, is_colour: bool) -> np.n
     if not values.any() or len(np.unique(values)) < 3 and not is_jpeg:
         return values
     # A soft mask that was enlarged without interpolation has edges of blocks: they are looked at as pixels
-    blocks = math.gcd(*values.shape, *(place + 1 for axis in (0, 1) for place in _changes(values, axis)))
+    steps = (np.flatnonzero((np.diff(values, axis=axis) != 0).any(axis=1 - axis)) + 1 for axis in (0, 1))
+    blocks = math.gcd(*values.shape, *np.concatenate([*steps]).tolist())
     if 1 < blocks <= 16 and isinstance(found := _classes(values[::blocks, ::blocks], is_jpeg, is_colour), np.ndarray):
         return found.repeat(blocks, 0).repeat(blocks, 1)
     found = _classes(values, is_jpeg, is_colour)
     if isinstance(found, str):
         raise InputError(f"{path}: {found}; save label numbers 1, 2, ..., without smoothing and not as JPEG")
     return values if found is None else found
-
-
-def _changes(values: np.ndarray, axis: int) -> list[int]:
-    """Where a row (axis 0) or column (axis 1) differs from the next one."""
-    return np.flatnonzero((np.diff(values, axis=axis) != 0).any(axis=1 - axis)).tolist()
 
 
 def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray | str | None:
@@ -406,8 +386,9 @@ def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray |
     far = not is_colour and levels[-1] >= 100 and np.diff(levels[ids]).min(initial=np.inf) > near
     noise = np.abs(levels[:, None] - levels[ids]).min(axis=1) < 4 if far else np.zeros(len(levels), bool)
     slope = np.count_nonzero(rest & ((low < ranks) & (ranks < high) | noise[ranks])) / max(1, np.count_nonzero(rest))
+    blurred = f"holds {len(levels)} values that run into each other, no label numbers and no mask"
     if not is_jpeg and len(levels) > NEAR and flat.mean() < 0.1:
-        return f"holds {len(levels)} values that run into each other, no label numbers and no mask"
+        return blurred
     # Three numbers or more between two classes; two are enough between black and white alone
     steps = 3 if len(ids) == 2 and levels[-1] in (255, 65_535) else 4
     ramps = (np.diff(ids) >= steps) & (np.diff(levels[ids]) > near)
@@ -418,7 +399,7 @@ def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray |
         return f"has values, {lone}, at the edges of others alone: soft edges, or objects numbered so"
     core = np.count_nonzero(~rest & (ranks > 0))
     if flat.mean() < 0.3 or flat.mean() < 0.9 and slope < 0.9 and np.count_nonzero(rest) > core:
-        return f"holds {len(levels)} values that run into each other, no label numbers and no mask"
+        return blurred
 
     # Values near each other are one class, as JPEG gives it; the most frequent one stands for it
     groups = np.split(ids, np.flatnonzero(np.diff(levels[ids]) > near) + 1)
@@ -441,9 +422,8 @@ def _classes(values: np.ndarray, is_jpeg: bool, is_colour: bool) -> np.ndarray |
     if not is_jpeg and hard > np.count_nonzero(rest) / 4:
         return "has soft edges and hard ones, so thin objects may be taken for edges"
     seeds = flat & (by_value >= 0)
-    nearest = cv2.distanceTransformWithLabels(
-        (~seeds).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )[1]
+    away = (~seeds).astype(np.uint8)
+    nearest = cv2.distanceTransformWithLabels(away, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)[1]
     class_of = np.zeros(nearest.max() + 1, np.uint16)
     class_of[nearest[seeds]] = by_value[seeds]
     labels = class_of[nearest]

@@ -1,9 +1,7 @@
 """The table of file formats, and how a case gets its labels and its boxes.
 
-A new format is one function that takes a path and returns a `Case`, and one row of READERS; of
-LABEL_READERS too, if labels lie in a file of their own. Steps 1 and 4 then take such files, alone and
-in folders. The function calls the checks of case.py (see npz.py), and fills in boxes or labels if it
-knows them.
+A new format is one function that takes a path and returns a `Case`, checked as npz.py does it, and one
+row of READERS; of LABEL_READERS too, if labels lie in a file of their own.
 """
 
 import csv
@@ -19,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from formats import InputError, entries_of, modality_of
-from formats.case import Case, check_boxes, check_labels
+from formats.case import Case, check_boxes, check_labels, told_in_a_sentence
 from formats.pictures import PICTURE_ENDINGS, as_shown, read_mask, read_masks
 from grid import boxes_from_labels, drawn_boxes
 
@@ -40,14 +38,26 @@ LABEL_READERS = dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan_labels")
 READ_KEYS = ("window", "modality", "dataset", "instances", "smallest", "channel", "time")
 
 
-def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict[str, str]:
-    """["window=lung", "smallest=20"] -> {"window": "lung", "smallest": "20"}. InputError for another key than `known`."""
+def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict:
+    """["window=400/40", "smallest=20"] -> {"window": Window(400, 40), "smallest": 20}. InputError for another key or value."""
     found = {}
     for text in texts:
         key, _, value = text.partition("=")
+        advice = ""
         if key not in known or not value:
-            raise InputError(f"--read {text}: give KEY=VALUE; the keys are {', '.join(known)}")
-        found[key] = value
+            advice = f"give KEY=VALUE; the keys are {', '.join(known)}"
+        elif key == "modality" and (modality_of(value) == "Other" or Path(value).name != value):
+            advice = "begin with a known one: CT, MR, US, X-Ray, Fundus, OCT, ..."
+        elif key == "instances" and value not in ("yes", "no"):
+            advice = "give yes or no"
+        elif key in ("smallest", "channel", "time") and not value.isdecimal():
+            advice = "give a whole number, 0 or more"
+        if advice:
+            raise InputError(f"--read {text}: {advice}")
+        if key == "window":
+            found[key] = imported("formats.intensity:parse_window")(value)
+        else:
+            found[key] = {"yes": True, "no": False}.get(value, int(value) if value.isdecimal() else value)
     return found
 
 
@@ -62,28 +72,8 @@ class Asked(NamedTuple):
 
 def window_of(texts: list[str]) -> Asked:
     """What the --read of step 4 says. InputError for an unknown key or value."""
-    return asked_of(read_options(texts, Asked._fields))
-
-
-def asked_of(said: dict[str, str]) -> Asked:
-    """The keys of `Asked` among what --read says. InputError for an unknown value."""
-    window = None
-    if said.get("window"):
-        from formats.intensity import parse_window  # only here: most pictures have 8 bits
-
-        window = parse_window(said["window"])
-    for key in ("channel", "time"):
-        if not said.get(key, "0").isdecimal():
-            raise InputError(f"--read {key}={said[key]}: give a whole number; the first {key} is 0")
-    modality = known_modality(said["modality"]) if "modality" in said else None
-    return Asked(window, modality, *(int(said[key]) if key in said else None for key in ("channel", "time")))
-
-
-def known_modality(text: str) -> str:
-    """The one of MODALITIES that a text begins with. InputError if there is none."""
-    if (found := modality_of(text)) == "Other" or Path(text).name != text:
-        raise InputError(f"--read modality={text}: begin with a known one: CT, MR, US, X-Ray, Fundus, OCT, ...")
-    return found
+    asked = Asked(**read_options(texts, Asked._fields))
+    return asked._replace(modality=asked.modality and modality_of(asked.modality))
 
 
 def ending_of(path: Path) -> str | None:
@@ -106,21 +96,19 @@ def read_case(
     """Read one file of any known format, or the folder of a DICOM series. InputError if it can't be used.
 
     boxes_from_masks: the boxes are the exact ones of the file's labels, in the order of the labels.
-    window: for intensities of more than 8 bits (intensity.py), or all that --read says (`window_of`).
-    labels, boxes: whether to look for labels, and for a boxes.csv, beside it.
+    window: for more than 8 bits, or all that --read says (`window_of`).   labels, boxes: whether to look for
+    labels, and for a boxes.csv, beside it.
     """
     # results and the journal find a case by its file's name
     case = replace(_image_of(path, window), name=name_of(path))
-    if case.labels is None and (labels or boxes_from_masks) and ending_of(path) != ".npz":
-        from formats.partners import label_files  # only here: most cases of step 4 come with boxes
-
-        if beside := label_files(path):
-            case = with_labels(case, path, beside)
+    wants_labels = case.labels is None and (labels or boxes_from_masks) and ending_of(path) != ".npz"
+    if wants_labels and (beside := imported("formats.partners:label_files")(path)):
+        case = with_labels(case, path, beside)
     if boxes_from_masks:
         return replace(case, boxes=exact_boxes(case, path))
     if case.labels is not None and case.label_names:
         case = replace(case, boxes=None)  # those of masks, which nobody asked for
-    if case.boxes is None and boxes and path.name in (named := boxes_beside(path)):
+    if case.boxes is None and boxes and path.name in (named := boxes_in(path.parent)):
         found, names = named[path.name]
         found = check_boxes(found, case.grid_shape, path)
         case = replace(case, boxes=found, boxes_are="drawn", label_names=names)
@@ -132,8 +120,8 @@ def read_boxed(
 ) -> Case:
     """A case with the boxes that step 4 asks with. InputError if there are none.
 
-    boxes: as they were given; else, with a looseness, the boxes of the case's labels, moved outwards
-    by that share (0: exact ones); else those of its file, of boxes.csv or of a COCO file beside it.
+    boxes: as they were given; else, with a looseness, the boxes of the case's labels, moved outwards by that
+    share (0: exact ones); else those of its file, of boxes.csv or of a COCO file beside it.
     Boxes of labels and of the challenge's files are exact, all others drawn.
     """
     case = read_case(path, looseness is not None, window, labels=False, boxes=not boxes)
@@ -147,21 +135,18 @@ def read_boxed(
     if case.boxes is None and ending_of(path) in PICTURE_ENDINGS:
         case = _with_annotated_boxes(case, path)
     if case.boxes is None:
-        ways = "draw them with --draw, put a boxes.csv beside it, or take them from masks with --boxes-from-masks"
+        ways = "draw them with --page, put a boxes.csv beside it, or take them from masks with --boxes-from-masks"
         raise InputError(f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, {ways}")
     return case
 
 
 def _with_annotated_boxes(case: Case, path: Path) -> Case:
     """The case with the boxes that a COCO file beside its image gives; unchanged if there is none."""
-    from formats.annotations import coco_boxes, is_coco
-    from formats.partners import label_files
-
-    beside = label_files(path)
-    if not beside or beside[0].suffix != ".json" or not is_coco(beside[0]):
+    beside = imported("formats.partners:label_files")(path)
+    if not beside or beside[0].suffix != ".json" or not imported("formats.annotations:is_coco")(beside[0]):
         return case
     as_shown(np.zeros(case.grid_shape, bool), beside[0], path)  # refuses a photo whose view is not known
-    found, names, exact = coco_boxes(beside[0], path, case.grid_shape)
+    found, names, exact = imported("formats.annotations:coco_boxes")(beside[0], path, case.grid_shape)
     found = check_boxes(found, case.grid_shape, beside[0], flat=exact)
     return replace(case, boxes=found, boxes_are="exact" if exact else "drawn", label_names=names)
 
@@ -180,19 +165,15 @@ def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
     Its boxes are the exact ones of whole objects, where they may overlap (COCO, several mask pictures); else None.
     """
     first, ending, names, boxes, shape = beside[0], ending_of(beside[0]), None, None, case.grid_shape
-    if first.suffix == ".json":
-        from formats.annotations import read_annotations  # only here: few data sets have them
-
-        if len(beside) > 1:
-            raise InputError(f"{path}: has labels in {first.name} and in {beside[1].name}; keep one")
-        labels, names, boxes = read_annotations(first, path, shape)
-    elif ending in PICTURE_ENDINGS:
-        labels, names, boxes = read_masks(beside) if len(beside) > 1 else (read_mask(first), None, None)
-    elif len(beside) > 1:
+    if len(beside) > 1 and ending not in PICTURE_ENDINGS:
         names = ", ".join(file.name for file in beside)
         raise InputError(f"{path}: has labels in {names}; merge them into one label map, or keep one of them here")
+    if first.suffix == ".json":
+        labels, names, boxes = imported("formats.annotations:read_annotations")(first, path, shape)
+    elif ending in PICTURE_ENDINGS:
+        labels, names, boxes = read_masks(beside) if len(beside) > 1 else (read_mask(first), None, None)
     elif ending in LABEL_READERS and READERS.get(ending_of(path)) == READERS[ending]:
-        labels = _function(LABEL_READERS[ending])(first, path)
+        labels = imported(LABEL_READERS[ending])(first, path)
     else:
         raise InputError(f"{first}: labels of this kind don't go with {path.name}; convert one of the two")
     if ending_of(path) in PICTURE_ENDINGS:
@@ -218,15 +199,13 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}: is a link out of its folder, to {path.resolve()}; name that file, or copy it here")
     ending = ".dcm" if path.is_dir() else ending_of(path)
-    if ending is None and path.is_file():
-        from formats.dicom import is_dicom  # only here: its files may have no ending
-
-        ending = ".dcm" if is_dicom(path) else None
+    if ending is None and path.is_file():  # only here: DICOM files may have no ending
+        ending = ".dcm" if imported("formats.dicom:is_dicom")(path) else None
     if ending is None:
         raise InputError(f"{path}: no known format; known endings are {', '.join(READERS)}")
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path")
-    reader, asked = _function(READERS[ending]), window if isinstance(window, Asked) else Asked(window)
+    if not path.is_file() and not path.is_dir():
+        raise InputError(f"{path}: {'a pipe or a device' if path.exists() else 'no such file'}; check the path")
+    reader, asked = imported(READERS[ending]), window if isinstance(window, Asked) else Asked(window)
     said = {key: value for key, value in asked._asdict().items() if value is not None}
     if ending not in (*SCAN_ENDINGS, *PICTURE_ENDINGS):
         said.pop("modality", None)  # nothing that such a file holds depends on it
@@ -237,8 +216,8 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     return replace(case, modality=asked.modality) if is_told else case
 
 
-def _function(row: Callable | str) -> Callable:
-    """A row of READERS or LABEL_READERS as the function that it names."""
+def imported(row: Callable | str) -> Callable:
+    """A function, or the one that "module:function" names: what few cases need is imported when one needs it."""
     if callable(row):
         return row
     module, name = row.split(":")
@@ -251,13 +230,12 @@ def _function(row: Callable | str) -> Callable:
 def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
     """The cases of a folder, sorted by name: files, and folders that hold a DICOM series. InputError if there is none.
 
-    Files that hold the labels of another file are no cases. Pictures beside .npz cases are taken for
-    previews. A folder that holds nothing but DICOM files is one case.
+    Files that hold the labels of another file are no cases, nor are pictures beside .npz cases.
     with_boxes: if the folder has a boxes.csv, only the files that it names.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; name a folder of cases, or make one with: python -m demo_data")
-    if with_boxes and (named := boxes_beside(folder / "any")):
+    if with_boxes and (named := boxes_in(folder)):
         return [folder / name for name in sorted(named)]
     entries = entries_of(folder)
     by_ending = {path: ending_of(path) for path in entries}  # once each: a folder may hold a million files
@@ -266,13 +244,11 @@ def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
     if ".npz" in endings:
         files = [path for path in files if by_ending[path] not in PICTURE_ENDINGS]
     if endings - {".npz", *PICTURE_ENDINGS} or not files:
-        from formats.partners import dicom_cases
-
-        files = dicom_cases(folder, files + [path for path in entries if not by_ending[path] and path.is_dir()])
+        files = imported("formats.partners:dicom_cases")(
+            folder, files + [path for path in entries if not by_ending[path] and path.is_dir()]
+        )
     if endings - {".npz"} and files != [folder]:
-        from formats.partners import label_files_in
-
-        partners = label_files_in(folder)
+        partners = imported("formats.partners:label_files_in")(folder)
         files = [path for path in files if path not in partners]
     if not files:
         known = ", ".join(sorted(READERS))
@@ -282,32 +258,22 @@ def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
 
 # ---------------------------------------------------------------- boxes.csv
 
-Named = dict[str, tuple[np.ndarray, tuple[str, ...]]]  # file -> its boxes (N, 4) or (N, 6), and a name for each
 
-
-def boxes_beside(path: Path) -> Named:
-    """What the boxes.csv in a file's folder says of each file; empty if there is none."""
-    table = path.parent / "boxes.csv"
-    return _boxes_of(table, table.stat().st_mtime_ns) if table.is_file() else {}
+def boxes_in(folder: Path) -> dict[str, tuple[np.ndarray, tuple[str, ...]]]:
+    """What the boxes.csv of a folder says of each file: its boxes (N, 4) or (N, 6), and a name for each; {} without one."""
+    table = folder / "boxes.csv"
+    return read_boxes(table, table.stat().st_mtime_ns) if table.is_file() else {}
 
 
 @lru_cache(maxsize=4)  # one table for the whole folder: it is read once
-def _boxes_of(table: Path, _changed: int) -> Named:
-    return read_boxes(table)
-
-
-def read_boxes(path: Path) -> Named:
+def read_boxes(path: Path, _changed: int = 0) -> dict[str, tuple[np.ndarray, tuple[str, ...]]]:
     """A table of boxes for step 4: columns file, x0, y0, x1, y1, in a volume also z0 and z1, slices counted from 0.
 
-    A row is one box: pixels of the image, both ends inclusive. The rows of a file, in their order, are
-    its boxes 1, 2, ... A column label, a name for the object, may be left out: names are "" then.
-    InputError, one sentence, for a missing column or something that is no number.
+    A row is one box, pixels of the image, both ends inclusive; a file's rows are its boxes 1, 2, ... A column
+    label, a name for the object, may be left out. InputError for a missing column or what is no number.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # -sig: spreadsheets begin a file with a mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read ({error}); save it as CSV in UTF-8") from error
-    lines = text.splitlines()
+    with told_in_a_sentence(path, "can't be read", "save it as CSV in UTF-8"):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # -sig: spreadsheets begin a file with a mark
     separator = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","  # some spreadsheets write ";"
     rows = csv.DictReader(lines, delimiter=separator, skipinitialspace=True)
     missing = {"file", "x0", "y0", "x1", "y1"} - set(rows.fieldnames or ())

@@ -12,7 +12,8 @@ import gzip
 import io
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from formats import InputError
 from formats.case import Case, told_in_a_sentence
-from formats.readers import ending_of, list_cases, name_of, read_boxed
+from formats.readers import DICOM_ENDINGS, ending_of, imported, list_cases, name_of, read_boxed
 from formats.writing import csv_text, progress, save_bytes, save_image, save_json, save_npz, save_text, tell
 from grid import label_ids
 
@@ -37,39 +38,45 @@ COVERED = 0.5  # an object of which others hide this share or more is named in a
 class Job:
     """The cases that step 4 is asked for, and what it has made of them so far.
 
-    source: a file or a folder.   folder: of the results.   boxes, looseness, window: see `read_boxed`.
-    boxes_are: their kind, if it is not the one that follows from where they come from.
-    InputError if nothing can be done, or if results would replace something.
+    source: a file or a folder.   folder: of the results.   boxes, looseness, window: see `read_boxed`.   boxes_are: their
+    kind, if it does not follow from where they come from. InputError if results would replace something.
     """
 
     def __init__(
         self, source: Path, folder: Path, boxes: list[list[float]] | None, looseness: float | None, window,
         boxes_are: str | None = None,
     ) -> None:  # fmt: skip
-        if looseness is not None and looseness < 0:
+        if not 0 <= (looseness or 0) < np.inf:
             raise InputError(f"--boxes-from-masks {looseness:g}: a looseness is 0 or more")
         self.files = files_to_do(source, folder, "--box" if boxes else "", with_boxes=not boxes and looseness is None)
         self.source, self.folder, self.boxes_are = source, folder, boxes_are
         self.boxes, self.looseness, self.window = boxes, looseness, window
         self.rows, self.objects, self.names = [], [], []  # of efficiency.csv, of objects.csv, files of the last case
 
-    def cases(self) -> Iterator[tuple[Path, Case, float]]:
-        """Each case with its file and the seconds of reading. What cannot be used is named on stderr and left out."""
-        for path in progress(self.files, "cases", unit="case"):
-            start = time.perf_counter()
-            try:
-                with told_in_a_sentence(path):
-                    case = read_boxed(path, self.boxes, self.looseness, self.window)
-            except InputError as error:
-                if path == self.source:
-                    raise
-                # an earlier run's result would be taken for this one's
-                for ending in (".npz", ".nii.gz", ".nrrd", "_mask.png", "_mask.tif", "_seg.dcm"):
+    def paths(self) -> Iterable[Path]:
+        """The file of each case."""
+        return progress(self.files, "cases", unit="case")
+
+    @contextmanager
+    def or_left_out(self, path: Path) -> Iterator[None]:
+        """What is done with one case. Whatever is raised there is told on stderr, and the case left out."""
+        try:
+            with told_in_a_sentence(path):
+                yield
+        except InputError as error:
+            if path == self.source:
+                raise
+            # an earlier run's result would be taken for this one's
+            for ending in (".npz", ".nii.gz", ".nrrd", "_mask.png", "_mask.tif", "_seg.dcm"):
+                with suppress(OSError):
                     (self.folder / f"{name_of(path)}{ending}").unlink(missing_ok=True)
-                tell(f"04_infer.py: left out: {error}", error=True)
-                continue
-            case = replace(case, boxes_are=self.boxes_are or case.boxes_are)
-            yield path, case, time.perf_counter() - start
+            tell(f"04_infer.py: left out: {error}", error=True)
+
+    def read(self, path: Path) -> tuple[Case, float]:
+        """A case, and the seconds of reading."""
+        start = time.perf_counter()
+        case = read_boxed(path, self.boxes, self.looseness, self.window)
+        return replace(case, boxes_are=self.boxes_are or case.boxes_are), time.perf_counter() - start
 
     def numbers(self, case: Case) -> np.ndarray:
         """The label (N,) of each box: i + 1 of box i, but of a box that was made of a mask the mask's own."""
@@ -117,10 +124,9 @@ class Job:
         found = (f"{n} {kind}" if len(kinds) > 1 else kind for kind, n in kinds.items())
         boxes = f"boxes {', '.join(found)}{'' if kinds.keys() <= {*decoders} else ' (asked as exact)'}"
         if self.files == [self.source]:
-            lines = (
-                f"object {o['label']}: {o['pixels']} pixels, predicted IoU {o['predicted_iou']}" for o in self.objects
-            )
-            return f"{', '.join(lines)}; {boxes}; wrote {', '.join(self.names)} and objects.csv to {folder}"
+            line = "object {label}: {pixels} pixels, predicted IoU {predicted_iou}"
+            lines = ", ".join(line.format(**one) for one in self.objects)
+            return f"{lines}; {boxes}; wrote {', '.join(self.names)} and objects.csv to {folder}"
         told = f"wrote {folder}. Next: python 05_evaluate.py -s {folder} -g GROUND_TRUTH"
         if arguments["smoke"]:
             told = "results removed again. Next: python 05_evaluate.py --smoke"
@@ -140,9 +146,8 @@ def files_to_do(source: Path | None, folder: Path, one: str, with_boxes: bool) -
     if one and len(files) > 1:
         raise InputError(f"{source}: {one} takes one image or volume; {len(files)} are here: name one")
     if folder.resolve() in (source.resolve(), files[0].parent.resolve()):
-        raise InputError(
-            f"{folder}: the same folder as the input's; results would replace files of yours: name another"
-        )
+        what = "the same folder as the input's; results would replace files of yours"
+        raise InputError(f"{folder}: {what}: name another")
     if in_the_way := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise InputError(f"{folder}: {in_the_way} is a file, so no folder can be made there; name another")
     name, count = Counter(map(name_of, files)).most_common(1)[0]
@@ -154,27 +159,22 @@ def files_to_do(source: Path | None, folder: Path, one: str, with_boxes: bool) -
 def save_label_map(
     folder: Path, case: Case, labels: np.ndarray, source: Path, palette: np.ndarray, parts=()
 ) -> list[str]:
-    """Write the label map of a case. -> names of the files
+    """Write the label map of a case, (H, W) or (D, H, W) uint16, read from `source`. -> names of the files
 
-    labels: (H, W) or (D, H, W) uint16.   source: the file of the case.
-    palette: (n, 3) RGB, the colours of labels 1, 2, ..., over and over.
-    parts: see `dicom_out.save_segmentation`.
+    palette: (n, 3) RGB, the colours of labels 1, 2, ..., over and over.   parts: see `dicom_out.save_segmentation`.
     """
     # 8 bits where they hold every label, as the challenge's own files; 16 above 255 objects (D9)
     small = labels.astype(np.uint8) if labels.max() <= 255 else labels
     save_npz(folder / f"{case.name}.npz", segs=small)
     if source.suffix == ".npz":  # the challenge asks for nothing else, and its clock is running
         return [f"{case.name}.npz"]
-    name = f"{case.name}_mask.png"
+    name, more = f"{case.name}_mask.png", []
     if case.affine is not None:
-        is_nifti = source.name.lower().endswith((".nii", ".nii.gz"))
-        like = source if is_nifti else None
+        like = source if source.name.lower().endswith((".nii", ".nii.gz")) else None
         name = save_nifti_labels(folder / f"{case.name}.nii.gz", labels, case.affine, like).name
-        if source.is_dir() or ending_of(source) in (None, ".dcm", ".dicom", ".ima"):
-            from formats.dicom_out import save_segmentation  # only here: few cases are DICOM
-
-            file = folder / f"{case.name}_seg.dcm"
-            return [f"{case.name}.npz", name, *save_segmentation(file, case, labels, source, parts)]
+        if source.is_dir() or ending_of(source) in (None, *DICOM_ENDINGS):
+            save_segmentation = imported("formats.dicom_out:save_segmentation")
+            more = save_segmentation(folder / f"{case.name}_seg.dcm", case, labels, source, parts)
     elif case.is_3d:
         name = f"{case.name}_mask.tif"
         save_bytes(folder / name, cv2.imencodemulti(".tif", list(small))[1].tobytes())
@@ -188,14 +188,14 @@ def save_label_map(
         save_bytes(folder / name, content.getvalue())
     else:
         save_image(folder / name, small)
-    return [f"{case.name}.npz", name]
+    return [f"{case.name}.npz", name, *more]
 
 
 def save_nifti_labels(path: Path, labels: np.ndarray, affine: np.ndarray, like: Path | None = None) -> Path:
     """Write a label map (D, H, W) or (H, W) as .nii.gz. -> the file
 
-    affine: of the case (`Case.affine`).   like: the NIfTI file that the case was read from. The label
-    map then has its grid, axis by axis, and what KEPT names, so that any viewer lays one over the other.
+    affine: of the case.   like: the NIfTI file that the case was read from. The label map then has its grid, axis
+    by axis, and what KEPT names, so that any viewer lays one over the other.
     NIfTI is for right angles (a qform): a volume sheared by a tilted gantry is written as .nrrd instead.
     """
     import nibabel  # only here: most cases have no affine
@@ -251,11 +251,9 @@ space origin: {vectors[3]}
 def object_rows(case: Case, found, numbers: np.ndarray, seconds: float | None) -> list[dict]:
     """A row of OBJECT_COLUMNS for each box of a case. A warning names those that came out empty or covered.
 
-    found: volumes.Found.   numbers: (N,) the label that each box painted.
-    seconds: of the whole case, None if not measured. Each object is given an equal share: embedding a
-    slice serves them all.
-    pixels (in a volume: voxels) and mm3 count what an object has in the label map; what another one
-    covers is not its own.
+    found: volumes.Found.   numbers: (N,) the label that each box painted.   seconds: of the whole case, of which each
+    object is given an equal share; None if not measured. pixels (in a volume: voxels) and mm3 count what an
+    object has in the label map; what another one covers is not its own.
     """
     # plane by plane: bincount takes 8 bytes a pixel
     planes = found.labels.reshape(-1, *found.labels.shape[-2:])
@@ -275,7 +273,6 @@ def object_rows(case: Case, found, numbers: np.ndarray, seconds: float | None) -
         if own == 0 or covered >= COVERED:
             told.append(f"{label} ({note})")
     if told:
-        more = f" and {len(told) - 5} more" if len(told) > 5 else ""
-        text = f"{case.name}.npz: look at object {', '.join(told[:5])}{more}; move their boxes, or give fewer"
-        tell(f"04_infer.py: {text}", error=True)
+        objects = ", ".join(told[:5]) + f" and {len(told) - 5} more" * (len(told) > 5)
+        tell(f"04_infer.py: {case.name}.npz: look at object {objects}; move their boxes, or give fewer", error=True)
     return rows

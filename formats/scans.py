@@ -19,12 +19,14 @@ import nibabel
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
-from formats import InputError
-from formats.case import Case, check_claim, why
+from formats import MOST_BYTES, InputError
+from formats.case import Case, check_claim, told_in_a_sentence
 from formats.intensity import Window, gray_case
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DEFLATE = 1032  # bytes that one byte of gzip or zlib unpacks to at most
+COUNTS, SIZES = ("dimension", "ndims"), ("sizes", "dimsize")  # of NRRD and MetaImage: how many axes, how long they are
+MOST_LINES = 2000  # of a header that ITK can parse
 NEAR = 0.1  # of a voxel: grids whose corners are no farther apart lie at one place
 UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # all else, and a NIfTI file that names none, is in mm
 
@@ -33,10 +35,9 @@ UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # all else, and a NIfTI file that 
 
 
 def view_of(affine: np.ndarray) -> np.ndarray:
-    """How a file with this affine (RAS+) is turned. ValueError if the affine is not invertible.
+    """How a file with this affine (RAS+) is turned, as nibabel has orientations. ValueError if the affine is not invertible.
 
-    (3, 2), as nibabel has orientations: of each axis of the file, which one of (D, H, W) it becomes, and
-    whether it keeps its direction (1) or is turned round (-1).
+    (3, 2): of each axis of the file, which one of (D, H, W) it becomes, and whether it keeps its direction (1) or not (-1).
     """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing_of_affine(affine)):
         raise ValueError("its affine does not span three directions")
@@ -59,12 +60,13 @@ def turn_back(volume: np.ndarray, view: np.ndarray) -> np.ndarray:
     return turn(volume, ornt_transform(np.array([(0, 1), (1, 1), (2, 1)]), view))
 
 
-def turned(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
-    """Voxels (X, Y, Z) with their affine -> (volume (D, H, W), its spacing (z, y, x) mm, its affine).
+def turned(path: Path, voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], np.ndarray]:
+    """Voxels (X, Y, Z) of a file with their affine -> (volume (D, H, W), its spacing (z, y, x) mm, its affine).
 
-    That affine takes (x, y, z), as the axes W, H, D count them, to mm.
+    That affine takes (x, y, z), as the axes W, H, D count them, to mm. InputError if it is not invertible.
     """
-    view, its_affine = view_of(affine), affine.copy()
+    with told_in_a_sentence(path, "can't be turned", "correct its header"):
+        view, its_affine = view_of(affine), affine.copy()
     for column, axis in enumerate(np.argsort(-view[:, 0])):  # of the file, that become W, H, D
         step, direction = affine[:3, axis], view[axis, 1]
         its_affine[:3, column] = direction * step
@@ -93,23 +95,17 @@ class Scan(NamedTuple):
 def read_scan(path: Path, window: Window | None = None, modality: str = "") -> Case:
     """A file as a case without boxes and labels: a volume (D, H, W), or (H, W) if it has one slice.
 
-    modality: of MODALITIES; "": the file's name says it.
-    InputError, one sentence, if it is damaged, too large, not 3D, not gray, or holds no image.
+    modality: of MODALITIES; "": the file's name says it.   InputError if it is damaged, too large, not 3D, or not gray.
     """
     scan = open_scan(path)
-    values = numbers_of(scan, path)
-    try:
-        volume, spacing, affine = turned(values, scan.places[0])
-    except ValueError as error:
-        raise InputError(f"{path}: {error}; correct its header") from error
+    volume, spacing, affine = turned(path, numbers_of(scan, path), scan.places[0])
     return gray_case(path, volume, window, True, spacing, affine, modality)
 
 
 def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
     """The label map of an image -> (D, H, W) or (H, W), whole numbers, turned as the image is.
 
-    InputError unless it has the image's grid, orientation and place, and whole numbers. A .seg.nrrd may
-    be smaller than the image: 3D Slicer crops it.
+    InputError unless it has the image's grid and place. A .seg.nrrd may be smaller than the image: 3D Slicer crops it.
     """
     labels, image = open_scan(path), open_scan(image_path)
     affine, shift = image.places[0], np.zeros(3, int)
@@ -121,10 +117,8 @@ def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
     pairs = [(mine, its) for mine in labels.places for its in image.places]
     if min(apart(mine, its, labels.shape, shift) for mine, its in pairs) > NEAR:
         mine, its = ("".join(nibabel.aff2axcodes(one.places[0])) for one in (labels, image))
-        raise InputError(
-            f"{path}: does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ); "
-            "resample it to the image's grid"
-        )
+        differ = f"does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ)"
+        raise InputError(f"{path}: {differ}; resample it to the image's grid")
     values = numbers_of(labels, path)
     if values.dtype.kind not in "uib":
         rounded = np.rint(values)
@@ -149,22 +143,22 @@ def apart(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...], shift: np.
 
 def open_scan(path: Path) -> Scan:
     """The header of a file. InputError if it can't be read, claims more than the file can hold, or is not 3D and gray."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the path")
     return open_nifti(path) if path.name.lower().endswith((".nii", ".nii.gz")) else open_itk(path)
 
 
 def open_nifti(path: Path) -> Scan:
     """The header of a NIfTI file, read by nibabel. InputError: see `open_scan`."""
-    try:
+    with told_in_a_sentence(path, "not a NIfTI file that can be read"):
         image = nibabel.load(path)
         if not isinstance(image, nibabel.Nifti1Image):
             raise TypeError(f"it is a {type(image).__name__}")
-        header, shape, dtype = image.header, tuple(int(n) for n in image.shape), image.get_data_dtype()
+        shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
         forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
-        to_mm = np.diag([*[UNIT_MM.get(header.get_xyzt_units()[0], 1.0)] * 3, 1.0])
+        to_mm = np.diag([*[UNIT_MM.get(image.header.get_xyzt_units()[0], 1.0)] * 3, 1.0])
         places = [to_mm @ form for form in forms or [image.affine]]
         start = int(image.dataobj.offset)  # of the voxels in the file
-    except Exception as error:  # nibabel raises many kinds for files from outside
-        raise InputError(f"{path}: not a NIfTI file that can be read ({why(error)}); export it again") from error
     spatial = shape + (1,) * (3 - len(shape))
     if any(n != 1 for n in spatial[3:]) or min(spatial) < 1:
         axes = ", ".join(map("{} {}".format, ("x", "y", "z", "time", "channel", "6th", "7th"), shape))
@@ -179,8 +173,8 @@ def open_nifti(path: Path) -> Scan:
         if packed:  # to the end, where gzip's checksum stands: nibabel stops before it
             with gzip.open(path) as file:
                 whole = type(image).from_bytes(file.read(start + claimed))
-                while file.read(2**20):
-                    pass
+                if file.read(2**20) and file.read(1):
+                    raise ValueError("more follows behind its voxels")
         return np.asanyarray(whole.dataobj).reshape(spatial[:3])
 
     return Scan(spatial[:3], places, voxels)
@@ -190,33 +184,33 @@ def open_itk(path: Path) -> Scan:
     """The header of an NRRD or MetaImage file, read by SimpleITK. InputError: see `open_scan`."""
     try:
         import SimpleITK
-
+    except ImportError as error:
+        raise InputError(f"{path}: needs SimpleITK; run: pip install -r requirements-formats.txt") from error
+    with told_in_a_sentence(path, "SimpleITK can't read it"):
+        # before C++ sees it, which a bad header or name can kill
+        path.name.encode()
+        file, start, is_packed, is_plain = _data_of(path)
         reader = SimpleITK.ImageFileReader()
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
         n, values, size = reader.GetDimension(), reader.GetNumberOfComponents(), reader.GetSize()
         dtype = SimpleITK.GetArrayViewFromImage(SimpleITK.Image([1, 1], reader.GetPixelID())).dtype
-    except ImportError as error:
-        raise InputError(f"{path}: needs SimpleITK; run: pip install -r requirements-formats.txt") from error
-    except RuntimeError as error:
-        raise InputError(f"{path}: SimpleITK can't read it ({why(error)}); export it again") from error
     if values != 1 and path.name.lower().endswith(".seg.nrrd"):
-        raise InputError(
-            f"{path}: holds segments that overlap, in {values} layers; in 3D Slicer, Segmentations, Export to files, "
-            "save each segment as a NIfTI or NRRD of its own, and use one at a time"
-        )
+        way = "in 3D Slicer, Segmentations, Export to files, save each segment as a NIfTI or NRRD of its own"
+        raise InputError(f"{path}: holds segments that overlap, in {values} layers; {way}, and use one at a time")
     if values != 1 or n not in (2, 3):
         raise InputError(f"{path}: has {n} dimensions ({size}) and {values} values a voxel; save one gray volume")
-    file, start, is_packed, is_plain = _data_of(path)
     holds = file.stat().st_size - start
     check_claim(path, size, dtype, holds if is_plain else DEFLATE * holds)
     affine = np.eye(4)
     affine[:n, :n] = np.reshape(reader.GetDirection(), (n, n)) * reader.GetSpacing()
     affine[:n, 3] = reader.GetOrigin()
+    with told_in_a_sentence(path, "can't be turned", "correct its header"):
+        view_of(affine)  # ITK would look for its inverse without end
 
     def voxels() -> np.ndarray:
         found = SimpleITK.GetArrayFromImage(reader.Execute())
-        if is_packed and _crc_of_unpacked(file, start) not in (zlib.crc32(found), zlib.crc32(found.byteswap())):
+        if is_packed and crc_of_unpacked(file, start) not in (zlib.crc32(found), zlib.crc32(found.byteswap())):
             raise ValueError("SimpleITK unpacks other voxels than the file holds")
         return found.T.reshape(*size, *[1] * (3 - n))
 
@@ -224,40 +218,52 @@ def open_itk(path: Path) -> Scan:
 
 
 def _data_of(path: Path) -> tuple[Path, int, bool, bool]:
-    """Where an NRRD or MetaImage has its voxels: (file, first byte, whether compressed, whether as plain bytes)."""
+    """Where an NRRD or MetaImage has its voxels: (file, first byte, whether compressed, whether as plain bytes).
+
+    ValueError for a header that says how many axes it has twice, or not as its sizes do, or that has very long lines.
+    """
     with path.open("rb") as file:
         head = file.read(2**22)
     end = re.search(rb"\r?\n\r?\n" if head.startswith(b"NRRD") else rb"(?m)^ElementDataFile.*\n?", head)
     start = end.end() if end else len(head)
     lines = re.findall(r"(?m)^([^#:=\n]+?) *[:=] *(.*?)\s*$", head[:start].decode("latin-1"))
-    fields = {key.lower().replace(" ", ""): value for key, value in lines}
+    lines = [("".join(key.lower().split()), value) for key, value in lines]
+    fields = dict(lines)
+    counts, sizes = ([value for key, value in lines if key in keys] for keys in (COUNTS, SIZES))
+    if not (len(counts) == len(sizes) == 1 and counts[0] == str(len(sizes[0].split())) in ("2", "3", "4")):
+        raise ValueError(f"it has the axes {', '.join(counts)[:20]}, and the sizes {', '.join(sizes)[:40]}")
+    # of NRRD, texts and notes may be longer: ITK's C copies of all other lines have room for 1,000 letters
+    most = rb"^(?!#|[^:\n]*:=).{501}|.{16385}" if head.startswith(b"NRRD") else rb".{16385}"
+    if len(lines) > MOST_LINES or re.search(b"(?m)" + most, head[:start]):
+        raise ValueError("its header is too long")
     how = fields.get("encoding", fields.get("compresseddata", "raw")).lower()
     is_packed, is_plain = how in ("gz", "gzip", "true"), how == "raw" and fields.get("binarydata") != "False"
     name = fields.get("datafile", fields.get("elementdatafile", "LOCAL"))
     data = path if name == "LOCAL" else path.parent / name
-    if not data.is_file() or not data.resolve().is_relative_to(path.parent.resolve()):
+    is_itself = data == path and name != "LOCAL"
+    if is_itself or "%" in name or not data.is_file() or not data.resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}: names {name!r} as the file of its voxels; put that one file beside it")
     return data, start if name == "LOCAL" else 0, is_packed, is_plain
 
 
-def _crc_of_unpacked(file: Path, start: int) -> int:
-    """CRC-32 of what the compressed bytes from `start` on unpack to. ValueError unless they agree with their checksum.
+def crc_of_unpacked(file: Path, start: int, bits: int = 47) -> int:
+    """CRC-32 of what the compressed bytes from `start` on unpack to. ITK compares no checksum; this raises ValueError.
 
-    ITK does not compare checksums: a changed byte would give other voxels.
+    bits: zlib's; 47 is gzip or zlib.
     """
-    unpacker, crc = zlib.decompressobj(47), 0  # 47: of gzip or zlib
+    unpacker, crc, size = zlib.decompressobj(bits), 0, 0
     with file.open("rb") as packed:
         packed.seek(start)
-        while chunk := packed.read(2**14):  # small: it may unpack to a thousand times as much
-            crc = zlib.crc32(unpacker.decompress(chunk), crc)
+        # a small chunk: it may unpack to a thousand times as much
+        while size <= MOST_BYTES and not unpacker.eof and (chunk := packed.read(2**14)):
+            unpacked = unpacker.decompress(chunk)
+            crc, size = zlib.crc32(unpacked, crc), size + len(unpacked)
     if not unpacker.eof:
-        raise ValueError("its compressed voxels have no end")
+        raise ValueError("what it has compressed has no end, or is too large")
     return crc
 
 
 def numbers_of(scan: Scan, path: Path) -> np.ndarray:
     """The voxels of a scan. InputError if the file ends too early, or has changed on its way."""
-    try:
+    with told_in_a_sentence(path, "ends too early or is damaged", "copy or export it again"):
         return scan.voxels()
-    except Exception as error:  # what nibabel, gzip, zlib and SimpleITK raise for damage
-        raise InputError(f"{path}: ends too early or is damaged ({why(error)}); copy or export it again") from error

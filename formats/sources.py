@@ -11,11 +11,11 @@ import numpy as np
 
 from formats import MAX_LABEL, InputError, bare_name, modality_of
 from formats.cache import CachedCase, CacheEntry, in_parallel
-from formats.case import Case, told_in_a_sentence
-from formats.intensity import parse_window
+from formats.case import Case
+from formats.intensity import WINDOWS
 from formats.npz import load_npz, write_case
 from formats.partners import label_files, list_pairs
-from formats.readers import asked_of, ending_of, known_modality, list_cases, name_of, read_case, read_options, read_pair
+from formats.readers import Asked, ending_of, list_cases, name_of, read_case, read_options, read_pair
 from formats.writing import progress, tell
 from grid import promptable_labels
 
@@ -24,11 +24,12 @@ from grid import promptable_labels
 class Options:
     """What is done to a case before it is cached."""
 
-    window: str = ""  # NAME or WIDTH/LEVEL, "" for the file's own
+    window: tuple[float, float] | None = None  # width and level; None for the file's own
     dropped: tuple[int, ...] = ()  # labels that become background
     instances: bool = False  # each connected part of a label becomes an object of its own
     smallest: int = 0  # objects of fewer pixels (2D) or voxels (3D), at the original size, become background
-    chosen: tuple[tuple[str, str], ...] = ()  # channel, time: see readers.Asked
+    channel: int | None = None  # see readers.Asked
+    time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +55,15 @@ class Source:
 
         In this order, at the original size: dropped labels, connected parts, small objects.
         """
-        options, is_npz = self.options, ending_of(self.path) == ".npz"
+        options, is_npz, said = self.options, ending_of(self.path) == ".npz", modality_of(self.name)
         # a challenge case for validation has 8 bits: there is no window to cut
-        window = parse_window(options.window) if options.window and not (is_npz and self.split == "val") else None
+        window = None if is_npz and self.split == "val" else options.window
         # the case's name may begin with the modality that --read or the data set says
-        said = modality_of(self.name)
-        asked = asked_of(dict(options.chosen))._replace(window=window, modality=None if said == "Other" else said)
-        with told_in_a_sentence(self.path):
-            if self.labels:
-                case = read_pair(self.path, self.labels, self.name, asked)
-            else:
-                case = read_case(self.path, window=asked).renamed(self.name)
+        asked = Asked(window, None if said == "Other" else said, options.channel, options.time)
+        if self.labels:
+            case = read_pair(self.path, self.labels, self.name, asked)
+        else:
+            case = read_case(self.path, window=asked).renamed(self.name)
         if case.labels is None:
             lacks = "has no key 'gts'" if is_npz else f"no labels such as {self.name}_mask lie beside it"
             raise InputError(f"{self.path}: {lacks}; step 1 needs the masks, give training files")
@@ -78,36 +77,20 @@ class Source:
         return replace(case, labels=labels), small
 
 
-def options_of(read: dict[str, str]) -> Options:
-    """The options among what --read says, see readers.READ_KEYS. InputError for a value that makes no sense."""
-    read = {"window": "", "instances": "no", "smallest": "0", "modality": "CT"} | read
-    if read["window"]:
-        parse_window(read["window"])
-    if read["instances"] not in ("yes", "no"):
-        raise InputError(f"--read instances={read['instances']}: give yes or no")
-    if not read["smallest"].isdecimal():
-        raise InputError(f"--read smallest={read['smallest']}: give a whole number of pixels, 0 or more")
-    known_modality(read["modality"])
-    chosen = tuple((key, read[key]) for key in ("channel", "time") if key in read)
-    asked_of(dict(chosen))
-    return Options(read["window"], (), read["instances"] == "yes", int(read["smallest"]), chosen)
-
-
 def list_sources(
     folder: Path, masks: Path | None, val: Path | None, read: list[str], exclude: Path | None
 ) -> tuple[list[Source], set[str], int, int]:
-    """-> the cases of step 1, sorted by name; the names to leave out, and how many cases have one; how many files
-    cannot be used (stderr says why).
+    """-> the cases of step 1, sorted by name; the names to leave out, and how many cases have one; how many files are bad.
 
-    masks : a folder of masks with the names of the images, or a COCO file.   val : a folder of
-    challenge cases. A case that is in both is for validation.   read : what --read says.   exclude : a
-    text file of names.
+    masks : a folder of masks with the names of the images, or a COCO file.   val : a folder of challenge cases, which
+    validate.   read : what --read says.   exclude : a text file of names. What is left out is told.
     """
     excluded = set(map(str.strip, exclude.read_text("utf-8").splitlines())) if exclude else set()
-    read = read_options(read)
-    options, problems, prefix = options_of(read), [], f"{read['modality']}_" if "modality" in read else ""
+    read, problems = read_options(read), []
+    dataset, prefix = read.pop("dataset", None), f"{read.pop('modality')}_" if "modality" in read else ""
+    options = Options(**read)
     validation = [Source(name_of(path), path, None, "val", options) for path in (list_cases(val) if val else ())]
-    if dataset := read.get("dataset"):
+    if dataset:
         if masks or prefix:
             raise InputError(f"--read dataset={dataset}: knows masks and modality of its files; leave out yours")
         options, cases, problems = list_data_set(dataset, folder, options)
@@ -137,16 +120,16 @@ class DataSet:
     labels: tuple[str, ...]  # where its labels are: \1, \2, ... are groups of `images`; tried in turn; (): in the file
     looks_like: str  # the layout in words
     get: str  # where to download it
-    window: str = ""
+    window: tuple[float, float] | None = None  # width and level
     dropped: tuple[int, ...] = ()  # labels left out
     certain: bool = True  # whether public code that uses the files settles the layout
 
 
+SOFT = WINDOWS["soft"]
 PICTURE = r"(?:jpg|jpeg|png|bmp|tif|tiff)"
 DATA_SETS = {
     "challenge": DataSet(
-        "", r"(.*/)?(?P<case>[^/]+)\.npz", (),
-        "MODALITY/DATASET/NAME.npz with imgs and gts, at any depth",
+        "", r"(.*/)?(?P<case>[^/]+)\.npz", (), "MODALITY/DATASET/NAME.npz with imgs and gts, at any depth",
         "https://www.codabench.org/competitions/1847/",
     ),
     "nuclei": DataSet(
@@ -159,7 +142,7 @@ DATA_SETS = {
         "btcv", r"((?:[^/]+/)*?)(?:(img|imagesTr)/)?img(?P<case>\d+)\.nii\.gz",
         (r"\1label/label\3.nii.gz", r"\1labelsTr/label\3.nii.gz", r"\1label\3.nii.gz"),
         "img/img0001.nii.gz with label/label0001.nii.gz, or both in one folder",
-        "https://www.synapse.org/#!Synapse:syn3193805", "400/40",
+        "https://www.synapse.org/#!Synapse:syn3193805", SOFT,
     ),
     "microus": DataSet(
         "microUS", r"(.*/)?train/micro_ultrasound_scans/microUS_(?P<case>[^/]+)\.nii\.gz",
@@ -169,8 +152,8 @@ DATA_SETS = {
     ),
     "flare22": DataSet(
         "CT", r"(.*/)?images/(?P<case>[^/]+)_0000\.nii\.gz", (r"\1labels/\2.nii.gz",),
-        "images/NAME_0000.nii.gz with labels/NAME.nii.gz",
-        "https://zenodo.org/record/7860267", "400/40", (12,),  # duodenum, as the challenge did
+        "images/NAME_0000.nii.gz with labels/NAME.nii.gz", "https://zenodo.org/record/7860267", SOFT,
+        (12,),  # duodenum, as the challenge did
     ),
     "hipxray": DataSet(
         "hipxray", rf"(.*/)?images/(?P<case>[^/]+)\.({PICTURE}|nii\.gz)",

@@ -19,11 +19,10 @@ from formats import InputError
 
 
 def save_bytes(path: Path, content: bytes) -> int:
-    """Write a file whole or not at all, and its folder if need be. Returns the number of bytes.
+    """Write a file whole or not at all, and its folder if need be. -> the number of bytes. OSError if that can't be done.
 
-    OSError if the disk is full or the path cannot be written. The content first goes into a file
-    NAME.xxxxxxxx.tmp, which is then renamed. Its name is random, because two machines may write one
-    file at the same time: the later one stays. A process that is killed leaves its .tmp file behind.
+    The content first goes into a file NAME.xxxxxxxx.tmp, which is then renamed. Its name is random, because two machines
+    may write one file at the same time: the later one stays. A process that is killed leaves its .tmp file behind.
     """
     partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +44,7 @@ def save_npz(path: Path, **arrays: np.ndarray) -> None:
 
 def save_text(path: Path, text: str) -> None:
     """UTF-8 text with Unix line ends on every system."""
-    save_bytes(path, text.encode())
+    save_bytes(path, text.encode(errors="backslashreplace"))  # the name of a case may not be UTF-8
 
 
 def save_json(path: Path, content: dict) -> None:

@@ -191,15 +191,17 @@ def test_structures_within_one_another_keep_their_boxes_in_any_order(tmp_path, c
     assert f"object {order.index('BODY') + 1} (BODY)" in capsys.readouterr().err
 
 
-def test_what_a_label_map_hides_is_told_with_the_number_of_pixels():
+def test_what_a_label_map_hides_is_told_with_the_number_of_pixels(capsys):
     small, large = np.zeros((2, 6, 6), bool)
     small[2:4, 2:4], large[1:5, 1:5] = True, True
     for masks, numbers in (([small, large], (1, 2)), ([large, small], (2, 1))):
-        labels, told = paint(iter(masks), ["a", "b"])
-        assert (labels[2, 2], labels[1, 1]) == numbers and len(told) == 1 and "4 of 16" in told[0]
-    labels, told = paint([small, small.copy()], ["", ""])
-    assert set(np.unique(labels)) == {0, 2} and "object 1 4 of 4" in told[0]
-    assert paint([small], ["a"])[1] == []
+        labels, boxes = paint(iter(masks), ["a", "b"], "here")
+        assert (labels[2, 2], labels[1, 1]) == numbers and "here: smaller" in (told := capsys.readouterr().err)
+        assert "4 of 16" in told and boxes[numbers[1] - 1].tolist() == [1, 1, 4, 4], "boxes are of whole masks"
+    labels, _ = paint([small, small.copy()], ["", ""], "here")
+    assert set(np.unique(labels)) == {0, 2} and "object 1 4 of 4" in capsys.readouterr().err
+    paint([small], ["a"], "here")
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

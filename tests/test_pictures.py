@@ -6,6 +6,7 @@ Files are written by tifffile, Pillow and OpenCV; the right value is the array t
 import csv
 import importlib
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -146,7 +147,10 @@ def test_what_a_tiff_claims_is_checked_before_it_is_unpacked(tmp_path, monkeypat
     with tifffile.TiffFile(path, mode="r+") as file:
         for tag in ("ImageWidth", "ImageLength"):
             file.pages[0].tags[tag].overwrite(60_000)
-    assert "more than 1,073,741,824; crop it" in sentence(read_case, path)
+    assert "can't hold the (1, 60000, 60000) voxels that it claims" in sentence(read_case, path)
+    monkeypatch.setattr("formats.case.MOST_BYTES", STACK.nbytes - 1)
+    assert "; crop it, or set GRAYS_LIMIT_GB=1" in sentence(read_case, tif(path, STACK))
+    monkeypatch.undo()
     cmyk = np.dstack([COLOUR, COLOUR[..., :1]]).astype(np.uint8)
     assert "its colours are SEPARATED" in sentence(read_case, tif(path, cmyk, photometric="separated"))
     with tifffile.TiffWriter(path) as file:
@@ -365,9 +369,11 @@ def test_masks_that_overlap_keep_their_boxes_and_what_is_hidden_is_told(tmp_path
     assert case.label_names == ("a_mask_1_small", "a_mask_2_large") and case.labels[30, 40] == 1
     assert case.boxes.tolist() == [boxes_in(small)[1], boxes_in(large)[1]]
     assert f"object 2 (a_mask_2_large) {small.sum():,} of {large.sum():,}" in capsys.readouterr().err
-    labels, told = paint([large, large], ["", ""])
-    assert np.unique(labels).tolist() == [0, 2] and f"object 1 {large.sum():,} of {large.sum():,}" in told[0]
-    assert paint([small, disc((60, 80), 5, 5, 4)], ["a", "b"])[1] == []
+    labels, _ = paint([large, large], ["", ""], "here")
+    assert np.unique(labels).tolist() == [0, 2]
+    assert f"object 1 {large.sum():,} of {large.sum():,}" in capsys.readouterr().err
+    paint([small, disc((60, 80), 5, 5, 4)], ["a", "b"], "here")
+    assert not capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- COCO
@@ -406,7 +412,7 @@ def test_crowds_are_no_objects_and_an_orphan_does_not_sink_the_file(tmp_path, ca
     path = coco(tmp_path, [crowd, {"segmentation": SQUARE}, orphan])
     assert boxes_in(read_case(tmp_path / "a.png").labels) == {1: [10, 5, 19, 14]}
     assert "1 annotations left out, of images that it does not list" in capsys.readouterr().err
-    assert coco_boxes(path, "a.png", (40, 50))[0].tolist() == [[10, 5, 19, 14]]
+    assert coco_boxes(path, Path("a.png"), (40, 50))[0].tolist() == [[10, 5, 19, 14]]
 
 
 def test_one_name_in_two_folders_is_told_unless_the_folder_says_which(tmp_path):
@@ -437,7 +443,7 @@ def test_an_outline_that_claims_more_than_its_picture_never_reaches_pycocotools(
     for name in ("frPyObjects", "decode"):
         monkeypatch.setattr(tools, name, lambda *args: pytest.fail("pycocotools was asked"))
     path = coco(tmp_path, [{"segmentation": outline}])
-    text = sentence(read_coco, path, "a.png", (40, 50))
+    text = sentence(read_coco, path, Path("a.png"), (40, 50))
     assert "object 1 of a.png has no good outline" in text and words in text
 
 
@@ -445,12 +451,12 @@ def test_polygons_are_those_that_pillow_fills_and_two_files_of_one_image_are_tol
     path = coco(tmp_path, [{"segmentation": [[4, 6, 40, 9, 33, 31, 12, 36]]}])
     filled = Image.new("1", (50, 40))
     ImageDraw.Draw(filled).polygon([(4, 6), (40, 9), (33, 31), (12, 36)], fill=1)
-    ours, theirs = read_coco(path, "a.png", (40, 50))[0] > 0, np.asarray(filled)
+    ours, theirs = read_coco(path, Path("a.png"), (40, 50))[0] > 0, np.asarray(filled)
     assert 2 * np.count_nonzero(ours & theirs) / (ours.sum() + theirs.sum()) > 0.95
     save_image(tmp_path / "b.png", tiny_case().image)
     save_image(tmp_path / "b_mask.png", tiny_case().labels.astype(np.uint8))
     save_image(tmp_path / "a_mask.png", theirs.astype(np.uint8))
-    assert "has labels in instances.json and in a_mask.png; keep one" in sentence(read_case, tmp_path / "a.png")
+    assert "has labels in instances.json, a_mask.png; merge them" in sentence(read_case, tmp_path / "a.png")
     assert read_case(tmp_path / "b.png").labels.any(), "the others are read"
 
 
@@ -540,7 +546,7 @@ def test_an_exception_that_no_reader_foresaw_is_told_with_its_type(tmp_path, mon
     infer.main(["-i", str(tmp_path / "imgs"), "-o", str(tmp_path / "segs")])
     monkeypatch.setattr(np, "load", load)
     monkeypatch.setattr("formats.npz.load_npz", lambda path: dict(load(path, allow_pickle=False)))
-    monkeypatch.setattr("tables.load_npz", lambda path: dict(load(path, allow_pickle=False)))
+    monkeypatch.setattr("formats.truth.load_npz", lambda path: dict(load(path, allow_pickle=False)))
     what = f"{names[0]}: can't be read ({type(raised).__name__}"
     with pytest.raises(SystemExit, match="1 of 2 cases done"):
         infer.main(["-i", str(tmp_path / "imgs"), "-o", str(tmp_path / "again")])

@@ -172,7 +172,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess.cache, "merged_entries", stop)
+        patch.setattr(preprocess, "split_entries", stop)
         with pytest.raises(KeyboardInterrupt):
             run(folder)
     assert not (folder / "cache" / "index.csv").exists()
@@ -319,28 +319,17 @@ def test_bad_npz_files_are_told_and_an_image_without_object_is_only_counted(fold
     assert len(read_index(folder / "cache")) == 18
 
 
-def test_a_picture_with_the_name_of_a_slice_is_told_and_replaces_nothing(tmp_path, capsys):
-    train, more, cache = tmp_path / "train", tmp_path / "more", tmp_path / "cache"
-    volume = train_file(train, 0, 3, name="CT_a")
+def test_a_picture_with_the_name_of_a_slice_is_told_and_enters_no_index(tmp_path):
+    train, cache = tmp_path / "train", tmp_path / "cache"
     train_file(train, 1, 2, name="CT_b-002")
     train_file(train, 2, 3, name="CT_b")  # its slices 2, 3, ... follow, but slice 2 has the picture's name
-    train_file(more, 1, 2, name="CT_a-002")
-    train_file(more, 2, 2, name="CT_a-099")  # CT_a has no slice 99
     text = sentence("-i", train, "-o", cache, "--jobs", 1)
-    assert text == "01_preprocess.py: 2 of 3 files done, 1 left out as told above."
-    (told,) = left_out(capsys)
-    assert "CT_b.npz: its image CT_b-002 would replace another case's; rename one of the two" in told
-    (tmp_path / "names.txt").write_text("CT_b\n")
-    text = sentence("-i", more, "-o", cache, "--jobs", 1)  # also across runs
-    assert text == "01_preprocess.py: 1 of 2 files done, 1 left out as told above."
-    (told,) = left_out(capsys)
-    assert "CT_a-002.npz: its image CT_a-002 would replace another case's" in told
-    entries = {entry.name: entry for entry in read_index(cache)}
-    assert {"CT_b-002", "CT_a-002", "CT_a-099"} < set(entries) and "CT_b-003" not in entries
-    assert entries["CT_a-002"].source == "CT_a.npz" and entries["CT_b-002"].source == "CT_b-002.npz"
-    want = resize_labels_to_grid(volume.labels[2])
-    assert np.array_equal(load_entry(cache, entries["CT_a-002"])[1][: want.shape[0], : want.shape[1]], want)
-    assert len(run(tmp_path, "--jobs", "2", "--exclude", tmp_path / "names.txt")) == len(entries)  # what is done stays
+    assert "two cases give an image CT_b-002; rename one of them, and start with an empty --out" in text
+    assert not (cache / "index.csv").exists()
+    train_file(train, 2, 2, name="CT_b-099")  # CT_b has no slice 99
+    next(train.glob("*CT_b-002.npz")).unlink()
+    preprocess.main(["-i", str(train), "-o", str(tmp_path / "new"), "--jobs", "1"])
+    assert {"CT_b-002", "CT_b-099"} < {entry.name for entry in read_index(tmp_path / "new")}
 
 
 def test_a_patient_on_both_sides_is_told_and_is_no_error(tmp_path, capsys):
@@ -444,8 +433,8 @@ def test_arguments_that_do_not_fit_are_told(folder, capsys):
         ("modality=US/../..", "--read modality=US/../..: begin with a known one"),
         ("window=liver", "window 'liver' is not known; give soft"),
         ("instances=maybe", "--read instances=maybe: give yes or no"),
-        ("smallest=-1", "--read smallest=-1: give a whole number of pixels"),
-        ("smallest=few", "--read smallest=few: give a whole number of pixels"),
+        ("smallest=-1", "--read smallest=-1: give a whole number"),
+        ("smallest=few", "--read smallest=few: give a whole number"),
         ("dataset=none", "--read dataset=none: no such data set; there are challenge, nuclei"),
         ("colour=red", "the keys are window, modality, dataset, instances, smallest"),
     ):

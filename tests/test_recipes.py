@@ -67,10 +67,10 @@ def test_images_and_labels_are_found_in_the_data_set_s_layout(name, tmp_path):
     options, cases, problems = list_data_set(name, tmp_path, Options())
     assert sorted(cases) == [(case, tmp_path / image, labels and tmp_path / labels) for case, image, labels in wanted]
     assert not problems and all(modality_of(case) != "Other" for case, *_ in cases)
-    assert options.window == ("400/40" if name in ("btcv", "flare22") else "")
+    assert options.window == ((400, 40) if name in ("btcv", "flare22") else None)
     assert options.dropped == ((12,) if name == "flare22" else ())
-    mine, *_ = list_data_set(name, tmp_path, Options("1500/-600", (), True, 9))
-    assert mine == Options("1500/-600", options.dropped, True, 9)
+    mine, *_ = list_data_set(name, tmp_path, Options((1500, -600), (), True, 9))
+    assert mine == Options((1500, -600), options.dropped, True, 9)
 
 
 def test_the_challenge_s_34_groups_are_known_by_name():

@@ -19,7 +19,7 @@ import pytest
 from data import load_entry
 from demo_data import tiny_case
 from formats import InputError, cache, usable_cores
-from formats.cache import CachedCase, CacheEntry, executor_of, in_parallel, names_of_others, read_index, write_index
+from formats.cache import executor_of, in_parallel, read_index, write_index
 from formats.case import Case
 from formats.npz import load_npz
 from formats.sources import instances_of, without_small
@@ -76,17 +76,6 @@ def test_jobs_are_drawn_as_they_are_needed_and_results_keep_their_order(processe
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     assert len(drawn) <= processes * cache.AHEAD * cache.CHUNK + cache.CHUNK
     assert list(results) == list(range(3, 1000))
-
-
-def test_only_names_like_slices_can_be_claimed_twice():
-    entry = CacheEntry("CT_v-002", "CT", "CT", "CT_v", "CT_v.npz", 9, 9, "", 1)
-    known = {"CT_v": CachedCase("CT_v", "", [entry], 1, 0, 0)}
-    assert names_of_others({"CT_v", "US_1", "CT_v-002"}, known) == {"CT_v-002": {"CT_v-002"}}
-    assert names_of_others({"CT_w", "CT_w-003"}, known) == {"CT_w": {"CT_w-003"}}
-    assert names_of_others({"CT_v", "CT_v-004"}, known) == {"CT_v": {"CT_v-004"}}  # the volume has no slice 4 yet
-    picture = {"CT_w-003": CachedCase("CT_w-003", "", [replace(entry, name="CT_w-003")], 1, 0, 0)}
-    assert names_of_others({"CT_w"}, picture) == {"CT_w": {"CT_w-003"}}
-    assert names_of_others({"US_1", "US_2"}, known) == {}
 
 
 def test_jobs_follow_the_cores_that_the_process_may_use_and_windows_limit(monkeypatch):
