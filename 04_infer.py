@@ -25,7 +25,7 @@ The paper measures running time on a CPU, file by file, and speeds the network u
 [P 2.3, 4.3]: `--engine torch-int8`. Where the seconds of each case went stands in efficiency.csv.
 
     python 04_infer.py -i examples -o out          a folder of images with boxes.csv, or of .npz cases
-    python 04_infer.py -i examples/retina.jpg -o out --box 44 200 112 274     (or --draw: in a window)
+    python 04_infer.py -i examples/retina.jpg -o out --box 44 200 112 274     (or --page: in a browser)
 
 All flags: --help. What it reads, and every file that it writes: docs/formats.md.
 """
@@ -86,33 +86,35 @@ def run(args: argparse.Namespace) -> list[dict]:
         args.input, args.output, args.box, args.boxes_from_masks, readers.window_of(args.read), args.boxes
     )
     segmenter = load_model(args)
-    for path, case, read_s in job.cases():
-        before, start = segmenter.seconds.copy(), time.perf_counter()
+    for path in job.paths():
+        with job.or_left_out(path):
+            case, read_s = job.read(path)
+            before, start = segmenter.seconds.copy(), time.perf_counter()
 
-        # Boxes to masks. Boxes that were taken from masks get the numbers of those masks when saved
-        found = find_masks(segmenter, case)
-        segmented = time.perf_counter()
-        found = job.save(path, case, found, PALETTE)
-        written = time.perf_counter()
+            # Boxes to masks. Boxes that were taken from masks get the numbers of those masks when saved
+            found = find_masks(segmenter, case)
+            segmented = time.perf_counter()
+            found = job.save(path, case, found, PALETTE)
+            written = time.perf_counter()
 
-        # Running time of this case alone, from file to file, as the challenge's clock runs [P 4.3, Table 5].
-        # Loading the network does not count: one process does all cases
-        # A stage that no slice reached took none: the released loop may visit no slice at all (#41)
-        spent = {s: segmenter.seconds[s] - before[s] for s in ("enhance", "encode", "decode", "upsample")}
-        seconds = {
-            "read_s": read_s,
-            "enhance_s": spent["enhance"],  # 256 grid, three channels
-            "encode_s": spent["encode"],  # once an image or slice
-            "decode_s": spent["decode"],  # once a box
-            "upsample_s": spent["upsample"],  # masks at the image's size
-            "write_s": written - segmented,
-            "total_s": read_s + written - start,
-        }
-        job.note(case, found, seconds)
+            # Running time of this case alone, from file to file, as the challenge's clock runs [P 4.3, Table 5].
+            # Loading the network does not count: one process does all cases
+            # A stage that no slice reached took none: the released loop may visit no slice at all (#41)
+            spent = {s: segmenter.seconds[s] - before[s] for s in ("enhance", "encode", "decode", "upsample")}
+            seconds = {
+                "read_s": read_s,
+                "enhance_s": spent["enhance"],  # 256 grid, three channels
+                "encode_s": spent["encode"],  # once an image or slice
+                "decode_s": spent["decode"],  # once a box
+                "upsample_s": spent["upsample"],  # masks at the image's size
+                "write_s": written - segmented,
+                "total_s": read_s + written - start,
+            }
+            job.note(case, found, seconds)
 
-        # Image, boxes and masks in one picture [P Fig. 3]. The challenge asks for none; no clock runs here
-        if picture := job.picture(path, case):
-            writing.save_image(picture, overlay(*flat_view(case.image, found.labels, case.boxes), numbers=True))
+            # Image, boxes and masks in one picture [P Fig. 3]. The challenge asks for none; no clock runs here
+            if picture := job.picture(path, case):
+                writing.save_image(picture, overlay(*flat_view(case.image, found.labels, case.boxes), numbers=True))
     print(f"04_infer.py: {job.finish(vars(args), segmenter.engine.kinds)}")
     return job.rows
 
@@ -136,7 +138,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="made if missing (default: segs)")
     boxes = p.add_mutually_exclusive_group()
     boxes.add_argument("--box", type=float, nargs="+", action="append", help="X0 Y0 X1 Y1, in 3D X0 Y0 Z0 X1 Y1 Z1")
-    boxes.add_argument("--draw", action="store_true", help="a window to draw the boxes of one image or volume in")
+    boxes.add_argument("--page", action="store_true", help="a page to draw boxes in, with a browser on this computer")
     p.add_argument("--boxes", "--boxes-from-masks", nargs="?", const="0", action="append", default=[], metavar="KIND|SHARE",
                    help=f"how they were made: {', '.join(segment.BOX_KINDS)}; a number, or nothing: those of labels, loosened")  # fmt: skip
     p.add_argument("--model", default="proposed", metavar="NAME|FILE", help="proposed (default), baseline, or a file")
@@ -147,8 +149,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = p.parse_args(argv)
     shares = [text for text in args.boxes if text.lstrip("-").replace(".", "", 1).isdecimal()]
     kinds = [text for text in args.boxes if text not in shares]
-    if shares and (args.box or args.draw):
-        p.error(f"argument --boxes-from-masks: not allowed with argument {'--box' if args.box else '--draw'}")
+    if shares and (args.box or args.page):
+        p.error(f"argument --boxes-from-masks: not allowed with argument {'--box' if args.box else '--page'}")
     args.boxes_from_masks, args.boxes = float(shares[-1]) if shares else None, kinds[-1] if kinds else None
     return args
 
@@ -156,10 +158,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> list[dict]:
     args = parse(argv)
     try:
-        if args.draw:
-            from page.window import draw_case  # only here: it brings matplotlib
+        if args.page:
+            from page.app import Desk, serve  # only here: it needs a package more
 
-            return draw_case(args.input, args.output, args.read, lambda: load_model(args), vars(args))
+            asked, settings = readers.window_of(args.read), {"model": args.model, "boxes_are": args.boxes or "drawn"}
+            load = lambda model: load_model(argparse.Namespace(**vars(args) | {"model": model}))  # noqa: E731
+            return serve(Desk(load, asked, settings | {"overlap": "keep"}, args.input, args.output, vars(args)))
         if args.smoke:
             from demo_data import tiny_inputs  # only here: it brings pydicom, a third of a second
 

@@ -1,28 +1,19 @@
-"""How a 3D box prompt becomes a box on every slice, three ways. [P 2.2; PAPER_VS_CODE.md #40-43, #47]
+"""How a 3D box prompt becomes a box on every slice, three ways; and how a box of one slice does. [P 2.2; PAPER_VS_CODE.md #40-43, #47]
 
 `published_loop` walks from the middle slice outwards and takes each slice's box from the mask before
 it: as the paper's release does it, faults included, or with the faults mended, as in LiteMedSAM.
-`prompted` is ours, and the preset `fixed` uses it.
+`prompted` is ours, and the preset `fixed` uses it. `follow` is for the page, where boxes are drawn on slices.
 Volumes are (D, H, W); boxes (x_min, y_min, z_min, x_max, y_max, z_max), original voxels, inclusive.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from formats.case import Case, check_boxes
-from grid import (
-    GRID,
-    MaskPatch,
-    boxes_to_grid,
-    crop_to_box,
-    grid_pixels_for,
-    logits_to_original,
-    mask_box,
-    resize_to_grid,
-)
-from segment import BOX_CHUNK, Segmenter
+from grid import GRID, MaskPatch, boxes_to_grid, crop_to_box, logits_to_original, mask_box, resize_to_grid
+from segment import Segmenter
 
 # Constants of `prompted`, chosen with our checkpoint on training volumes and synthetic ones; what each
 # is worth: results/propagation, made by benchmarks/accuracy.py.
@@ -34,6 +25,11 @@ LOGIT_LIMIT = 3.0
 PRIOR_WEIGHT = 40.0
 # A box that was made of the mask on the slice before is not exact: it asks as one that was drawn (D24).
 FOLLOWED = "drawn"
+# `follow` moves each side of a mask's box outwards by this share of its width or height. With our checkpoint a
+# smaller share loses an object slice by slice, a larger one takes more and more of what lies beside it.
+WIDENED = 0.08
+# `follow` ends where a mask has at most this share of the pixels of the mask that it began with.
+OVER = 0.05
 
 # Slices whose embeddings, 4.2 MB each, are kept for other objects; the others are encoded again.
 EMBEDDINGS_KEPT = 64
@@ -61,8 +57,7 @@ def segment_case(segmenter: Segmenter, case: Case) -> np.ndarray:
 def segment_volume(segmenter: Segmenter, case: Case, progress: Progress = list) -> Found:
     """The objects of a volume with boxes (N, 6), by the loop that the preset names. InputError for bad boxes.
 
-    progress: takes what is worked through, slices or objects, and gives it back one by one, as tqdm does.
-    """
+    progress: takes what is worked through, slices or objects, and gives it back one by one, as tqdm does."""
     boxes, loop = check_boxes(case.boxes, case.image.shape, case.name, flat=True), segmenter.preset.propagation
     tally = Tally(len(boxes), keep=case.affine is not None)
     if loop == "prompted":
@@ -98,8 +93,7 @@ class Embeddings:
     def of(self, z: int, again: bool):
         """Embedding (1, 256, 64, 64) of slice z.   again: whether it will be needed once more.
 
-        The earliest ones are kept: later passes visit the slices in the same order.
-        """
+        The earliest ones are kept: later passes visit the slices in the same order."""
         embedding = self.kept.pop(z, None)
         if embedding is None:
             embedding = self.segmenter.embed(self.volume[z])
@@ -109,21 +103,15 @@ class Embeddings:
 
 
 def published_loop(
-    segmenter: Segmenter,
-    volume: np.ndarray,
-    boxes,
-    mended: bool,
-    tally: Tally | None = None,
-    progress: Progress = list,
-    boxes_are: str = "exact",
-) -> np.ndarray:
+    segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, mended: bool, tally: Tally | None = None,
+    progress: Progress = list, boxes_are: str = "exact",
+) -> np.ndarray:  # fmt: skip
     """The released 3D loop, or that loop with its faults mended. The arguments and the result are those of `prompted`.
 
     Released (#40): each slice's box comes from the *finished* label map, which does not hold the object that
     is being segmented: the first object never propagates, later ones follow earlier ones.
     Released (#41): the last slice upwards and the first slice downwards are never visited.
-    Mended: the box comes from the object's own mask, and both end slices are visited.
-    """
+    Mended: the box comes from the object's own mask, and both end slices are visited."""
     tally = tally or Tally(len(boxes))
     labels = np.zeros(volume.shape, dtype=np.uint16)
     embeddings = Embeddings(segmenter, volume)
@@ -155,11 +143,8 @@ def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
     """Box (1, 4) on the grid round a label slice (H, W), grown by BOX_SHIFT; None if there is no mask.
 
     Like the original it resizes label values as if they were grey levels, so a thin mask can vanish
-    (#42). The original then crashes; we answer None.
-    """
-    if mask is None:
-        return None
-    y, x = np.nonzero(resize_to_grid(mask))
+    (#42). The original then crashes; we answer None."""
+    y, x = np.nonzero(resize_to_grid(mask)) if mask is not None else ((), ())
     if len(x) == 0:
         return None
     low = np.maximum([x.min() - BOX_SHIFT, y.min() - BOX_SHIFT], 0)
@@ -168,13 +153,9 @@ def box_of_previous(mask: np.ndarray | None) -> np.ndarray | None:
 
 
 def prompted(
-    segmenter: Segmenter,
-    volume: np.ndarray,
-    boxes: np.ndarray,
-    tally: Tally | None = None,
-    progress: Progress = list,
-    boxes_are: str = "exact",
-) -> np.ndarray:
+    segmenter: Segmenter, volume: np.ndarray, boxes: np.ndarray, tally: Tally | None = None,
+    progress: Progress = list, boxes_are: str = "exact",
+) -> np.ndarray:  # fmt: skip
     """Ours (D6: two limits): from the middle outwards, between the prompt and the ellipsoid inscribed in it.
 
     An object lies inside its 3D box and touches its six faces. So towards both ends its cross-section
@@ -204,11 +185,9 @@ def prompted(
     all with z0 <= z < m. All objects of a slice are decoded together.
     tally: adds up each object's mask and predicted IoU on each slice.   progress: see `segment_volume`.
     boxes_are: their kind (segment.BOX_KINDS), as which the middle slice is asked; the others as FOLLOWED.
-    -> (D, H, W) uint16, box i paints i + 1
-    """
+    -> (D, H, W) uint16, box i paints i + 1"""
     tally = tally or Tally(len(boxes))
     labels = np.zeros(volume.shape, dtype=np.uint16)
-    height, width = volume.shape[1:]
     middle = (boxes[:, 2] + boxes[:, 5]) // 2
     upwards = [(z, np.flatnonzero((middle <= z) & (z <= boxes[:, 5]))) for z in range(len(volume))]
     downwards = [(z, np.flatnonzero((boxes[:, 2] <= z) & (z < middle))) for z in reversed(range(len(volume)))]
@@ -225,7 +204,7 @@ def prompted(
         starts = middle[objects] == z
         for kind, group in ((boxes_are, objects[starts]), (FOLLOWED, objects[~starts])):
             asked = np.array([slice_box(boxes[i], z, followed.get(i), middle[i]) for i in group])
-            found = ask(segmenter, embedding, asked, boxes[group], z, height, width, kind)
+            found = ask(segmenter, embedding, asked, boxes[group], z, labels.shape[1:], kind)
             for index, (mask, iou) in zip(group, found, strict=True):
                 tally.add(index, iou, mask, z)
                 canvas.paint(index + 1, mask)
@@ -238,24 +217,57 @@ def prompted(
     return labels
 
 
-def ask(
-    segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z: int, height: int, width: int, kind: str
-):
+def follow(
+    segmenter: Segmenter,
+    volume: np.ndarray,
+    boxes: dict[int, Sequence[float] | None],
+    boxes_are: str = "drawn",
+    embed: Callable[[int], object] | None = None,
+) -> Iterator[tuple[int, MaskPatch, float]]:
+    """One object from boxes on any slices, between any limits, where no 3D box is known: yields (slice, mask, IoU).
+
+    A slice with a box is asked with that box. From there the walk goes up, then down. Each further slice is asked with
+    the box of the mask on the slice before, each side moved outwards by WIDENED of its width or height: it asks as a
+    box that was drawn. A mask ends near the box that asked for it (D18). A walk ends where a mask has no more than
+    OVER of the pixels of the mask that it began with. A slice between two boxes belongs to the walk from the nearer
+    one, of two equally near the lower one. The box that was given last is walked from first.
+
+    boxes: slice -> (4,) x0 y0 x1 y1, original pixels, inclusive; None: the object is not on this slice, so that no
+    walk goes there or beyond.   boxes_are: their kind.   embed: slice -> its embedding (default: made anew).
+    """
+    size, given = np.array(volume.shape[2:0:-1]), sorted(boxes)
+    for z in [z for z in reversed(boxes) if boxes[z] is not None]:
+        below, above = max((o for o in given if o < z), default=None), min((o for o in given if o > z), default=None)
+        low = 0 if below is None else below + 1 if boxes[below] is None else (below + z) // 2 + 1
+        high = len(volume) - 1 if above is None else above - 1 if boxes[above] is None else (z + above) // 2
+        box, start = np.asarray(boxes[z], float), None
+        for slices in ([z], range(z + 1, high + 1), range(z - 1, low - 1, -1)):
+            # both ways begin with the mask of slice z
+            mask = start
+            for at in slices:
+                asked, kind = box, boxes_are
+                if mask is not None:
+                    if np.count_nonzero(mask.values > 0) <= OVER * np.count_nonzero(start.values > 0):
+                        break
+                    followed, kind = mask_box(mask), FOLLOWED
+                    margin = WIDENED * np.tile(followed[2:] - followed[:2], 2) * [-1, -1, 1, 1]
+                    asked = np.clip(followed + margin, 0, np.tile(size, 2))
+                embedding = embed(at) if embed else segmenter.embed(volume[at])
+                ((mask, iou),) = segmenter.decode_boxes(embedding, asked[None], volume.shape[1:3], kind)
+                start = start or mask
+                yield at, mask, iou
+
+
+def ask(segmenter: Segmenter, embedding, asked: np.ndarray, boxes: np.ndarray, z: int, shape: tuple, kind: str):
     """Step 4 of `prompted` for N objects of slice z: yields each one's mask, and its predicted IoU.
 
-    asked: (N, 4) the boxes of this slice.   boxes: (N, 6) the prompts.   height, width: of the slice.
-    kind: of the boxes of this slice.
-    """
-    for first in range(0, len(asked), BOX_CHUNK):
-        chunk = slice(first, first + BOX_CHUNK)
-        on_grid = boxes_to_grid(asked[chunk], height, width, segmenter.preset.box_rounding)
-        whole = boxes[chunk][:, [0, 1, 3, 4]]
-        logits, iou = segmenter.decode(embedding, on_grid, grid_pixels_for(whole, height, width), kind)
-        for i, (one, sure) in enumerate(zip(logits, iou, strict=True)):
-            with segmenter.stage("upsample"):
-                one = with_prior(one, float(sure), ellipsoid_depth(boxes[chunk][i], z, height, width))
-                mask = crop_to_box(logits_to_original(one, height, width), whole[i])
-            yield mask, float(sure)
+    asked: (N, 4) the boxes of this slice, and `kind` theirs.   boxes: (N, 6) the prompts.   shape: (H, W) of the slice."""
+    whole = boxes[:, [0, 1, 3, 4]]
+    for i, (logits, iou) in enumerate(segmenter.decode_all(embedding, asked, shape, whole, kind)):
+        with segmenter.stage("upsample"):
+            leaning = with_prior(logits, iou, ellipsoid_depth(boxes[i], z, *shape))
+            mask = crop_to_box(logits_to_original(leaning, *shape), whole[i])
+        yield mask, iou
 
 
 def slice_box(box: np.ndarray, z: int, followed: np.ndarray | None, middle: float) -> np.ndarray:
@@ -264,8 +276,7 @@ def slice_box(box: np.ndarray, z: int, followed: np.ndarray | None, middle: floa
     box: the 3D prompt (6,).   followed: box (4,) round the object's mask on the slice before, its
     outermost pixels; None if that mask is empty: then the answer is the ellipsoid's section.
     Each side of `followed` is moved outwards by GROWTH times the prompt's width or height, then, where
-    the section reaches farther, to the section's side, then cut to the prompt.
-    """
+    the section reaches farther, to the section's side, then cut to the prompt."""
     whole = box[[0, 1, 3, 4]]
     if z == middle:
         return whole
@@ -283,8 +294,7 @@ def ellipsoid_section(box: np.ndarray, z: int) -> np.ndarray:
 
     Along each axis the centre is (low + high) / 2 and the radius (high - low + 1) / 2: the ellipsoid
     fills the box's outermost voxels. With d = (z - centre_z) / radius_z the section is centre_x +- s
-    radius_x and centre_y +- s radius_y, where s = sqrt(1 - d^2).
-    """
+    radius_x and centre_y +- s radius_y, where s = sqrt(1 - d^2)."""
     centre, radius = (box[:3] + box[3:]) / 2, (box[3:] - box[:3] + 1) / 2
     shrink = np.sqrt(max(1 - ((z - centre[2]) / radius[2]) ** 2, 0))
     return np.concatenate([centre[:2] - shrink * radius[:2], centre[:2] + shrink * radius[:2]])
@@ -296,8 +306,7 @@ def ellipsoid_depth(box: np.ndarray, z: int, height: int, width: int) -> np.ndar
     depth(x, y, z) = 1 - sqrt(dx^2 + dy^2 + dz^2), with dx = (x - centre_x) / radius_x, and so on; centre
     and radius as in `ellipsoid_section`.   box: (6,), original voxels.
     Returns (256, 256) float32: slice z, sampled at the centres of the grid's pixels. Pixel i of the grid
-    lies at (i + 0.5) max(height, width) / 256 - 0.5 original pixels.
-    """
+    lies at (i + 0.5) max(height, width) / 256 - 0.5 original pixels."""
     centre, radius = (box[:3] + box[3:]) / 2, (box[3:] - box[:3] + 1) / 2
     position = (np.arange(GRID) + 0.5) * (max(height, width) / GRID) - 0.5
     x, y = (position - centre[0]) / radius[0], (position - centre[1]) / radius[1]
@@ -312,8 +321,7 @@ def with_prior(logits: np.ndarray, iou: float, depth: np.ndarray) -> np.ndarray:
 
     The IoU is first cut to 0..1. The mask is where the result is above 0; the divisor changes no sign. It
     is the largest value that the sum can take, so that where objects overlap the surer one wins, and
-    not the one with the stronger prior.
-    """
+    not the one with the stronger prior."""
     doubt = 1 - min(max(iou, 0.0), 1.0)
     weight = np.float32(PRIOR_WEIGHT * doubt**2)
     return (logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) + weight * depth) / (LOGIT_LIMIT + weight)

@@ -1,4 +1,4 @@
-"""A box drawn with the mouse, its mask at once: the interactive cell of 04_infer.ipynb, with ipympl (requirements-dev.txt).
+"""A box drawn with the mouse, its mask at once: the interactive cell of 05_infer.ipynb, with ipympl (requirements-dev.txt).
 
     from notebooks.drawing import draw_boxes
 
@@ -29,11 +29,11 @@ from matplotlib.widgets import RectangleSelector
 from figures import overlay
 from formats.writing import someone_is_there
 from notebooks.plots import BOX, DPI, show
-from page.objects import TOO_SMALL, box_of_drag
-from page.window import place_label
 from segment import Segmenter
 
 TITLE = 0.3  # inches above the image
+SMALLEST = 2  # pixels that a box needs in width and in height
+TOO_SMALL = f"Too small: a box needs {SMALLEST} x {SMALLEST} pixels or more."
 FIXED = "Fixed boxes and predicted IoU"
 HINT = "Drag a box with the mouse"
 
@@ -56,7 +56,7 @@ class Drawing:
         rows, columns = image.shape[:2]
         margin = 0.02 * max(rows, columns)  # a drag may begin and end beside the image
         height = width * min(1.2, (rows + 2 * margin) / (columns + 2 * margin)) + TITLE
-        self.figure = Figure(figsize=(width, height), dpi=DPI)
+        self.figure = Figure(figsize=(width, height), dpi=DPI, layout="none")
         self.canvas = Canvas(self.figure)
         FigureManager(self.canvas, 0)
         self.canvas.toolbar_visible = self.canvas.header_visible = False
@@ -127,3 +127,30 @@ class Drawing:
             view = {"version_major": 2, "version_minor": 0, "model_id": self.canvas.model_id}
             kinds["application/vnd.jupyter.widget-view+json"] = view
         display(kinds, metadata=metadata, raw=True)
+
+
+def box_of_drag(press: MouseEvent, release: MouseEvent, shape: tuple[int, int]) -> np.ndarray | None:
+    """The pixels (4,) that a drag touched, cut to the image (H, W); None if either way they are fewer than SMALLEST.
+
+    press, release: their xdata, ydata count pixels, whose centres have whole coordinates.
+    """
+    last = np.array(shape[::-1]) - 1  # the last pixel's x, y; pixel i lies between i - 0.5 and i + 0.5
+    ends = np.clip([(press.xdata, press.ydata), (release.xdata, release.ydata)], -0.5, last + 0.5)
+    low, high = ends.min(axis=0), ends.max(axis=0)
+    if (high - low < SMALLEST).any():
+        return None
+    return np.minimum(np.floor([*low + 0.5, *high + 0.5]), [*last, *last])
+
+
+def place_label(ax, box, text: str, colour, size: float = 9):
+    """A text above a box, or below one in the lower half, away from the image's middle, moved until it is inside."""
+    left, high = box[0] + box[2] < sum(ax.get_xlim()), 2 * box[1] < sum(ax.get_ylim())
+    label = ax.text(
+        box[2] + 0.5 if left else box[0] - 0.5, box[1] - 1 if high else box[3] + 1, text, fontsize=size,
+        ha="right" if left else "left", va="bottom" if high else "top",
+        bbox={"facecolor": colour, "edgecolor": "none", "pad": size / 6},
+    )  # fmt: skip
+    drawn, room, place = label.get_window_extent().padded(3), ax.bbox, label.get_position()
+    shift = np.maximum(room.min - drawn.min, 0) - np.maximum(drawn.max - room.max, 0)
+    label.set_position(ax.transData.inverted().transform(ax.transData.transform(place) + shift))
+    return label

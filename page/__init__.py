@@ -1,1 +1,1 @@
-"""What people look at: the window of `04_infer.py --draw` (window.py, objects.py), step 5's page (report.py)."""
+"""What people look at: the page of `04_infer.py --page` (app.py, objects.py, mouse.js), step 5's page (report.py)."""

@@ -4,6 +4,7 @@ Most runs use the stand-in of fake_model.py, which needs no weights; the last te
 """
 
 import csv
+import errno
 import importlib
 import json
 import subprocess
@@ -319,7 +320,7 @@ def test_a_file_where_the_output_folder_should_be_is_told(fake, folder, below):
 
 def test_a_write_that_fails_leaves_no_half_file(fake, folder, monkeypatch):
     def fail(*_):
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("formats.writing.os.replace", fail)
     assert "No space left" in sentence("-i", folder / "imgs", "-o", folder / "segs")
@@ -384,12 +385,11 @@ def test_boxes_of_another_length_are_told(fake, tmp_path):
 
 
 def test_boxes_are_said_in_one_way_and_an_input_is_named(capsys):
-    for more in (["--draw"], ["--boxes-from-masks"]):
+    for more in (["--page"], ["--boxes-from-masks"]):
         with pytest.raises(SystemExit) as stop:
             infer.main(["-i", "x", "--box", "1", "2", "3", "4", *more])
         assert stop.value.code == 2 and "not allowed with argument --box" in capsys.readouterr().err
     assert "name the input: -i FOLDER" in sentence()
-    assert "name the input: -i FOLDER" in sentence("--draw")
 
 
 def test_a_broken_boxes_csv_stops_only_who_needs_it(fake, tmp_path):

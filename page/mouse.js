@@ -1,0 +1,32 @@
+// Mouse, finger and keys on the page; app.py is told of them as "drag", "turn" and "key".
+const view = (event) => event.target.closest(".view"), rubber = () => document.querySelector(".rubber").style;
+const share = (event) => {  // where on the image, as shares of its width and height
+  const place = document.querySelector(".view img").getBoundingClientRect();
+  return [(event.clientX - place.left) / place.width, (event.clientY - place.top) / place.height];
+};
+let pressed = null, turned = 0;
+document.addEventListener("pointerdown", (event) => {
+  if (!view(event) || event.button || !event.isPrimary) return;
+  document.activeElement.blur();
+  view(event).setPointerCapture(event.pointerId);
+  pressed = share(event);
+});
+document.addEventListener("pointermove", (event) => {
+  if (!pressed) return;
+  const [[x0, x1], [y0, y1]] = share(event).map((end, i) => [end, pressed[i]].sort((a, b) => a - b).map((s) => 100 * s));
+  Object.assign(rubber(), { display: "block", left: `${x0}%`, top: `${y0}%`, width: `${x1 - x0}%`, height: `${y1 - y0}%` });
+});
+for (const name of ["pointerup", "pointercancel"]) document.addEventListener(name, (event) => {
+  if (pressed && name === "pointerup") emitEvent("drag", { ends: [...pressed, ...share(event)], shift: event.shiftKey });
+  pressed = null;
+  rubber().display = "none";
+});
+document.addEventListener("wheel", (event) => {
+  if (!event.target.closest(".view.deep")) return;
+  event.preventDefault();
+  if (Date.now() - turned > 40) emitEvent("turn", -Math.sign(event.deltaY)), (turned = Date.now());
+}, { passive: false });
+document.addEventListener("keydown", (event) => {
+  if (event.target.closest("input, [role=slider], [role=radio]") || event.ctrlKey || event.altKey || event.metaKey) return;
+  if (/^(Arrow(Up|Down)|Page(Up|Down)|Delete|[ucxs])$/.test(event.key)) event.preventDefault(), emitEvent("key", event.key);
+});
