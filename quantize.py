@@ -81,8 +81,7 @@ def quantize_activation(x: Tensor, bits: int = 8) -> tuple[Tensor, float, int]:
                                       product and sum are rounded once, to float32, as by a fused multiply-add
     bits: 8 (-128..127), or 7 (0..127) as PyTorch on x86. There, processors without VNNI instructions add pairs of
     products in 16 bits, which 2 * 255 * 128 would overflow. `torch._int_mm` has no such limit.
-    Raises ValueError for NaN or infinity.
-    """
+    Raises ValueError for NaN or infinity."""
     least, steps = (LEAST if bits == 8 else 0), 2**bits - 1
     low, high = (float(bound) for bound in x.aminmax()) if x.numel() else (0.0, 0.0)
     low, high = min(low, 0.0), max(high, 0.0)
@@ -104,8 +103,7 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
     `torch._int_mm` is a private name of PyTorch, which may vanish. On a GPU it refuses some shapes
     (it wants 17 rows or more, K and O multiples of 8). On a CPU without VNNI, an instruction that
     adds up products of int8, it is eight times slower than float32. There float32 does the sums, in
-    pieces of EXACT_K: it holds every integer up to 2^24, so they are exact too.
-    """
+    pieces of EXACT_K: it holds every integer up to 2^24, so they are exact too."""
     if a.device.type == "cpu":
         fits = getattr(torch.cpu, "_is_vnni_supported", lambda: True)()
     else:
@@ -124,8 +122,7 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
 class Int8Linear(nn.Module):
     """An `nn.Linear` with int8 weights and activations. [P 2.3]   x (..., K) float -> (..., O) float32
 
-    Its state: `weight` (O, K) int8, `scale` (O,) or (1,) float32, `bias` (O,) float32 if the layer had one.
-    """
+    Its state: `weight` (O, K) int8, `scale` (O,) or (1,) float32, `bias` (O,) float32 if the layer had one."""
 
     def __init__(self, linear: nn.Linear, per: str = "channel") -> None:
         super().__init__()
@@ -146,8 +143,7 @@ class Int8Linear(nn.Module):
         """The equation of the module header, in this order:
             s = float32(s_x) * s_w;   y = s * (the bracket, an integer) + b, product and sum rounded once, as in PyTorch.
         Why that matters: a value on the other side of one rounding moves by a whole level, and the next layers spread
-        it, until the masks differ as much as int8 differs from float.
-        """
+        it, until the masks differ as much as int8 differs from float."""
         rows = x.reshape(-1, x.shape[-1])  # (N, K)
         whole, scale, zero_point = quantize_activation(rows, self.bits)
         total = int_matmul(whole, self.weight)  # (N, O) int32
@@ -163,8 +159,7 @@ class Int8Linear(nn.Module):
 def quantize_linear_layers(model: nn.Module, per: str = "channel") -> list[str]:
     """Replace every `nn.Linear` inside a model, in place; no float copy is kept. Returns their names, in order.
 
-    Raises InputError, with the layer's name, if weights are NaN or infinite; the model is then unchanged.
-    """
+    Raises InputError, with the layer's name, if weights are NaN or infinite; the model is then unchanged."""
     replacements = {}
     for name, layer in model.named_modules():
         if type(layer) is nn.Linear:
@@ -182,8 +177,7 @@ def quantize_linear_layers(model: nn.Module, per: str = "channel") -> list[str]:
 def save_int8(path: Path, model: nn.Module, per: str, **says: str | None) -> int:
     """Write NAME.dynamic.pt, a checkpoint whose linear layers are int8. Returns its bytes.
 
-    says: what else it holds, such as the preset that the float model was trained with; None is left out.
-    """
+    says: what else it holds, such as the preset that the float model was trained with; None is left out."""
     if not path.name.endswith(".dynamic.pt"):  # so that it never takes the float checkpoint's place
         raise InputError(f"{path}: the int8 file must end in .dynamic.pt; change --out")
     kept = {name: value for name, value in says.items() if value is not None}
@@ -205,6 +199,7 @@ PARTS = {  # boxes of Figure 1: title -> module of the proposed network, in the 
     "stage 4, EfficientViT": "image_encoder.backbone.stages.4",
     "neck": "image_encoder.neck",
     "norm": "image_encoder.norm",
+    "whole image encoder": "image_encoder",
     "prompt encoder": "prompt_encoder",
     "two-way transformer": "mask_decoder.transformer",
     "upscaling": "mask_decoder.output_upscaling",
@@ -216,8 +211,7 @@ SKIPS = (("stage 2, FusedMBConv", "neck"), ("stage 3, MBConv", "neck"))  # the n
 def count_operations(network: BoxSegmenter) -> dict[str, dict[str, int]]:
     """Multiply-adds of one 256x256 image and one box, counted by PyTorch: {module: {operation: number}}.
 
-    A multiply-add is one product and its addition to a sum. Norms and activations are not counted.
-    """
+    A multiply-add is one product and its addition to a sum. Norms and activations are not counted."""
     with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         network(torch.zeros(1, 3, GRID, GRID), torch.tensor([BOX]))
     return {
@@ -274,8 +268,8 @@ def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[s
 def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[dict]:
     """What Figure 1 shows, seen by hooks during one call, in the order of `parts`.   parts: {title: a module's name}.
 
-    Each row: name, side (the network's module that it is in), parameters, output (shape of the first tensor that comes
-    out, without its batch axis), multiply_adds. A part inside another counts in both.
+    Each row: name, side (the network's module that it is in), inside (the part that holds it, or ""), parameters, output
+    (shape of the first tensor that comes out, without its batch axis), multiply_adds. A part inside another counts in both.
     """
     modules, shapes = {title: network.get_submodule(name) for title, name in parts.items()}, {}
 
@@ -288,7 +282,9 @@ def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[di
         handle.remove()
     return [
         {
-            "name": title, "side": parts[title].split(".")[0], "parameters": sum(p.numel() for p in module.parameters()),
+            "name": title, "side": parts[title].split(".")[0],
+            "inside": next((other for other, holder in parts.items() if parts[title].startswith(f"{holder}.")), ""),
+            "parameters": sum(p.numel() for p in module.parameters()),
             "output": shapes[module], "multiply_adds": sum(found.get(parts[title], {}).values()),
         }
         for title, module in modules.items()

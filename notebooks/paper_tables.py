@@ -1,6 +1,6 @@
 """The paper's Tables 1 to 6: what it prints (results/paper) beside what is measured or counted here, as Markdown.
 
-`print(table4())` shows one; notebooks/05_evaluate.ipynb has a cell for each. Numbers from long runs are read from results/,
+`print(table4())` shows one; notebooks/08_tables.ipynb shows them all. Numbers from long runs are read from results/,
 where table.md, or docs/accuracy.md and docs/speed.md, name the command that made them. "-": there is no such number.
 """
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import figures
 from enhance import three_channels
-from figures import YELLOW, busiest_slice, figure2, figure3, figure3_row, flat_view, loss_curve, overlay, plot_dice
+from figures import YELLOW, busiest_slice, figure2, figure3, figure3_row, flat_view, overlay, plot_dice, plot_losses
 from model import build_model
 from presets import PRESETS
 from quantize import PARTS, SKIPS, trace_parts
@@ -82,7 +82,7 @@ def test_curves_draw_the_numbers_that_were_passed():
         {"step": 10, "train_loss": 3.0, "validation_loss": 2.5},
         {"step": 20, "train_loss": 1.0, "validation_loss": 2},
     ]
-    lines = loss_curve(log).axes[0].lines
+    lines = plot_losses(log).lines
     assert [line.get_label() for line in lines] == ["training", "validation"]
     assert [list(line.get_ydata()) for line in lines] == [[3, 1], [2.5, 2]]
     rows = [
@@ -117,7 +117,8 @@ def test_figure_1_is_the_network_itself():
 
 def test_the_parts_of_figure_1_are_all_of_the_encoder():
     rows = trace_parts(build_model().eval())
-    encoder = [row for row in rows if row["side"] == "image_encoder"]
+    encoder = [row for row in rows if row["inside"] == "whole image encoder"]
+    assert {row["inside"] for row in rows} == {"", "whole image encoder", "whole mask decoder"}, "what is a frame"
     assert sum(row["parameters"] for row in encoder) == sum(p.numel() for p in build_model().image_encoder.parameters())
     ax = Figure().subplots()
     figures.figure1(rows, ax, skips=SKIPS)
@@ -137,7 +138,8 @@ class PatchEncoder(nn.Module):
 
 def test_the_thick_line_of_a_training_curve_is_the_mean_of_the_last_steps():
     losses = [(step, float(step % 2)) for step in range(1, 41)]
-    each, mean, validation = loss_curve([{"step": 40, "train_loss": 0.5, "validation_loss": 0.7}], losses).axes[0].lines
+    log = [{"step": 40, "train_loss": 0.5, "validation_loss": 0.7}]
+    each, mean, validation = plot_losses(log, losses=losses).lines
     assert each.get_ydata().tolist() == [loss for _, loss in losses] and validation.get_ydata().tolist() == [0.7]
     assert mean.get_label() == "training, mean of the last 4" and mean.get_ydata()[3:].tolist() == [0.5] * 37
     assert mean.get_ydata()[:3].tolist() == pytest.approx([1, 1 / 2, 2 / 3]), "fewer at first"

@@ -25,7 +25,7 @@ from presets import PRESETS
 from quantize import Int8Linear, int_matmul, quantize_activation, quantize_linear_layers
 from quantize import quantize_weight as to_int8
 from segment import Segmenter
-from tables import scores_in, write_int8_report
+from tables import finish_int8, scores_in
 
 script = importlib.import_module("03_quantize")
 
@@ -312,31 +312,37 @@ def test_the_script_writes_file_and_report_and_its_file_runs(tmp_path, monkeypat
         path.unlink()  # 140 MB each
 
 
-def test_the_report_lists_modalities_in_the_order_of_files(tmp_path):
+def test_the_report_lists_modalities_in_the_order_of_files(tmp_path, capsys):
     modalities = ("US", "CT", "Dermoscopy", "MR")
     cases = [
         {"system": s, "case": m, "modality": m, "objects": 1, "dsc_strict": 0.5, "nsd_strict": 0.25}
         for m in modalities
         for s in ("float", "int8")
     ]
-    report = {"title": "a", "reach": {"weights": (1, 4)}, "repeats": 1, "seconds": {"b": {"float": 2.0, "int8": 1.0}}}
-    told = write_int8_report(tmp_path / "a.dynamic", report | {"cases": cases, "layers": ["c"], "threads": 2})
-    text = (tmp_path / "a.dynamic.md").read_text()
-    assert told in text and "in turns, on 2 threads" in text and text.startswith("# a\n") and text.endswith("\n- `c`\n")
+    seconds, arguments = {"b": {"float": 2.0, "int8": 1.0}}, {"repeats": 1}
+    finish_int8(tmp_path / "a.dynamic.pt", "a", ["c"], {"weights": (1, 4)}, seconds, cases, 0, arguments)
+    text, told = (tmp_path / "a.dynamic.md").read_text(), capsys.readouterr().out.rpartition("\nWrote ")[0]
+    assert (
+        told in text
+        and f"1 runs, in turns, on {torch.get_num_threads()} threads" in text
+        and text.startswith("# a\n")
+        and text.endswith("\n- `c`\n")
+    )
     rows = [line.split(" | ") for line in text.splitlines() if line.endswith(" | 50.00 | 25.00 | 50.00 | 25.00 |")]
     assert [row[0] for row in rows] == ["| CT", "| MR", "| US", "| Dermoscopy", "| Average"]
     assert "| weights | 1 | 4 | 25.0% |" in text and "| b | 2000 | 1000 | 2.00 |" in text
 
 
 @pytest.mark.parametrize("rows", metric_rows.TABLES.values(), ids=metric_rows.TABLES)
-def test_cases_get_the_scores_that_metrics_has_and_the_report_shows_them(rows, tmp_path, monkeypatch):
+def test_cases_get_the_scores_that_metrics_has_and_the_report_shows_them(rows, tmp_path, monkeypatch, capsys):
     metric_rows.use(monkeypatch, rows)
     bright = Segmenter(BrightModel(), PRESETS["fixed"], enhanced=False)
     write_case(tmp_path, tiny_case())
     found = script.score(tmp_path / "imgs" / f"{tiny_case().name}.npz", {"float": bright, "int8": bright})
     assert [scores_in(row) for row in found] == [[f"{name}_strict" for name in rows]] * 2
-    report = {"title": "a", "reach": {"weights": (1, 4)}, "repeats": 1, "seconds": {"b": {"float": 2.0, "int8": 1.0}}}
-    told = write_int8_report(tmp_path / "a.dynamic", report | {"cases": found, "layers": [], "threads": 1})
+    seconds, arguments = {"b": {"float": 2.0, "int8": 1.0}}, {"repeats": 1}
+    finish_int8(tmp_path / "a.dynamic.pt", "a", [], {"weights": (1, 4)}, seconds, found, 0, arguments)
+    told = capsys.readouterr().out
     assert all(f"| {system}: {name.upper()} strict" in told for system in ("float", "int8") for name in rows)
 
 
