@@ -107,7 +107,7 @@ class LinearAttention(nn.Module):
             S = v @ k.transpose(2, 3)  # (B, 2 * heads, head_dim, head_dim)
             z = k.sum(dim=-1).unsqueeze(-2)  # (B, 2 * heads, 1, head_dim)
             # where all of ReLU(q_i) is 0, the tiny number makes o_i 0 instead of 0 / 0
-            out = (S @ q) / (z @ q + 1e-15)  # (B, 2 * heads, head_dim, HW)
+            out = (S @ q) / (z @ q).clamp(min=1e-15)  # (B, 2 * heads, head_dim, HW)
         return self.proj(out.reshape(b, -1, h, w).to(x.dtype))
 
 

@@ -89,7 +89,7 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (N, Q, 256), k and v (N, K, 256) -> (N, Q, 256). One row instead of N serves all: it is projected once."""
-        n = len(q) if len(k) == 1 else len(k)
+        n = q.shape[0] if k.shape[0] == 1 else k.shape[0]
         q, k, v = (
             proj(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(n, -1, -1, -1)  # (N, heads, Q or K, width)
             for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
@@ -242,7 +242,7 @@ class BoxSegmenter(nn.Module):
         prompt_encoder, mask_decoder = self.decoder_of(boxes_are)
         if image_of_box is not None:
             embedding = embedding[image_of_box]  # (N, 256, 64, 64)
-        elif len(embedding) not in (1, len(boxes)):
+        elif embedding.shape[0] not in (1, boxes.shape[0]):
             raise ValueError(f"{len(boxes)} boxes for {len(embedding)} images: say which with image_of_box")
         sparse, dense = prompt_encoder(boxes)
         return mask_decoder(embedding, prompt_encoder.dense_positions(), sparse, dense)

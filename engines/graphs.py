@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import segment
 from efficientvit import EMBED_DIM, EMBED_GRID
 from engines.decoder import ReorderedDecoder
 from engines.openvino_engine import OpenVINOEngine, import_openvino, write_info
@@ -28,9 +27,6 @@ from model import BoxSegmenter, TorchEngine
 CONVOLUTION_AND_NORM = (("conv", "norm"), ("c", "bn"))  # their names in efficientvit.ConvNorm and baseline.ConvBN
 # How far graphs may be from model.py: |found - wanted| / |wanted|, of all values together. Rounding gives below 1e-5.
 ROUNDING = 1e-3
-
-
-# ---------------------------------------------------------------- tracing
 
 
 class Traceable(nn.Module):
@@ -61,8 +57,7 @@ def fold_batch_norms(network: nn.Module) -> nn.Module:
     """Fold every batch norm of a network into the convolution before it, in place. Returns the network.
 
     In inference a batch norm is y = g (x - m) / sqrt(v + eps) + b: one scale and one shift a channel. The convolution's
-    weights take the scale, its bias the shift. OpenVINO would do this too, but then layers lose their names.
-    """
+    weights take the scale, its bias the shift. OpenVINO would do this too, but then layers lose their names."""
     network.eval()
     with torch.no_grad():
         for layer in network.modules():
@@ -101,8 +96,7 @@ def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=N
     """Make and write the graphs of a network, whole or not at all; a folder of before is replaced. -> bytes
 
     info: for info.json.   int8_encoder: the graph for openvino-int8, which is not compared with the network.
-    InputError if the graphs cannot be made, or do not compute what the network as written does.
-    """
+    InputError if the graphs cannot be made, or do not compute what the network as written does."""
 
     def refusal(part: str) -> InputError:
         engine = "openvino" if int8_encoder is None else "openvino-int8"
@@ -134,9 +128,6 @@ def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=N
     return size
 
 
-# ---------------------------------------------------------------- do they compute what the network's code computes?
-
-
 def answers(engine: OpenVINOEngine | TorchEngine, kind: str = "exact") -> dict[str, np.ndarray]:
     """What an engine makes of fixed random inputs: of an image, and of an embedding with two boxes of a kind."""
     rng = np.random.default_rng(0)
@@ -150,26 +141,10 @@ def answers(engine: OpenVINOEngine | TorchEngine, kind: str = "exact") -> dict[s
     return {"image encoder": found, "mask decoder": logits, "prediction of IoU": iou}
 
 
-def differing(found: dict, wanted: dict) -> list[str]:
-    """The parts in which two results of `answers`, or of `probe`, differ by more than rounding, or in shape."""
+def differing(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> list[str]:
+    """The parts in which two results of `answers` differ by more than rounding, or in shape."""
 
     def same(a: np.ndarray, b: np.ndarray) -> bool:
         return a.shape == b.shape and bool(np.linalg.norm(a - b) <= ROUNDING * np.linalg.norm(b))  # NaN is not
 
-    return [part for part, values in found.items() if not same(np.array(values), np.array(wanted.get(part, [])))]
-
-
-def probe(model: str) -> dict[str, list[float]]:
-    """About a thousand values of each of `answers`, of a network's code with seeded random weights.
-
-    PyTorch's random state is left as it was. Weights that start all alike (norms: ones and zeros) are changed a little,
-    so that their place in the code matters.
-    """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        network = segment.build(model)
-        for value in network.state_dict().values():
-            if value.is_floating_point() and value.numel() > 1 and value.min() == value.max():
-                value.add_(0.1 * torch.randn(value.shape))
-    found = answers(TorchEngine(network))
-    return {part: values.ravel()[:: max(1, values.size // 1000)].tolist() for part, values in found.items()}
+    return [part for part, values in found.items() if not same(values, wanted[part])]

@@ -43,8 +43,7 @@ def import_openvino():
 
     OpenVINO and NNCF report over the network that they are used, if the package `openvino_telemetry`
     can be imported. It is hidden here: a program for patients' images sends nothing. So is the
-    converter, `openvino.tools.ovc`, which takes as long to import as all the rest; graphs.py brings it back.
-    """
+    converter, `openvino.tools.ovc`, which takes as long to import as all the rest; graphs.py brings it back."""
     sys.modules.setdefault("openvino_telemetry", None)
     hidden = "openvino" not in sys.modules and "openvino.tools.ovc" not in sys.modules
     if hidden:
@@ -136,8 +135,7 @@ class OpenVINOEngine:
         """boxes (N, 4) on the grid -> logits (N, 256, 256) on the grid, predicted IoU (N,), float32
 
         within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted; elsewhere logits are OUTSIDE.
-        boxes_are: their kind; where the network has no decoder for it, that of exact boxes answers.
-        """
+        boxes_are: their kind; where the network has no decoder for it, that of exact boxes answers."""
         logits, iou = np.full((len(boxes), GRID, GRID), OUTSIDE, np.float32), np.zeros(len(boxes), np.float32)
         ranges = [cell_range(None if within is None else within[i].tolist()) for i in range(len(boxes))]
 
@@ -184,9 +182,6 @@ class OpenVINOEngine:
             compiled = self.compile([f"box-{graphs.kind}"], settings)[0]
             graphs.many = import_openvino().AsyncInferQueue(compiled, 2 * streams)
         return graphs.many
-
-
-# ---------------------------------------------------------------- a folder of graphs
 
 
 def write_info(folder: Path, info: dict) -> None:
