@@ -1,11 +1,10 @@
-"""Demo data, no download: eight real images that installed packages carry, and eight synthetic cases.
+"""Demo data, no download: eight real images that installed packages carry, and four synthetic cases.
 
-`python -m demo_data --out demo` writes them. The outlines of the real images are ours, made for
-demonstration by somebody without clinical training: good enough to show a box, a mask and a score,
-no reference standard. `annotations.json` has them, with sources and licences; its coordinates are
-(x, y) in pixels of the file as stored, pixel centres at whole numbers. A synthetic case (drawn.py)
-shows that a volume, or a modality without a real image here, runs. A score on it says nothing about
-patients, so step 5 leaves it out of its averages (formats.is_drawn).
+`python -m demo_data --out demo` writes them. The outlines of the real images are ours, made for demonstration by
+somebody without clinical training: good enough to show a box, a mask and a score, no reference standard.
+`annotations.json` has them, with sources and licences; its coordinates are (x, y) in pixels of the file as stored, pixel
+centres at whole numbers. A synthetic case (drawn.py) shows that a volume, or a modality without a real image here, runs.
+A score on it says nothing about patients, so step 5 leaves it out of its averages (formats.is_drawn).
 """
 
 import gzip
@@ -35,15 +34,15 @@ ANNOTATIONS = Path(__file__).with_name("annotations.json")
 # modality in the challenge's file names -> recipe, and what its seed begins with
 RECIPES = {"CT": (drawn.draw_ct, 0), "Fundus": (drawn.draw_fundus, 8), "Microscope": (drawn.draw_microscope, 10)}
 RECIPES |= {name: (partial(drawn.draw_scene, modality=name), i) for i, name in enumerate(drawn.SCENES, start=11)}
-SPACINGS = {"CT": (8.0, 1.8, 1.8), "MR": (10.0, 1.2, 1.2), "PET": (4.0, 4.0, 4.0)}  # (z, y, x) mm, of those in 3D
+SPACINGS = {"CT": (8.0, 1.8, 1.8), "MR": (10.0, 1.2, 1.2)}  # (z, y, x) mm, of those in 3D
 TINY = [(seed, dims) for seed in range(3) for dims in (2, 3)]  # three tiny images and three tiny volumes
 
 
 def painted(name: str, image: np.ndarray, objects: list, spacing_mm: tuple[float, ...] | None = None) -> Case:
     """A case: grey levels rounded, objects (description, mask) painted one after the other."""
     labels = np.zeros(objects[0][1].shape, np.uint16)
-    for i, (_, mask) in enumerate(objects):
-        labels[mask] = i + 1
+    for number, (_, mask) in enumerate(objects, start=1):
+        labels[mask] = number
     image = np.clip(np.rint(image), 0, 255).astype(np.uint8)
     return Case(name, image, None, labels, spacing_mm, labels.ndim == 3, tuple(what for what, _ in objects))
 
@@ -91,9 +90,8 @@ def read_packaged(package: str, file: str, reader: str, frame: int | None = None
 def apply_rule(mask: np.ndarray, image: np.ndarray, rule: dict) -> np.ndarray:
     """Move a generous outline to the visible edge: threshold inside it, largest piece, no holes.
 
-    rule : {"above": g} or {"below": g}, grey levels; optional "channel" of a colour image, and
-    "blur", the standard deviation (px) of a Gaussian before the threshold.
-    """
+    rule : {"above": g} or {"below": g}, grey levels; optional "channel" of a colour image, and "blur", the standard
+    deviation (px) of a Gaussian before the threshold."""
     gray = (image[..., rule["channel"]] if "channel" in rule else image).astype(np.float32)
     if "blur" in rule:
         gray = cv2.GaussianBlur(gray, (0, 0), rule["blur"])
@@ -171,9 +169,7 @@ def tiny_inputs() -> Iterator[tuple[Path, Path]]:
 @contextmanager
 def tiny_predictions() -> Iterator[tuple[list[str], Path]]:
     """Step 5's --smoke: a tiny image and a tiny volume, predicted one pixel off, as --segs and --gts; removed afterwards."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with tiny_inputs() as (images, segs):
         for case in (tiny_case(dims=2), tiny_case(dims=3)):
-            write_case(folder, case)
-            save_npz(folder / "shifted" / f"{case.name}.npz", segs=np.roll(case.labels, 1, axis=-1))
-        yield [str(folder / "shifted")], folder / "gts"
+            save_npz(segs.with_name("shifted") / f"{case.name}.npz", segs=np.roll(case.labels, 1, axis=-1))
+        yield [str(segs.with_name("shifted"))], images.with_name("gts")

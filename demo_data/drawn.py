@@ -1,10 +1,9 @@
-"""Synthetic images and volumes of the challenge's modalities but ultrasound, and what draws them.
+"""Synthetic images and volumes, and what draws them. The drawings are ours, of no patient and no data set.
 
-A recipe takes a random generator and a shape, and returns (image, objects). The image is (H, W),
-(H, W, 3) RGB or (D, H, W), grey levels 0..255 as floats. An object is a description and a mask.
-Later objects are painted over earlier ones. All geometry is in fractions of the shape, (z, y, x).
-The drawings are ours, of no patient and no data set. CT, fundus and microscopy copy the look of their
-modality; the others, SCENES, are only there to show that theirs runs.
+A recipe takes a random generator and a shape, and returns (image, objects). The image is (H, W), (H, W, 3) RGB or
+(D, H, W), grey levels 0..255 as floats. An object is a description and a mask. Later objects are painted over earlier
+ones. All geometry is in fractions of the shape, (z, y, x). CT, fundus and microscopy copy the look of their modality;
+the others, SCENES, are only there to show that a volume, a gray and a coloured picture of theirs run.
 """
 
 from collections.abc import Sequence
@@ -70,17 +69,10 @@ def fill_outline(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return mask.astype(bool)
 
 
-def stroke(canvas: np.ndarray, points: np.ndarray, thickness: float) -> np.ndarray:
-    """Draw a polyline of value 1 into canvas (H, W) float32, and return it; points (n, 2), px."""
-    fixed = np.round(np.asarray(points) * 16).astype(np.int32)
-    return cv2.polylines(canvas, [fixed], False, 1.0, max(1, round(thickness)), cv2.LINE_AA, shift=4)
-
-
 def vessels(rng, canvas, start, heading: float, width: float, length: float, bend: float = 0.0, depth: int = 2) -> None:
     """Draw a branching tree into canvas (H, W) float32; start (x, y), width and length in px.
 
-    heading : radians, 0 to the right, positive turns down.   bend : radians a step.
-    """
+    heading : radians, 0 to the right, positive turns down.   bend : radians a step."""
     path, angle = [np.asarray(start, float)], heading
     for _ in range(max(2, int(length / 8))):  # steps of 8 px
         angle += bend + rng.normal(0, 0.06)
@@ -88,9 +80,10 @@ def vessels(rng, canvas, start, heading: float, width: float, length: float, ben
         if depth and rng.random() < 0.1:
             side = rng.choice((-1, 1)) * rng.uniform(0.4, 0.9)
             vessels(rng, canvas, path[-1], angle + side, width * 0.6, length * 0.55, -bend / 2, depth - 1)
-    n = len(path)
+    points, n = np.round(np.array(path) * 16).astype(np.int32), len(path)  # 1/16 px fixed point
     for i in range(3):  # thinner towards the end
-        stroke(canvas, np.array(path[i * n // 3 : (i + 1) * n // 3 + 1]), width * 0.85**i)
+        third, thickness = points[i * n // 3 : (i + 1) * n // 3 + 1], max(1, round(width * 0.85**i))
+        cv2.polylines(canvas, [third], False, 1.0, thickness, cv2.LINE_AA, shift=4)
 
 
 def draw_ct(rng, shape=(12, 160, 160)):
@@ -142,37 +135,14 @@ SCENES = {
         ("lateral ventricle, on the right of the image", (0.52, 0.47, 0.56), (0.4, 0.14, 0.04), 0.05, 40),
         ("tumour", (0.5, 0.33, 0.7), (0.26, 0.085, 0.085), 0.1, 215),
     )),
-    "PET": ((14, 64, 64), 3, (
-        ("", (0.5, 0.5, 0.5), (9, 0.34, 0.44), 0.0, 40), ("", (0.6, 0.47, 0.3), (0.7, 0.22, 0.13), 0.0, 15),
-        ("", (0.6, 0.47, 0.7), (0.7, 0.22, 0.13), 0.0, 15), ("", (0.5, 0.45, 0.55), (0.25, 0.12, 0.1), 0.0, 100),
-        ("hot lesion", (0.62, 0.42, 0.3), (0.3, 0.065, 0.065), 0.1, 240),
-        ("hot lesion", (0.5, 0.56, 0.72), (0.25, 0.055, 0.055), 0.1, 220),
-        ("hot lesion", (0.74, 0.6, 0.47), (0.23, 0.05, 0.05), 0.1, 200),
-    )),
     "X-Ray": ((512, 512), 12, (
         ("", (0.75, 0.5), (0.72, 0.46), 0.02, 135), ("", (0.5, 0.5), (0.7, 0.05), 0.0, 165),
         ("lung, on the left of the image", (0.46, 0.28), (0.33, 0.15), 0.03, 60),
         ("lung, on the right of the image", (0.46, 0.73), (0.33, 0.15), 0.03, 60),
         ("heart", (0.62, 0.55), (0.17, 0.15), 0.03, 185),
     )),
-    "Mammography": ((640, 448), 8, (
-        ("", (0.53, 0.0), (0.45, 0.8), 0.01, 65), ("", (0.55, 0.42), (0.27, 0.36), 0.16, 105),
-        ("irregular mass", (0.45, 0.4), (0.052, 0.07), 0.16, 190),
-        ("smooth oval mass", (0.68, 0.33), (0.03, 0.055), 0.02, 165),
-    )),
     "Dermoscopy": ((480, 640), (222, 176, 156), (
         ("pigmented lesion", (0.5, 0.5), (0.27, 0.24), 0.09, (120, 77, 58)),
-    )),
-    "Endoscopy": ((480, 560), (215, 130, 112), (
-        ("", (0.4, 0.6), (0.4, 0.4), 0.03, (160, 85, 75)), ("", (0.4, 0.6), (0.2, 0.2), 0.03, (70, 30, 30)),
-        ("large polyp", (0.62, 0.33), (0.15, 0.14), 0.045, (190, 70, 70)),
-        ("small polyp", (0.3, 0.34), (0.085, 0.075), 0.045, (190, 70, 70)),
-    )),
-    "OCT": ((384, 512), 5, (
-        ("", (0.55, 0.5), (0.15, 1.2), 0.01, 115), ("", (0.68, 0.5), (0.03, 1.2), 0.0, 205),
-        ("cyst in the retina", (0.52, 0.26), (0.035, 0.045), 0.05, 15),
-        ("cyst in the retina", (0.5, 0.39), (0.035, 0.045), 0.05, 15),
-        ("fluid below the retina", (0.61, 0.6), (0.035, 0.12), 0.03, 15),
     )),
 }  # fmt: skip
 
