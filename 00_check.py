@@ -4,6 +4,7 @@ python 00_check.py prints what is missing, and how to get it.
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import re
 import shutil
@@ -17,31 +18,20 @@ DISK_GB = 1  # the demo's files and room to spare
 INSTALL = "run: python -m pip install -r requirements.txt"
 
 
-def check_python() -> tuple[bool, str]:
-    version, oldest = (".".join(map(str, numbers)) for numbers in (sys.version_info[:3], OLDEST_PYTHON))
-    good = sys.version_info >= OLDEST_PYTHON
-    return good, f"Python {version}" + ("" if good else f": too old, install Python {oldest} or newer")
-
-
-def check_package(requirement: str) -> tuple[bool, str]:
-    """requirement: "name==version", as in requirements.txt"""
-    name, wanted = requirement.split("==")
+def check_package(name: str, wanted: str) -> tuple[bool, str]:
     try:
         found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return False, f"{name}: not installed; {INSTALL}"
     good = found.split("+")[0] == wanted  # "+cpu" only names the build
-    return good, f"{name} {found}" + ("" if good else f": tested with {wanted}; {INSTALL}")
+    return good, f"{name} {found}" + f": tested with {wanted}; {INSTALL}" * (not good)
 
 
 def check_weights() -> tuple[bool, str]:
     try:
-        import cv2  # noqa: F401  its shared libraries are the ones that bare systems lack
-        import torch  # noqa: F401
-
-        from formats.checkpoints import lite_medsam_path
-
-        lite_medsam_path()
+        for name in ("cv2", "torch"):  # their shared libraries are the ones that bare systems lack
+            importlib.import_module(name)
+        importlib.import_module("formats.checkpoints").lite_medsam_path()
     except (ImportError, OSError) as error:
         return False, f"a package does not load ({error}); {INSTALL} --force-reinstall"
     except ValueError as error:
@@ -53,8 +43,10 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the number of failed checks, which is also the exit code's sign."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     lines = Path(__file__).with_name("requirements.txt").read_text(encoding="utf-8").splitlines()
-    requirements = [match.group() for line in lines if (match := re.match(r"[\w.-]+==[\w.]+", line))]
-    checks = [check_python(), *(check_package(r) for r in requirements)]
+    python, oldest = (".".join(map(str, numbers)) for numbers in (sys.version_info[:3], OLDEST_PYTHON))
+    new = sys.version_info >= OLDEST_PYTHON
+    checks = [(new, f"Python {python}" + f": too old, install Python {oldest} or newer" * (not new))]
+    checks += [check_package(*match.groups()) for line in lines if (match := re.match(r"([\w.-]+)==([\w.]+)", line))]
     installed = all(good for good, _ in checks)
     checks.append(check_weights() if installed else (False, "LiteMedSAM weights: install the packages first"))
     free = shutil.disk_usage(Path.cwd()).free / 1e9

@@ -35,11 +35,12 @@ import segment
 from demo_data import tiny_folder
 from formats.checkpoints import int8_path
 from formats.readers import list_cases
+from formats.truth import read_scored
 from formats.writing import script
 from metrics import case_scores
 from presets import preset_options
 from quantize import compare_speed, int8_reach, pytorchs_int8, quantize_linear_layers, save_int8
-from tables import finish_int8, read_scored, score_cases
+from tables import finish_int8, score_cases
 from volumes import segment_case
 
 TIMED_BOXES = (1, 6, 16)  # boxes that the timed decoder is asked at once

@@ -133,7 +133,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--smoke", action="store_true", help="score two tiny synthetic cases, CPU, about 1 s")
     args = p.parse_args(argv)
     args.out = args.out or Path("eval/smoke" if args.smoke else "eval")
-    if args.jobs < 1 or args.looseness < 0 or not (args.smoke or args.segs and args.gts):
+    if args.jobs < 1 or not 0 <= args.looseness < np.inf or not (args.smoke or args.segs and args.gts):
         p.error("give --segs NAME=FOLDER and --gts FOLDER, or --smoke; --jobs from 1, --looseness from 0")
     if args.figures and not args.images:
         p.error("--figures shows images; give their folder with --images")
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict]:
     try:
         with tiny_predictions() if args.smoke else nullcontext((args.segs, args.gts)) as (args.segs, args.gts):
             summary, problems = run(args)
-    except InputError as error:
+    except (InputError, OSError) as error:
         raise SystemExit(f"05_evaluate.py: {error}") from error
     if problems:
         raise SystemExit(1)

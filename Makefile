@@ -16,7 +16,7 @@ COMMA := ,
 NAME = $(if $(WEIGHTS),proposed,demo training only$(COMMA) $(STEPS) steps)
 NAME_INT8 = $(if $(WEIGHTS),proposed int8,the same$(COMMA) int8)
 
-.PHONY: demo test test-all lint notebooks clean
+.PHONY: demo test test-all lint notebooks lab clean
 
 demo: .venv/run
 	$(BIN)/python 00_check.py
@@ -56,6 +56,9 @@ lint: .venv/dev
 
 notebooks: .venv/dev
 	$(BIN)/python -m notebooks
+
+lab: .venv/dev
+	$(BIN)/jupyter lab notebooks
 
 clean:
 	rm -rf .venv $(DEMO)

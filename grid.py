@@ -15,7 +15,6 @@ import numpy as np
 GRID = 256  # side of the network's input image and of its mask logits, pixels [P 2.1]
 BOX_JITTER = 5  # largest move of a side of a box in training, grid pixels (#18)
 JITTER_SHARE = 0.1  # jitter "scaled": the move is also at most this share of the object's width or height
-ROWS_AT_ONCE = 1 << 22  # pixels of a label map that are worked on together: bounds the memory
 
 
 class MaskPatch(NamedTuple):
@@ -45,8 +44,7 @@ def resize_labels_to_grid(labels: np.ndarray) -> np.ndarray:
     """(H, W) uint16 -> (h, w) uint16, not padded: the label of the nearest pixel.
 
     At half size two pixels are equally near. They take turns: always the left one would move an
-    object by half a pixel.
-    """
+    object by half a pixel."""
     taken = []
     for n_grid, n_original in zip(grid_size(*labels.shape), labels.shape, strict=True):
         i = np.arange(n_grid)
@@ -65,8 +63,7 @@ def pad_to_square(image: np.ndarray, side: int) -> np.ndarray:
 def boxes_to_grid(boxes_xyxy: np.ndarray, height: int, width: int, rounding: str = "float") -> np.ndarray:
     """Boxes (N, 4) in pixels of an image (height, width) -> (N, 4) float32 in grid pixels.
 
-    rounding: "float" keeps fractions (D4: boxes are not rounded), "int" cuts them off.
-    """
+    rounding: "float" keeps fractions (D4: boxes are not rounded), "int" cuts them off."""
     scaled = np.asarray(boxes_xyxy, dtype=np.float64) * (GRID / max(height, width))
     return (np.trunc(scaled) if rounding == "int" else scaled).astype(np.float32)
 
@@ -82,8 +79,7 @@ def logits_to_original(logits: np.ndarray, height: int, width: int) -> MaskPatch
     The padding is cut off: logits[:h, :w], (h, w) = grid_size(height, width). Then bilinear from (h, w)
     to (height, width), pixel centres aligned (align_corners=False). So the short side has its own
     scale, h / height, not 256 / max(height, width) as boxes have. Only the surroundings of positive
-    logits are upsampled, as there is no mask elsewhere: a small object costs its own area.
-    """
+    logits are upsampled, as there is no mask elsewhere: a small object costs its own area."""
     h, w = grid_size(height, width)
     inside = logits[:h, :w]
     positive_rows, positive_columns = np.flatnonzero((inside > 0).any(axis=1)), np.flatnonzero((inside > 0).any(axis=0))
@@ -151,8 +147,7 @@ def loosen_boxes(boxes: np.ndarray, looseness: float, rng: np.random.Generator, 
     """Boxes as people draw them: sides move outward by 0.5 to 1.5 times `looseness` of the size.
 
     boxes : (N, 4) or (N, 6), pixels of an image (height, width), on which they stay; z never moves.
-    looseness : a share of the width for x, of the height for y.   Returns float64, not rounded.
-    """
+    looseness : a share of the width for x, of the height for y.   Returns float64, not rounded."""
     boxes = np.asarray(boxes, dtype=np.float64)
     low, high = slice(0, 2), slice(boxes.shape[1] // 2, boxes.shape[1] // 2 + 2)  # x and y of both corners
     size = boxes[:, high] - boxes[:, low]
@@ -180,8 +175,7 @@ def move_box(
 
     jitter : "both" in or out by whole pixels, "outward" by whole pixels, "scaled" in or out.
     loose : a share of the boxes that is loosened instead, and by how much at most (segment.BOX_KINDS).
-    All stay on the image.
-    """
+    All stay on the image."""
     share, looseness = loose
     # D20: most boxes loosened, as drawn
     if share and rng.random() < share:
@@ -210,28 +204,23 @@ def label_ids(labels: np.ndarray) -> np.ndarray:
 def label_bounds(labels: np.ndarray) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """First and last index of each label except 0: {label: (low (ndim,), high (ndim,))}.
 
-    labels: (H, W) or (D, H, W). Rows become runs of equal value: few coordinates are compared.
-    """
+    labels: (H, W) or (D, H, W). Rows become runs of equal value: few coordinates are compared."""
     width = labels.shape[-1]
-    rows = labels.reshape(-1, width)
-    found = []
-    for top in range(0, len(rows), max(1, ROWS_AT_ONCE // width)):
-        block = rows[top : top + max(1, ROWS_AT_ONCE // width)]
-        starts = np.ones(block.shape, bool)  # a run never continues on the next row
-        np.not_equal(block[:, 1:], block[:, :-1], out=starts[:, 1:])
-        first = np.flatnonzero(starts)
-        last = np.append(first[1:], block.size) - 1
-        value = block.ravel()[first]
-        first, last, value = (a[value != 0] for a in (first, last, value))
-        found.append((value, first // width + top, first % width, last % width))
-    value, row, x_low, x_high = (np.concatenate(part) for part in zip(*found, strict=True))
+    starts = np.ones((labels.size // max(1, width), width), bool)  # a run never continues on the next row
+    rows = labels.reshape(starts.shape)
+    np.not_equal(rows[:, 1:], rows[:, :-1], out=starts[:, 1:])
+    first = np.flatnonzero(starts)
+    last = np.append(first[1:], labels.size) - 1
+    value = rows.ravel()[first]
+    first, last, value = (a[value != 0] for a in (first, last, value))
     order = np.argsort(value, kind="stable")
     ids, begin = np.unique(value[order], return_index=True)
     if not ids.size:
         return {}
-    outer = np.unravel_index(row[order], labels.shape[:-1])  # y, or z and y
-    low = np.stack([np.minimum.reduceat(c, begin) for c in (*outer, x_low[order])], axis=1)  # (n, ndim)
-    high = np.stack([np.maximum.reduceat(c, begin) for c in (*outer, x_high[order])], axis=1)
+    first, last = first[order], last[order]
+    outer = np.unravel_index(first // width, labels.shape[:-1])  # y, or z and y
+    low = np.stack([np.minimum.reduceat(c, begin) for c in (*outer, first % width)], axis=1)  # (n, ndim)
+    high = np.stack([np.maximum.reduceat(c, begin) for c in (*outer, last % width)], axis=1)
     return {int(i): (a, b) for i, a, b in zip(ids, low, high, strict=True)}
 
 
@@ -246,8 +235,7 @@ def boxes_from_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def promptable_labels(labels: np.ndarray) -> tuple[np.ndarray, int]:
     """Number the objects of a label map 1..N -> (labels uint16, number of objects left out).
 
-    An object 1 pixel wide or high has a box without area, which prompts nothing: it becomes 0.
-    """
+    An object 1 pixel wide or high has a box without area, which prompts nothing: it becomes 0."""
     ids, boxes = boxes_from_labels(labels)
     sides = (boxes[:, labels.ndim :] - boxes[:, : labels.ndim])[:, :2]  # x and y; one slice of a volume is enough
     good = ids[(sides > 0).all(axis=1)]

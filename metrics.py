@@ -67,8 +67,7 @@ def contour_nsd(
     """What NSD means, to read. Step 5 uses the exact `nsd` below; arguments as there, both masks hold a pixel.
 
     The surface is all pixels with a neighbour outside, corners included, and each counts 1, where the exact score
-    weighs lengths and areas. On smooth shapes the two differ by about 0.02.
-    """
+    weighs lengths and areas. On smooth shapes the two differ by about 0.02."""
     surfaces = []
     for mask in (pred, gt):
         padded = np.pad(mask, 1)
@@ -90,8 +89,7 @@ def _patch_outlines(code: int) -> list[list[tuple[int, int, int]]]:
 
     code: 0..255, see CORNERS. Returns loops of points (z, y, x) in half voxels: all lie on the midpoint of an edge.
     On a face whose corners alternate in, out, in, out the surface may cut off either pair. Here it cuts off the
-    pair that is rarer in the whole neighbourhood (inside, if they tie): a code and its complement look alike.
-    """
+    pair that is rarer in the whole neighbourhood (inside, if they tie): a code and its complement look alike."""
     inside = {corner: bool(code >> (7 - i) & 1) for i, corner in enumerate(CORNERS)}
     cut_off = sum(inside.values()) <= 4
     neighbours: dict[tuple, list[tuple]] = {}
@@ -165,23 +163,17 @@ def element_sizes(spacing_mm: tuple[float, ...]) -> np.ndarray:
 # Which elements lie within the tolerance? --------------------------------------------------------------------------
 
 
-def _ball_rows(spacing_mm: tuple[float, ...], tolerance_mm: float, extent: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """The tolerance ball as rows along x, nearest row first.
+def _ball(spacing_mm: tuple[float, ...], tolerance_mm: float, extent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The tolerance ball: offsets (n, ndim) of the grid points in it, nearest first; margin (ndim,), how far it reaches.
 
-    extent: number of grid points along each axis; no offset reaches further, however large the tolerance is.
-    Returns offsets (n, ndim - 1) of the rows, in grid points; reach (n,): x offsets -reach..reach of that row are in
-    the ball; and margin (ndim,), the largest offset along each axis.
-    """
+    extent: number of grid points along each axis; no offset reaches further, however large the tolerance is."""
     # one more than the quotient: rounding may have lowered it, the comparison below decides
     margin = [min(int(min(tolerance_mm / step, n)) + 1, n) for step, n in zip(spacing_mm, extent, strict=True)]
-    axes = [np.arange(-m, m + 1) for m in margin[:-1]]
-    offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))  # (n, ndim - 1)
-    squares = ((offsets * np.asarray(spacing_mm[:-1])) ** 2).sum(axis=1)
-    squares_x = (np.arange(margin[-1] + 1) * spacing_mm[-1]) ** 2
-    reach = (np.sqrt(squares[:, None] + squares_x) <= tolerance_mm).sum(axis=1) - 1  # -1: the row misses the ball
-    order = np.argsort(squares, kind="stable")
-    order = order[reach[order] >= 0]
-    return offsets[order], reach[order], np.array(margin)
+    axes = np.meshgrid(*(np.arange(-m, m + 1) for m in margin), indexing="ij")
+    offsets = np.stack(axes, axis=-1).reshape(-1, len(margin))
+    distances = np.sqrt(((offsets * np.asarray(spacing_mm)) ** 2).sum(axis=1))  # (n,) mm
+    order = np.argsort(distances, kind="stable")
+    return offsets[order[: np.count_nonzero(distances <= tolerance_mm)]], np.array(margin)
 
 
 def _element_codes(mask: np.ndarray, margin: np.ndarray) -> np.ndarray:
@@ -194,26 +186,14 @@ def _element_codes(mask: np.ndarray, margin: np.ndarray) -> np.ndarray:
     return codes
 
 
-def _unreached(of: np.ndarray, other: np.ndarray, offsets: np.ndarray, reach: np.ndarray) -> np.ndarray:
+def _unreached(of: np.ndarray, other: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Flat indices of the points of one surface with no point of the other surface in the ball around them.
 
-    of, other: bool grids of one shape with an empty margin as wide as the ball; offsets, reach: see `_ball_rows`.
-    """
-    todo = np.flatnonzero(of > other)  # points on both surfaces are at distance 0
-    if not todo.size:
-        return todo
-    # near_x: steps along x to the nearest point of the other surface, longest + 1 if further. One look-up in it
-    # answers for a whole row of the ball. Written from far to near, so that the nearest is what stays.
-    longest = int(reach[0])
-    near_x = np.full(other.size, longest + 1, np.uint8 if longest < 255 else np.uint32)
-    points = np.flatnonzero(other)
-    for step in range(longest, 0, -1):
-        near_x[points + step] = step
-        near_x[points - step] = step
-    near_x[points] = 0
-    strides = np.cumprod((1, *of.shape[:0:-1]))[:0:-1]  # flat steps of the axes before x
-    for shift, row_reach in zip((offsets @ strides).tolist(), reach.tolist(), strict=True):
-        todo = todo[near_x[todo + shift] > row_reach]
+    of, other: bool grids of one shape with an empty margin as wide as the ball; offsets: see `_ball`."""
+    strides, flat = np.cumprod((1, *of.shape[:0:-1]))[::-1], other.ravel()  # flat steps of each axis
+    todo = np.flatnonzero(of)
+    for shift in (offsets @ strides).tolist():
+        todo = todo[~flat[todo + shift]]
         if not todo.size:
             break
     return todo
@@ -226,8 +206,7 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
     A surface element is a 2x2(x2) neighbourhood that holds both inside and outside; it weighs its contour length
     (2D) or patch area (3D), and its place is the neighbourhood's centre. Both empty -> nan; one empty -> 0.
     No distance map is built: "within the tolerance" only asks whether a ball holds an element of the other surface.
-    Raises ValueError for masks that are not bool or differ in shape, a wrong spacing, or a negative tolerance.
-    """
+    Raises ValueError for masks that are not bool or differ in shape, a wrong spacing, or a negative tolerance."""
     _check_masks(pred, gt)
     spacing_mm = _check_spacing(spacing_mm, gt.ndim)
     if not 0 <= tolerance_mm < math.inf:
@@ -236,7 +215,7 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
         return 0.0 if pred.any() or gt.any() else math.nan
     crop = _window([label_bounds((pred | gt).view(np.uint8))[1]])
     pred, gt = pred[crop], gt[crop]
-    offsets, reach, margin = _ball_rows(spacing_mm, tolerance_mm, tuple(n + 1 for n in gt.shape))
+    offsets, margin = _ball(spacing_mm, tolerance_mm, tuple(n + 1 for n in gt.shape))
     codes = [_element_codes(mask, margin) for mask in (pred, gt)]
     full = 2 ** (2**gt.ndim) - 1
     surfaces = [(code != 0) & (code != full) for code in codes]
@@ -244,7 +223,7 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
     total, missed = 0.0, 0.0  # |S_P| + |S_G|, and what of it is further than t from the other
     for code, of, other in ((codes[0], *surfaces), (codes[1], *reversed(surfaces))):
         total += np.bincount(code[of], minlength=len(sizes)) @ sizes
-        missed += np.bincount(code.ravel()[_unreached(of, other, offsets, reach)], minlength=len(sizes)) @ sizes
+        missed += np.bincount(code.ravel()[_unreached(of, other, offsets)], minlength=len(sizes)) @ sizes
     return float((total - missed) / total)
 
 
@@ -295,15 +274,12 @@ def case_scores(
     segs, gts: (H, W) or (D, H, W) integer label maps, 0 is background. spacing_mm: (z, y, x) in 3D, None in 2D.
     protocol: "strict", or "challenge" for what the challenge's evaluator computes, its faults included. There the
     DSC rule sets the case's mean NSD to 0; the NSD of its labels is given all the same.
-    Raises ValueError, one sentence, for label maps, a spacing or a protocol that cannot be used.
-    """
+    Raises ValueError, one sentence, for label maps, a spacing or a protocol that cannot be used."""
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, found {protocol!r}")
     _check_labels(segs, gts)
     if (spacing_mm is None) != (gts.ndim == 2):
-        raise ValueError(
-            f"spacing must be given for volumes and be None for images, found {spacing_mm} for {gts.ndim}D"
-        )
+        raise ValueError(f"spacing is given for volumes and None for images, found {spacing_mm} for {gts.ndim}D")
     spacing_mm = _check_spacing((1.0, 1.0) if spacing_mm is None else spacing_mm, gts.ndim)
     challenge = protocol == "challenge"
     if challenge and gts.ndim == 2:
@@ -364,9 +340,7 @@ def filled_box(boxes_xyxy: np.ndarray, shape: tuple[int, ...], ellipse: bool = F
     boxes = np.asarray(boxes_xyxy, dtype=np.float64)
     ndim = len(shape)
     if boxes.ndim != 2 or boxes.shape[1] != 2 * ndim or len(boxes) > MAX_LABEL:
-        raise ValueError(
-            f"need at most {MAX_LABEL} boxes of {2 * ndim} numbers for shape {shape}, found shape {boxes.shape}"
-        )
+        raise ValueError(f"{boxes.shape}: need at most {MAX_LABEL} boxes of {2 * ndim} numbers for shape {shape}")
     low, high = boxes[:, :ndim][:, ::-1], boxes[:, ndim:][:, ::-1]  # (N, ndim), now in array-axis order
     if not (np.isfinite(boxes).all() and (low <= high).all()):
         raise ValueError("boxes must hold finite numbers, minima not above maxima; correct the boxes")

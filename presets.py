@@ -63,18 +63,12 @@ PRESETS = {
 }  # fmt: skip
 
 
-CHOICES = {  # what a field of text may be
-    name: get_args(kind) for name, kind in get_type_hints(Preset).items() if get_args(kind)
-}
+# what a field of text may be, and between what a number must lie
+CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Preset).items() if get_args(kind)}
 RANGES = {
-    "epochs": (1, 1_000_000),
-    "objects": (1, 1000),
-    "learning_rate": (1e-9, 1.0),
-    "iterations": (0, 1000),
-    "gamma": (1e-6, 0.25),
-    "kappa": (1e-6, 1e9),
-    "diffusion_range": (1e-6, 1e6),
-}
+    "epochs": (1, 1_000_000), "objects": (1, 1000), "learning_rate": (1e-9, 1.0), "iterations": (0, 1000),
+    "gamma": (1e-6, 0.25), "kappa": (1e-6, 1e9), "diffusion_range": (1e-6, 1e6),
+}  # fmt: skip
 
 
 def override(preset: Preset, settings: list[str]) -> Preset:

@@ -1,8 +1,7 @@
 """Files of truth and predictions -> scores -> means by modality, differences with intervals -> the tables people read.
 
 Read top to bottom: the paper's numbers -> names and units of scores -> the files that step 5 reads -> means
-(`summarize`) -> differences of two systems (`paired_differences`) -> tables as text. Metrics and protocols: metrics.py.
-[P 3.1, Table 4]
+(`summarize`) -> differences of two systems (`paired_differences`) -> tables as text. [P 3.1, Table 4]
 """
 
 import csv
@@ -12,28 +11,21 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from formats import MODALITIES, InputError, is_drawn, modality_of
-from formats.case import Case, check_boxes, check_labels, spacing_zyx, told_in_a_sentence
-from formats.npz import load_npz
-from formats.readers import read_case
+from formats import MODALITIES, InputError
+from formats.case import told_in_a_sentence
+from formats.truth import Truth, read_labels, read_prediction, read_truth  # noqa: F401  two for step 5, page, notebooks
 from formats.writing import csv_text, progress, save_json, save_text, tell
-from grid import boxes_from_labels, drawn_boxes, label_ids
 from metrics import METRICS, PROTOCOLS, CaseScores, filled_box, inscribed_ellipse
 
 # D11: two systems that never look at the image, to show what a box alone is worth
 REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
-AVERAGE = "Average"
-DRAWN = " (drawn)"  # ends the name of a line of cases that demo_data drew
-DRAWS = 10_000  # of the bootstrap
-LEVEL = 0.95
-WHITE = (255, 65_535)  # what pictures and many tools write for the one object of a mask
+AVERAGE, DRAWN = "Average", " (drawn)"  # the latter ends the name of a line of cases that demo_data drew
+DRAWS, LEVEL = 10_000, 0.95  # of the bootstrap
 PAPER_TABLES = Path(__file__).with_name("results") / "paper"
 
 
@@ -49,12 +41,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def paper_scores(quantized: tuple[bool, ...] = (False,)) -> dict[str, dict[str, float]]:
     """Columns of [P Table 4]: {title: {modality or Average: per cent}}. quantized: which models, float or int8."""
     rows, columns = read_rows(PAPER_TABLES / "table4.csv"), {}
-    for system in ("Baseline", "Proposed"):
-        for metric in ("DSC", "NSD"):
-            for int8 in quantized:
-                name = f"Quantized {system}" if int8 else system
-                numbers = {row["target"]: float(row[f"{name} {metric}"]) for row in rows}
-                columns[f"paper's {name} on its own split: {metric}"] = numbers
+    for system, metric, int8 in itertools.product(("Baseline", "Proposed"), ("DSC", "NSD"), quantized):
+        name = "Quantized " * int8 + system
+        numbers = {row["target"]: float(row[f"{name} {metric}"]) for row in rows}
+        columns[f"paper's {name} on its own split: {metric}"] = numbers
     return columns
 
 
@@ -63,8 +53,8 @@ def paper_scores(quantized: tuple[bool, ...] = (False,)) -> dict[str, dict[str, 
 
 def score_names(of_objects: bool = False) -> tuple[str, ...]:
     """The scores of a case, or of its objects, in the order of the columns: dsc_strict, nsd_strict, dsc_challenge, ..."""
-    names = [name for name, metric in METRICS.items() if not (of_objects and metric.of_case)]
-    return tuple(f"{name}_{protocol}" for protocol in PROTOCOLS for name in names)
+    pairs = itertools.product(PROTOCOLS, METRICS.items())
+    return tuple(f"{name}_{protocol}" for protocol, (name, metric) in pairs if not (of_objects and metric.of_case))
 
 
 def scores_in(row: dict) -> list[str]:
@@ -76,9 +66,9 @@ def title_and_factor(score: str) -> tuple[str, int]:
     """Title of a column, and what its numbers are printed times: ("NSD strict", 100), ("HD95 strict, mm", 1), ("s", 1)."""
     if score == "seconds":
         return "s", 1
-    name, _, protocol = score.rpartition("_")
+    name, protocol = score.rsplit("_", 1)
     unit = METRICS[name].unit if name in METRICS else "%"
-    return (f"{name.upper()} {protocol}", 100) if unit == "%" else (f"{name.upper()} {protocol}, {unit}", 1)
+    return f"{name.upper()} {protocol}" + ("" if unit == "%" else f", {unit}"), 100 if unit == "%" else 1
 
 
 def units() -> str:
@@ -90,69 +80,7 @@ def units() -> str:
     return ", ".join(f"{' and '.join(of)} in {unit}" for unit, of in names.items())
 
 
-# The files that step 5 reads ---------------------------------------------------------------------------------------
-
-
-class Truth(NamedTuple):
-    """Ground truth of a case. ids[i] is the label that box i asks for."""
-
-    labels: np.ndarray  # (H, W) or (D, H, W) uint16
-    spacing_mm: tuple[float, ...] | None  # (z, y, x); None in 2D
-    ids: np.ndarray  # (N,)
-    boxes: np.ndarray  # (N, 4) or (N, 6)
-    about: dict  # what a row of cases.csv says of the case: case, modality, drawn, objects
-
-    def labels_of(self, painted: np.ndarray) -> np.ndarray:
-        """A label map that has i + 1 where box i's mask is, with the label that box i asks for in its place."""
-        return np.append(0, self.ids).astype(np.uint16)[painted]
-
-
-def read_labels(path: Path, key: str, shape: tuple[int, ...] | None = None) -> tuple[np.ndarray, dict]:
-    """Label map `key` of an .npz as uint16, of the given shape if any, and all that the file holds. Or InputError."""
-    stored = load_npz(path)
-    if key not in stored:
-        raise InputError(f"{path}: has no key '{key}' (found {sorted(stored)}); name the right folder or save '{key}'")
-    return check_labels(stored[key], shape or stored[key].shape, path), stored
-
-
-def of_one_object(labels: np.ndarray, label: int) -> np.ndarray:
-    """A label map whose one object is white, 255, with that object as `label`; any other as it is."""
-    return (labels > 0) * np.uint16(label) if labels.max() in WHITE and len(label_ids(labels)) == 1 else labels
-
-
-def read_truth(path: Path, looseness: float = 0.0) -> Truth:
-    """Ground truth of a case, with the boxes of the file if it has `boxes`, else each label's exact one. Or InputError.
-
-    looseness: of the boxes that step 4 asked with.
-    """
-    labels, stored = read_labels(path, "gts")
-    if labels.ndim not in (2, 3) or not labels.any():
-        raise InputError(f"{path}: 'gts', shape {labels.shape}, must be a (H, W) or (D, H, W) label map with an object")
-    labels = of_one_object(labels, 1)
-    if labels.ndim == 3 and "spacing" not in stored:
-        raise InputError(f"{path}: has no key 'spacing', and a 3D NSD is in mm; save (x, y, z) in mm as 'spacing'")
-    try:
-        spacing_mm = spacing_zyx(stored["spacing"]) if labels.ndim == 3 else None
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
-    ids, boxes = boxes_from_labels(labels)
-    if "boxes" in stored:
-        boxes = check_boxes(stored["boxes"], labels.shape, path)
-        ids = np.arange(1, len(boxes) + 1)
-    about = {"case": path.name, "modality": modality_of(path.stem), "drawn": "yes" * is_drawn(path.stem)}
-    boxes = drawn_boxes(path.stem, boxes, looseness, labels.shape)
-    return Truth(labels, spacing_mm, ids, boxes, about | {"objects": len(label_ids(labels))})
-
-
-def read_scored(path: Path) -> tuple[Case, Truth]:
-    """A case with boxes and its truth, which lies in ../gts unless the case holds it. Or InputError."""
-    case = read_case(path)
-    file = path if case.labels is not None else path.parent.parent / "gts" / path.name
-    truth = read_truth(file)
-    check_labels(truth.labels, case.grid_shape, file)
-    if case.boxes is not None:
-        truth = truth._replace(ids=np.arange(1, len(case.boxes) + 1), boxes=case.boxes)
-    return replace(case, boxes=truth.boxes), truth
+# What step 5 is given, scored case by case --------------------------------------------------------------------------
 
 
 def score_cases(score: Callable, cases: list[Path]) -> tuple[list[dict], int]:
@@ -169,14 +97,10 @@ def score_cases(score: Callable, cases: list[Path]) -> tuple[list[dict], int]:
     return rows, left_out
 
 
-def find_inputs(
-    entries: Sequence[str], shown: str | None, gts: Path
-) -> tuple[dict[str, Path], str, list[Path], list[str]]:
-    """What step 5 was given: (systems, the one that is shown, files of truth, a sentence for each file without truth).
+def find_inputs(entries: Sequence[str], shown: str | None, gts: Path) -> tuple[dict, str, list[Path], list[str]]:
+    """What step 5 was given: ({system: folder}, the one that is shown, files of truth, a sentence for each file without).
 
-    entries: "ours=runs/segs" or "other/segs", whose name is then "segs". shown: the first system if None.
-    InputError if a name or a folder is of no use.
-    """
+    entries: "ours=runs/segs" or "other/segs", whose name is then "segs". shown: the first system if None. Or InputError."""
     systems: dict[str, Path] = {}
     for entry in entries:
         name, equals, folder = entry.partition("=")
@@ -193,35 +117,31 @@ def find_inputs(
     files = sorted(gts.glob("[!.]*.npz"))  # not the ._NAME.npz that a Mac leaves beside each file
     if not files:
         raise InputError(f"no .npz in {gts}/. Run first: python 01_preprocess.py, or correct --gts")
-    predicted, names = (
-        sorted(f for folder in systems.values() for f in folder.glob("[!.]*.npz")),
-        {f.name for f in files},
-    )
-    problems = [f"{file}: has no ground truth in {gts}; add it" for file in predicted if file.name not in names]
+    named = {file.name for file in files}
+    predicted = sorted(file for folder in systems.values() for file in folder.glob("[!.]*.npz"))
+    problems = [f"{file}: has no ground truth in {gts}; add it" for file in predicted if file.name not in named]
     return systems, shown, files, problems
 
 
 def with_times(rows: list[dict], systems: dict[str, Path]) -> list[dict]:
     """The rows with `seconds` and `boxes_are` (segment.BOX_KINDS) of step 4's efficiency.csv; nan and "" without one."""
-    told = {}
+    found = {}
     for system, path in ((system, folder / "efficiency.csv") for system, folder in systems.items()):
         try:
-            lines = read_rows(path) if path.is_file() else []
-            for line in lines:
-                seen = {"seconds": float(line["total_s"]), "boxes_are": line.get("boxes_are", "")}
-                told[system, line["case"]] = seen
+            for line in read_rows(path) if path.is_file() else ():
+                found[system, line["case"]] = float(line["total_s"]), line.get("boxes_are", "")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: needs columns case and total_s ({error!r}); run 04_infer.py again") from error
-    return [row | told.get((row["system"], row["case"]), {"seconds": math.nan, "boxes_are": ""}) for row in rows]
+    of_rows = [found.get((row["system"], row["case"]), (math.nan, "")) for row in rows]
+    return [row | {"seconds": s, "boxes_are": kind} for row, (s, kind) in zip(rows, of_rows, strict=True)]
 
 
 def score_all(
     score: Callable, files: list[Path], systems: dict[str, Path], looseness: float, jobs: int, problems: list[str]
 ) -> list[dict]:
-    """The rows of `score`, step 5's `score_case`, for every file, system by system. Each core takes the next file.
+    """The rows of `score`, step 5's `score_case`, for every file, system by system; InputError if there are none.
 
-    problems: sentences so far. Those of the cases are added, and all are told. InputError if there is no row.
-    """
+    problems: sentences so far. Those of the cases are added, and all are told."""
     with ProcessPoolExecutor(min(jobs, 61)) as pool:  # the most that Windows allows
         scored = (pool.map if jobs > 1 else map)(partial(_score_file, score, systems, looseness), files)
         scored = list(progress(scored, "evaluate", len(files), unit="case"))
@@ -233,34 +153,23 @@ def score_all(
     return sorted(rows, key=lambda row: [*systems, *REFERENCES].index(row["system"]))
 
 
-def read_prediction(path: Path, truth: Truth) -> np.ndarray:
-    """A label map of step 4, (H, W) or (D, H, W) uint16. InputError for one without any label of the truth: other
-    numbers for the same objects would score 0 and look like misses."""
-    wanted, labels = label_ids(truth.labels), read_labels(path, "segs", truth.labels.shape)[0]
-    labels = of_one_object(labels, wanted[0]) if len(wanted) == 1 else labels
-    if labels.any() and not np.isin(label_ids(labels), wanted).any():
-        theirs, ours = (" ".join(map(str, ids[:5])) for ids in (label_ids(labels), wanted))
-        raise InputError(f"{path}: has labels {theirs}, and the truth {ours}: none in common; renumber")
-    return labels
-
-
 def _score_file(score: Callable, systems: dict[str, Path], looseness: float, file: Path) -> tuple[list, list[str]]:
     """In a worker: the rows of one file of truth, and a sentence for each prediction that cannot be scored."""
     masks, problems = {}, []
     try:
         with told_in_a_sentence(file):
             truth = read_truth(file, looseness)
+            for system, path in ((system, folder / file.name) for system, folder in systems.items()):
+                try:
+                    if not path.exists():
+                        raise InputError(f"{path}: no prediction for this case; run python 04_infer.py on it first")
+                    with told_in_a_sentence(path):
+                        masks[system] = read_prediction(path, truth)
+                except InputError as error:
+                    problems.append(str(error))
+            return list(score(truth, masks)), problems
     except InputError as error:
-        return [], [str(error)]
-    for system, path in ((system, folder / file.name) for system, folder in systems.items()):
-        try:
-            if not path.is_file():
-                raise InputError(f"{path}: no prediction for this case; run python 04_infer.py on it first")
-            with told_in_a_sentence(path):
-                masks[system] = read_prediction(path, truth)
-        except InputError as error:
-            problems.append(str(error))
-    return list(score(truth, masks)), problems
+        return [], [*problems, str(error)]
 
 
 def add_scores(row: dict, found: CaseScores, protocol: str) -> None:
@@ -282,9 +191,8 @@ def by_system(rows: list[dict]) -> dict[str, list[dict]]:
 def table_lines(rows: list[dict], key: str) -> dict[str, list[np.ndarray]]:
     """{line of a table: the numbers that its mean of means is of}: one array for a modality, one of each for the average.
 
-    rows: of one system. nan (no score, no time) is left out, and so is an array without a number. Drawn cases have
-    lines of their own, below the average. They are in it only where all cases are drawn.
-    """
+    rows: of one system. nan (no score, no time) is left out. Drawn cases have lines below the average; they are in it
+    only where all cases are drawn."""
     lines = {}
     for drawn, modality in itertools.product((False, True), MODALITIES):
         if numbers := [r[key] for r in rows if (r["modality"], bool(r.get("drawn"))) == (modality, drawn)]:
@@ -300,10 +208,7 @@ def mean_of_means(values: list[np.ndarray]) -> float:
 
 
 def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
-    """{(system, line of the table): cases, objects, mean scores and seconds}, in the order of the table.
-
-    rows: of step 5's `score_case`, of one or more cases; each may have `seconds` as well.
-    """
+    """{(system, line of the table): cases, objects, mean scores and seconds}, in the order of the table."""
     keys, summary = [*scores_in(rows[0]), *(["seconds"] if "seconds" in rows[0] else [])], {}
     for system, mine in by_system(rows).items():
         lines = {key: table_lines(mine, key) for key in ("objects", *keys)}
@@ -314,16 +219,14 @@ def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
 
 
 # Is one system better than another? --------------------------------------------------------------------------------
-# D is the mean difference of step 5. How far would it move if other cases of the same kind had been
-# drawn? Draw n_m cases of every modality m again, with repeats, from those we have, K = 10,000 times:
+# D is the mean difference of step 5. How far would it move if other cases of the same kind had been drawn?
+# Draw n_m cases of every modality m again, with repeats, from those we have, K = 10,000 times:
 #
 #     D_k = 1/M sum_m 1/n_m sum_j d_m,i(j)    i(j): the case that came j-th in draw k
 #     interval: from the 2.5th to the 97.5th percentile of D_1 .. D_K                     [P Table 4 has no intervals]
 
 
-def bootstrap_interval(
-    groups: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0, level: float = LEVEL
-) -> tuple[float, float]:
+def bootstrap_interval(groups: Sequence[np.ndarray], draws: int = DRAWS, seed: int = 0, level: float = LEVEL) -> tuple:
     """Percentile-bootstrap interval (low, high) of the mean of group means.
 
     groups: one array (n,) for each modality. A group keeps its size in each draw. A group of one case cannot vary;
@@ -351,19 +254,17 @@ def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws
     """Mean difference of each pair of systems, for each line of the table, with its interval.
 
     rows: of step 5's `score_case`, all at the same boxes. pairs: (system, system to subtract); a pair without rows is
-    left out, and so is a case that has no score in either. Returns one dict for each pair, line and score: system,
-    minus, modality (or "Average"), cases, score, difference, low, high.
-    """
+    left out, and so is a case that has no score in either."""
     of_system = {system: {row["case"]: row for row in mine} for system, mine in by_system(rows).items()}
     scores, found = scores_in(rows[0]), []
+    columns = ("system", "minus", "modality", "cases", "score", "difference", "low", "high")
     for system, minus in pairs:
         ours, theirs = of_system.get(system, {}), of_system.get(minus, {})
         both = [ours[case] | {s: ours[case][s] - theirs[case][s] for s in scores} for case in ours if case in theirs]
         for score, name, values in ((s, *line) for s in scores for line in table_lines(both, s).items()):
             if values:
-                line = {"system": system, "minus": minus, "modality": name, "cases": sum(map(len, values))}
-                numbers = zip(("difference", "low", "high"), mean_and_interval(values, draws), strict=True)
-                found.append(line | {"score": score, **dict(numbers)})
+                cells = (system, minus, name, sum(map(len, values)), score, *mean_and_interval(values, draws))
+                found.append(dict(zip(columns, cells, strict=True)))
     return found
 
 
@@ -373,7 +274,7 @@ def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws
 def summary_cells(summary: dict, columns: dict[str, tuple[str, str]], decimals: int = 2) -> list[list[str]]:
     """Cells of a table, its header first: a row a modality and the average.   columns: {title: (system, score)}."""
     last, rows = systems_of(summary)[-1], [["modality", "cases", *columns]]
-    for modality in modalities_of(summary):
+    for modality in [modality for system, modality in summary if system == last]:
         found = [(summary.get((system, modality), {}).get(key, math.nan), key) for system, key in columns.values()]
         numbers = [cell(value * title_and_factor(key)[1], decimals) for value, key in found]
         rows.append([modality, str(summary[last, modality]["cases"]), *numbers])
@@ -411,23 +312,10 @@ def drawn_note(summary: dict[tuple[str, str], dict]) -> list[str]:
     return [f"Drawn by us, to show that more kinds of images run: {count} cases, outside the average."] if count else []
 
 
-def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
-    """One score of every system, the paper's four columns of that metric, DSC or NSD, on its own split, at the right."""
-    systems, ending = systems_of(summary), f": {score.split('_')[0].upper()}"
-    printed = {title: column for title, column in paper_scores((False, True)).items() if title.endswith(ending)}
-    header, *body = summary_cells(summary, {system: (system, score) for system in systems})
-    rows = [[*header[:2], "objects", *systems, *(title.removesuffix(ending) for title in printed)]]
-    for modality, cases, *scores in body:
-        objects = str(summary[systems[-1], modality]["objects"])
-        rows.append([modality, cases, objects, *scores, *(cell(c.get(modality, math.nan)) for c in printed.values())])
-    return pipe_table(rows)
-
-
 def difference_table(lines: list[dict], columns: dict[str, str], scores: dict[str, str]) -> str:
     """Differences with their intervals, shares in points of per cent; a row for what the first columns name.
 
-    lines: `paired_differences`'s. columns: {title: format, such as "{system}"}. scores: {title: score}.
-    """
+    lines: `paired_differences`'s. columns: {title: format, such as "{system}"}. scores: {title: score}."""
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for line in (line for line in lines if line["score"] in scores.values()):
         mean, low, high = (title_and_factor(line["score"])[1] * line[key] for key in ("difference", "low", "high"))
@@ -461,12 +349,6 @@ def systems_of(summary: dict[tuple[str, str], dict]) -> list[str]:
     return list(dict.fromkeys(system for system, _ in summary))
 
 
-def modalities_of(summary: dict[tuple[str, str], dict]) -> list[str]:
-    """The modalities of a summary, and the average, in their order."""
-    last = systems_of(summary)[-1]
-    return [modality for system, modality in summary if system == last]
-
-
 def cell(value: float, decimals: int = 2) -> str:
     """A number as a table shows it; "-" for nan."""
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
@@ -477,8 +359,7 @@ def write_tables(
 ) -> str:
     """Writes step 5's .csv files, table.md and arguments.json. Returns a table for the terminal.
 
-    arguments: of step 5. Scores in .csv are as computed, shares 0..1; what was not computed, or is nan, is left blank.
-    """
+    Scores in .csv are as computed, shares 0..1; what was not computed, or is nan, is left blank."""
     out, names = arguments["out"], ("system", "case", "modality")
     save_json(out / "arguments.json", arguments)
     labels = [(row, *labelled) for row in rows for labelled in sorted(row["labels"].items())]
@@ -501,44 +382,38 @@ def write_tables(
     note += f"{LEVEL:.0%} bootstrap intervals."
     note += f" The networks were asked with boxes that are {' and '.join(kinds)}." * bool(kinds)
     save_text(out / "table.md", "\n".join([markdown_table(summary, protocols), table, "", note, ""]))
-    asked = f", boxes {' and '.join(kinds)}" if kinds else ""
-    told = f"{units()}, protocol {protocols[0]}{asked}; more in {out / 'table.md'}"
-    return f"{terminal_table(summary, protocols[0])}\n{told}"
-
-
-def write_int8_report(beside: Path, report: dict) -> str:
-    """Write what step 3, or `engines static`, found as `beside`.md and .json. -> its tables, for the terminal"""
-    reach = [[what, f"{n:,}", f"{total:,}", f"{n / total:.1%}"] for what, (n, total) in report["reach"].items()]
-    timed = list(next(iter(report["seconds"].values())))
-    seconds = [["part", *(f"{name}, ms" for name in timed), *(f"{name}: times as fast" for name in timed[1:])]]
-    for part, found in report["seconds"].items():
-        times = [f"{1e3 * found[name]:.0f}" for name in timed]
-        seconds.append([part, *times, *(f"{found['float'] / found[name]:.2f}" for name in timed[1:])])
-    text = "\n\n".join([
-        "Multiply-adds, where counted, are those of one image and one box.", pipe_table([["", "int8", "of", "share"], *reach]),
-        f"Median of {report['repeats']} runs, in turns, on {report['threads']} threads.", pipe_table(seconds),
-        "Protocol strict, at the same boxes.", markdown_table(summarize(report["cases"]), ("strict",)).strip(),
-    ])  # fmt: skip
-    layers = "\n".join(f"- `{name}`" for name in report["layers"])
-    save_text(beside.with_name(f"{beside.name}.md"), f"# {report['title']}\n\n{text}\n\nLayers in int8:\n\n{layers}\n")
-    save_json(beside.with_name(f"{beside.name}.json"), report)
-    return text
+    told = f"{units()}, protocol {protocols[0]}" + f", boxes {' and '.join(kinds)}" * bool(kinds)
+    return f"{terminal_table(summary, protocols[0])}\n{told}; more in {out / 'table.md'}"
 
 
 def finish_int8(
-    out: Path, title: str, layers: list, reach: dict, seconds: dict, cases: list[dict], left_out: int, arguments: dict
-) -> dict:
-    """Step 3's report beside its file `out`, its tables on the screen, and what comes next. -> the report
+    out: Path, title: str, layers: list, reach: dict, seconds: dict, cases: list[dict], left_out: int, arguments: dict,
+    engine: str = "torch-int8",
+) -> dict:  # fmt: skip
+    """Write what step 3, or `engines static`, found beside its file `out` as .md and .json, and print it. -> the report
 
-    cases: rows of scores, float and int8.   left_out: cases that could not be scored; InputError if there are any.
-    """
+    cases: rows of scores, float and int8.   left_out: cases that could not be scored; InputError if there are any."""
     import torch
 
     report = {"title": title, "layers": layers, "reach": reach, "seconds": seconds, "cases": cases}
     report |= {"repeats": arguments["repeats"], "threads": torch.get_num_threads(), "arguments": arguments}
-    print(write_int8_report(out.with_suffix(""), report))
+    reached = [[what, f"{n:,}", f"{total:,}", f"{n / total:.1%}"] for what, (n, total) in reach.items()]
+    timed = list(next(iter(seconds.values())))
+    times = [["part", *(f"{name}, ms" for name in timed), *(f"{name}: times as fast" for name in timed[1:])]]
+    for part, found in seconds.items():
+        ratios = [f"{found['float'] / found[name]:.2f}" for name in timed[1:]]
+        times.append([part, *(f"{1e3 * found[name]:.0f}" for name in timed), *ratios])
+    text = "\n\n".join([
+        "Multiply-adds, where counted, are those of one image and one box.", pipe_table([["", "int8", "of", "share"], *reached]),
+        f"Median of {report['repeats']} runs, in turns, on {report['threads']} threads.", pipe_table(times),
+        "Protocol strict, at the same boxes.", markdown_table(summarize(cases), ("strict",)).strip(),
+    ])  # fmt: skip
+    listed, beside = "\n".join(f"- `{name}`" for name in layers), out.name.removesuffix(".pt")
+    save_text(out.with_name(f"{beside}.md"), f"# {title}\n\n{text}\n\nLayers in int8:\n\n{listed}\n")
+    save_json(out.with_name(f"{beside}.json"), report)
+    print(text)
     if left_out:
         raise InputError(f"{len(cases) // 2} cases scored, {left_out} left out as told above; wrote {out}")
-    command = f"python 04_infer.py --model {out} --engine torch-int8 -i CASES -o segs_int8"
-    print("Removed again. Next: 04_infer.py --smoke" if arguments["smoke"] else f"Wrote {out}. Next: {command}")
+    command = f"python 04_infer.py --model {out} --engine {engine} -i CASES -o segs_int8"
+    print("Removed again. Next: 04_infer.py --smoke" if arguments.get("smoke") else f"Wrote {out}. Next: {command}")
     return report

@@ -20,17 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data import SliceDataset
-from figures import loss_curve
-from formats import InputError, usable_cores
+from figures import plot_losses
+from formats import InputError, checkpoints, usable_cores
 from formats.cache import fingerprint
-from formats.checkpoints import (
-    OF_KINDS,
-    lite_medsam_path,
-    load_weights,
-    read_checkpoint,
-    save_checkpoint,
-    state_dict_of,
-)
+from formats.checkpoints import OF_KINDS, load_weights, read_checkpoint, state_dict_of
 from formats.writing import csv_text, progress_bar, save_figure, save_json, save_text, tell
 from model import BoxSegmenter
 from presets import Preset
@@ -51,8 +44,7 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     i    the pixels of one prompt's mask
     p_i  probability that pixel i belongs to the object: the sigmoid of its logit
     t_i  the truth, 1 or 0; so t_i^2 = t_i, and both sums of the denominator are of squares (#28)
-    e    1e-5: if truth and prediction are empty the loss is 0, not 0 / 0
-    """
+    e    1e-5: if truth and prediction are empty the loss is 0, not 0 / 0"""
     p = logits.sigmoid().flatten(1)  # (N, H W)
     t = masks.flatten(1)
     overlap = 2 * (p * t).sum(dim=1)  # (N,)
@@ -62,8 +54,7 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
 def mask_iou(logits: Tensor, masks: Tensor) -> Tensor:
     """Intersection over union of the mask (logits above 0) and the truth. -> (N, 1), no gradient
 
-    If both are empty it is 1 (#29).
-    """
+    If both are empty it is 1 (#29)."""
     p, t = (logits > 0).flatten(1), (masks > 0.5).flatten(1)
     union = (p | t).sum(dim=1, keepdim=True)
     return torch.where(union > 0, (p & t).sum(dim=1, keepdim=True) / union.clamp(min=1), 1.0)
@@ -88,8 +79,7 @@ def starting_network(
     init: a checkpoint of ours, of which all is used, or efficientvit_sam_l0.pt, of which the encoder
     is. With decoder=random a checkpoint of ours with another decoder gives its encoder alone, too.
     kinds: of boxes beside exact ones (recipe/); one that `init` has no decoder for starts from that of
-    exact ones. Without any, as in Table 3, decoders of other kinds are left out.
-    """
+    exact ones. Without any, as in Table 3, decoders of other kinds are left out."""
     torch.manual_seed(seed)
     network, told, whole = build(model, kinds), f"encoder from {init or 'random weights'}", False
     if init is not None:
@@ -106,7 +96,7 @@ def starting_network(
     if not whole:
         donor = build(model if preset.decoder == "random" else "baseline")
         if preset.decoder == "lite_medsam":
-            load_weights(lite_medsam_path(), donor)
+            load_weights(checkpoints.lite_medsam_path(), donor)
         network.prompt_encoder, network.mask_decoder = donor.prompt_encoder, donor.mask_decoder
         own = {name: value for name, value in network.state_dict().items() if not name.startswith(OF_KINDS)}
         network.load_state_dict(with_kinds(own, kinds))
@@ -128,8 +118,7 @@ def with_kinds(state: dict, kinds: tuple[str, ...]) -> dict:
 def decode_batch(decode: Callable, embedding: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     """embedding (B, 256, 64, 64), boxes (B, K, 4) -> logits (N, 1, H, W), IoU (N, 1), float32.
 
-    On a CPU one image at a time is decoded: its boxes share the decoder's first steps, a third less time.
-    """
+    On a CPU one image at a time is decoded: its boxes share the decoder's first steps, a third less time."""
     if embedding.device.type == "cpu":
         answers = [decode(one.unsqueeze(0), asked) for one, asked in zip(embedding, boxes, strict=True)]
         logits, iou = (torch.cat(part) for part in zip(*answers, strict=True))
@@ -147,8 +136,7 @@ def validate(
 
     items: pairs of a modality and a data.validation_item.   channels: "image" or "raw", what of an
     item the network sees.   extra(embedding, item): a loss that recipe/ adds.   boxes_are: their kind.
-    Of several processes the first one validates, and the others wait for what it found.
-    """
+    Of several processes the first one validates, and the others wait for what it found."""
     found, losses, dices = {}, defaultdict(list), defaultdict(list)
     if first_process():
         network.eval()
@@ -208,8 +196,7 @@ class Run:
     def start(self, told: str, data: SliceDataset, validating: int, steps: int, arguments: dict) -> Iterator[dict]:
         """Resume if asked to, say what begins, write arguments.json. -> the batch of each step that is left
 
-        What a batch holds depends on (seed, step, place) alone: a resumed run draws the same.
-        """
+        What a batch holds depends on (seed, step, place) alone: a resumed run draws the same."""
         self.must_match = {"batch": data.batch, "seed": data.seed, "data": fingerprint(data.folder)}
         if arguments["resume"]:
             self.resume(arguments["out"] / "last.pt")
@@ -276,7 +263,8 @@ class Run:
             return
         if self.losses:
             save_text(folder / "losses.csv", csv_text(self.losses, tuple(self.losses[0]), number=""))  # all digits
-            save_figure(folder / "curve.png", loss_curve(self.log, [(row["step"], row["loss"]) for row in self.losses]))
+            curve = plot_losses(self.log, losses=[(row["step"], row["loss"]) for row in self.losses])
+            save_figure(folder / "curve.png", curve.figure)
         if self.log:
             save_text(folder / "log.csv", csv_text(self.log, LOG_COLUMNS, number=""))
             dice = [{"stage": self.stage, "step": row["step"]} | row["dice"] for row in self.log]
@@ -285,23 +273,18 @@ class Run:
     def save(self, path: Path, **changed) -> None:
         """Write a checkpoint.   changed: what recipe/ adds or replaces."""
         state = {
-            "model": self.network.state_dict(),
-            "architecture": self.model,
-            "preset": self.preset.name,
-            "preset_fields": vars(self.preset),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule and self.schedule.state_dict(),
-            "rng": torch.get_rng_state(),
+            "model": self.network.state_dict(), "architecture": self.model, "preset": self.preset.name,
+            "preset_fields": vars(self.preset), "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule and self.schedule.state_dict(), "rng": torch.get_rng_state(),
             "must_match": {key: str(value) for key, value in self.must_match.items()},
-        }
+        }  # fmt: skip
         if first_process():
-            save_checkpoint(path, state | {key: getattr(self, key) for key in PROGRESS} | changed)
+            checkpoints.save_checkpoint(path, state | {key: getattr(self, key) for key in PROGRESS} | changed)
 
     def resume(self, path: Path) -> dict:
         """Everything back from a checkpoint. -> its content
 
-        InputError if it belongs to other settings or other data.
-        """
+        InputError if it belongs to other settings or other data."""
         stored = read_checkpoint(path)
         if not {"architecture", "optimiser"} <= stored.keys():
             raise InputError(f"{path}: cannot be resumed, it holds weights alone or an earlier version wrote it; "
@@ -329,8 +312,7 @@ def join_processes(batch: int) -> torch.device:
 
     Each process takes its part of the batch, and gradients are averaged. Only batch norm differs: each
     process has the mean and variance of its part, and the first one's running means are kept. The first
-    one alone prints and writes files.
-    """
+    one alone prints and writes files."""
     processes, place = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
     if batch % processes:

@@ -8,10 +8,11 @@ a long one finds.
 """
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from itertools import product
 from pathlib import Path
 
 import torch
-from accuracy import RELEASED_CHANNELS, System, Table, parts_of, prepare, rows_of  # it finds the repository's modules
+from accuracy import RELEASED_CHANNELS, System, Table, parts_of, prepare, rows_of, table_text  # it finds our modules
 
 import tables
 from data import read_split
@@ -32,7 +33,6 @@ INPUTS = {  # name -> changes of preset `fixed`
     "raw, diffused, diffused": ("equalize=nothing",),
     "raw, diffused, raw equalized": ("equalize=raw",),
 }
-SHOWN = {"dsc_strict": "DSC", "nsd_strict": "NSD"}
 TABLE = Table("Equal runs that differ in the input alone", (), parts=("folder",), only="pictures")
 BATCH, OBJECTS, RATE = 4, 4, 1e-4
 COLORED = ("Dermoscopy", "Endoscopy", "Fundus", "Microscopy")  # modalities whose images the enhancement leaves alone
@@ -55,63 +55,16 @@ def train(args: Namespace, name: str, seed: int, out: Path) -> str:
     return str(out)
 
 
-def equal_runs(args: Namespace, work: Path) -> list[dict]:
-    """The rows of step 5 for every run and gray case, each with its `seed`. The system is the input."""
-    systems = [System(name, model=name, preset=("fixed", *INPUTS[name])) for name in args.inputs]
-    places, _ = prepare(TABLE, args.cases, work, lambda case: is_gray(case.image))
-    found = []
-    for seed in range(args.seeds):
-        models = {name: train(args, name, seed, work / f"{name}, seed {seed}.pt") for name in args.inputs}
-        found += [row | {"seed": seed} for row in rows_of(systems, models, places) if row["system"] in models]
-    return found
-
-
-def over_seeds(rows: list[dict]) -> list[dict]:
-    """A row for each input and case: the mean of its scores over the seeds."""
-    groups: dict[tuple[str, str], list[dict]] = {}
+def with_means(rows: list[dict]) -> list[dict]:
+    """The rows, whose system is "INPUT, seed N", and a row for each input and case: the mean over the seeds."""
+    groups: dict[tuple[str, str, str], list[dict]] = {}
     for row in rows:
-        groups.setdefault((row["system"], row["case"]), []).append(row)
+        groups.setdefault((row["folder"], row["input"], row["case"]), []).append(row)
     scores = tables.score_names()
-    return [runs[0] | {score: sum(r[score] for r in runs) / len(runs) for score in scores} for runs in groups.values()]
-
-
-def averages(rows: list[dict]) -> list[dict]:
-    """Each input minus raw three times: DSC and NSD, mean over the modalities."""
-    pairs = [(name, RAW) for name in dict.fromkeys(row["system"] for row in rows) if name != RAW]
-    found = tables.paired_differences(rows, pairs)
-    return [line for line in found if line["modality"] == tables.AVERAGE and line["score"] in SHOWN]
-
-
-def differences(rows: list[dict]) -> list[dict]:
-    """The averages of each folder: 95 % interval over cases, least and most of the seeds."""
-    lines = []
-    for part, here in parts_of(TABLE, rows):
-        alone = [averages([row for row in here if row["seed"] == seed]) for seed in {row["seed"] for row in here}]
-        for i, line in enumerate(averages(over_seeds(here))):
-            values = [of_seed[i]["difference"] for of_seed in alone]
-            lines.append(part | line | {"least seed": min(values), "most seed": max(values)})
-    return lines
-
-
-def runs_table(rows: list[dict], lines: list[dict], steps: int) -> str:
-    """runs.md: means of every input, then the differences."""
-    means = [["cases", "input", "number", *SHOWN.values()]]
-    for part, here in parts_of(TABLE, rows):
-        for (name, modality), line in tables.summarize(over_seeds(here)).items():
-            if modality == tables.AVERAGE:
-                cells = [f"{100 * line[score]:.2f}" for score in SHOWN]
-                means.append([part["folder"], name, str(line["cases"]), *cells])
-    changes = [["cases", f"input minus {RAW}", "score", "difference", "95 % interval", "seeds"]]
-    for line in lines:
-        keys = ("difference", "low", "high", "least seed", "most seed")
-        mean, low, high, least, most = (f"{100 * line[key]:+.2f}" for key in keys)
-        named = [line["folder"], line["system"], SHOWN[line["score"]]]
-        changes.append([*named, mean, f"{low} to {high}", f"{least} to {most}"])
-    note = (
-        f"Per cent, strict, gray pictures, exact boxes, mean over modalities; {steps} steps, {len({r['seed'] for r in rows})} seeds,\n"
-        "whose mean is taken case by case. All start from the checkpoint, which was trained on the three channels.\n"
-    )
-    return f"# {TABLE.title}\n\n{tables.pipe_table(means)}\n\n{tables.pipe_table(changes)}\n\n{note}"
+    means = [{score: sum(run[score] for run in runs) / len(runs) for score in scores} for runs in groups.values()]
+    return rows + [
+        runs[0] | {"system": runs[0]["input"]} | mean for runs, mean in zip(groups.values(), means, strict=True)
+    ]
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
@@ -128,11 +81,23 @@ def main(argv: list[str] | None = None) -> list[dict]:
     with script("choices.py") as work:
         if RAW not in args.inputs or len(args.inputs) < 2:
             raise InputError(f"--inputs: runs are compared with '{RAW}'; name it and another one")
-        rows = equal_runs(args, work)
-        lines = differences(rows)
-        save_text(args.out / "runs.csv", csv_text(rows, ("folder", "system", "seed", "case", "modality", *SHOWN)))
-        save_text(args.out / "runs.md", runs_table(rows, lines, args.steps))
-    print(runs_table(rows, lines, args.steps))
+        places, _ = prepare(TABLE, args.cases, work, lambda case: is_gray(case.image))
+        rows, others = [], [name for name in args.inputs if name != RAW]
+        for seed, name in product(range(args.seeds), args.inputs):
+            system = System(f"{name}, seed {seed}", model=name, preset=("fixed", *INPUTS[name]))
+            trained = train(args, name, seed, work / f"{system.name}.pt")
+            found = rows_of([system], {name: trained}, places)
+            rows += [row | {"input": name, "seed": seed} for row in found if row["system"] == system.name]
+        every, ends = with_means(rows), ["", *(f", seed {seed}" for seed in range(args.seeds))]
+        pairs = [(name + end, RAW + end) for name, end in product(others, ends)]
+        lines = [part | one for part, here in parts_of(TABLE, every) for one in tables.paired_differences(here, pairs)]
+        text = table_text(TABLE, [row for row in every if row["system"] in args.inputs], lines)
+        text += f"Gray pictures; {args.steps} steps from our checkpoint, which was trained on the three channels. "
+        text += "Without a seed: each case's mean over the seeds.\n"
+        columns = ("folder", "system", "seed", "case", "modality", "dsc_strict", "nsd_strict")
+        save_text(args.out / "runs.csv", csv_text([row | {"system": row["input"]} for row in rows], columns))
+        save_text(args.out / "runs.md", text)
+    print(text)
     return lines
 
 

@@ -40,7 +40,16 @@ def test_every_input_is_trained_and_scored_with_its_own_channels_on_gray_picture
     assert loaded == [(), choices.INPUTS[choices.RAW]] * 2
     rows = list(csv.DictReader((tmp_path / "out" / "runs.csv").open()))
     assert {row["case"] for row in rows} == {"2D_US_tiny0.npz"} and len(rows) == 2 * 2
-    assert [line["cases"] for line in lines] == [1, 1] and (tmp_path / "out" / "runs.md").is_file()
+    assert {row["system"] for row in rows} == set(list(choices.INPUTS)[:2]) and {row["seed"] for row in rows} == {
+        "0",
+        "1",
+    }
+    pairs = [(f"raw, diffused, equalized{end}", f"{choices.RAW}{end}") for end in ("", ", seed 0", ", seed 1")]
+    assert {line["cases"] for line in lines} == {1}
+    assert list(dict.fromkeys((line["system"], line["minus"]) for line in lines)) == pairs
+    text = (tmp_path / "out" / "runs.md").read_text()
+    assert "| cases | 1 | raw, diffused, equalized, seed 1 | raw three times, seed 1 | " in text
+    assert "| US | 1 | 2 | " in text
     with pytest.raises(SystemExit, match="^choices.py: --inputs: runs are compared with 'raw three times'; name it"):
         choices.main([*arguments, "--inputs", "released channels"])
 
@@ -61,15 +70,13 @@ def test_a_run_depends_on_seed_and_input_alone(tmp_path, monkeypatch):
     assert not torch.equal(first, weights("raw, diffused, equalized", 0))
 
 
-def test_equal_runs_are_subtracted_case_by_case_after_the_mean_over_the_seeds():
-    def rows(title, seed, values):
-        scores = dict.fromkeys(choices.tables.score_names(), 0.5)
-        return [{"system": title, "seed": seed, "folder": "val", "case": f"{i}.npz", "modality": "CT", "objects": 1}
-                | scores | {"dsc_strict": value} for i, value in enumerate(values)]  # fmt: skip
-
-    found = rows(choices.RAW, 0, [0.5, 0.7]) + rows("released channels", 0, [0.6, 0.9])
-    found += rows(choices.RAW, 1, [0.5, 0.7]) + rows("released channels", 1, [0.5, 0.6])
-    dsc, nsd = choices.differences(found)
-    assert abs(dsc["difference"] - 0.05) < 1e-9 and nsd["difference"] == 0
-    assert abs(dsc["least seed"] + 0.05) < 1e-9 and abs(dsc["most seed"] - 0.15) < 1e-9
-    assert "| val | released channels | DSC | +5.00 |" in choices.runs_table(found, [dsc, nsd], 30)
+def test_an_input_has_the_mean_of_its_scores_over_the_seeds_case_by_case():
+    scores = dict.fromkeys(choices.tables.score_names(), 0.5)
+    one = {"folder": "val", "input": "a", "modality": "CT", "objects": 1} | scores
+    values = ((0, "1.npz", 0.5), (0, "2.npz", 0.7), (1, "1.npz", 0.6), (1, "2.npz", 0.2))
+    rows = [one | {"system": f"a, seed {s}", "case": case, "dsc_strict": value} for s, case, value in values]
+    found = choices.with_means(rows)
+    assert found[:4] == rows and [row["system"] for row in found[4:]] == ["a", "a"]
+    assert [(row["case"], row["dsc_strict"]) for row in found[4:]] == [
+        ("1.npz", pytest.approx(0.55)), ("2.npz", pytest.approx(0.45))]  # fmt: skip
+    assert found[4]["nsd_strict"] == 0.5

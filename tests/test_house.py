@@ -14,7 +14,15 @@ from presets import CHOICES, PRESETS, Preset, override, table
 
 ROOT = Path(__file__).parent.parent
 FORMATS = "formats"  # the side room that every module may import
-SIDE_ROOMS = ("engines", "recipe", "page", "demo_data", "benchmarks", "notebooks")  # what no taught module imports
+SIDE_ROOMS = (
+    "engines",
+    "recipe",
+    "page",
+    "demo_data",
+    "benchmarks",
+    "notebooks",
+    "examples",
+)  # what no taught module imports
 SOURCES = {  # module -> file
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))

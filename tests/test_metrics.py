@@ -433,8 +433,7 @@ def test_the_rule_of_the_challenge_computes_dsc_whether_or_not_it_is_a_row(shape
 
 
 @pytest.mark.parametrize("shape", [(30, 41), (9, 30, 41), (1, 1, 1)])
-def test_label_bounds_equal_the_extent_of_each_label(shape, monkeypatch):
-    monkeypatch.setattr("grid.ROWS_AT_ONCE", 100)  # many blocks
+def test_label_bounds_equal_the_extent_of_each_label(shape):
     labels = np.random.default_rng(0).choice([0, 0, 0, 0, 2, 3, 300], shape).astype(np.uint16)
     labels[..., -1] = 7  # runs that would join over the end of a row
     bounds = label_bounds(labels)
