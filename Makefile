@@ -7,7 +7,7 @@ SMOKE ?=
 STEPS ?= $(if $(SMOKE),1,4)
 CASES = $(DEMO)/cache/cases
 # the cases of Figures 2 and 3 (at smoke size there are only two, and step 5 takes them)
-FIGURES = $(if $(SMOKE),,--figures 2DBox_Microscope_ihc 2DBox_US_echo 3DBox_CT_synthetic0 2DBox_MR_head)
+FIGURES = $(if $(SMOKE),,--figures 2DBox_MR_abdomen 2DBox_MR_head 2DBox_Microscope_ihc)
 
 # The proposed model: our checkpoint if it is there, else the one that the demo has just trained for a few steps.
 WEIGHTS = $(wildcard checkpoints/grays_anatomy_sam_l0.pt)
