@@ -176,4 +176,4 @@ def segment_request(segmenter, request: dict) -> np.ndarray:
             if mask[z, y, x] != wanted:  # else an earlier run heard it
                 mask = correct(ask, mask, (z, y, x), wanted)
         masks.append(mask)
-    return paint(masks, [""] * len(masks))[0]
+    return paint(masks, [""] * len(masks), "the request")[0]
