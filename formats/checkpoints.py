@@ -135,7 +135,7 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
     }
     if any(differ.values()):
         found = ", ".join(f"{len(names)} {what} (first: {names[0]})" for what, names in differ.items() if names)
-        own = "give this model's own weights, or, if you changed the decoder, train it anew: 02_train.py --set decoder=random"
+        own = "give this model's own, or train anew: --set decoder=random"
         raise InputError(f"{path}: weights of another architecture: names {found}; {own}")
     if bad := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
         raise InputError(f"{path}: holds NaN or infinity in {len(bad)} tensors (first: {bad[0]}); use an earlier one")
