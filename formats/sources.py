@@ -199,7 +199,7 @@ def list_data_set(name: str, folder: Path, options: Options) -> tuple[Options, l
     if not cases:
         here = f"{len(files)} files here" + (f", such as {', '.join(files[:2])}" if files else "")
         found = f"of {here}, {len(problems)} are its images and none has labels"
-        advice = "name the folder that the download unpacks to"
+        advice = "name the unpacked folder"
         raise InputError(f"{folder}: data set {name} looks like {data_set.looks_like}, but {found}; {advice}")
     if not data_set.certain:
         tell(f"01_preprocess.py: data set {name}: its layout is not certain, look at some cached masks", error=True)

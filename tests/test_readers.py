@@ -413,10 +413,10 @@ def test_supervisely_polygons_and_bitmaps(tmp_path):
         {"classTitle": "tooth", "bitmap": {"data": data, "origin": [10, 6]}}, {"classTitle": "root", "points": square},
     ]}  # fmt: skip
     (tmp_path / "a.png.json").write_text(json.dumps(content))
-    labels, names, _ = read_supervisely(tmp_path / "a.png.json", Path("a.png"), (40, 50))
+    labels, names, _ = read_supervisely(tmp_path / "a.png.json", (40, 50))
     assert names == ("tooth", "root") and np.argwhere(labels == 1).min(axis=0).tolist() == [7, 11]
     assert np.count_nonzero(labels == 1) == 6 and labels[22, 22] == 2 and labels[25, 25] == 0
-    told = sentence(read_supervisely, tmp_path / "a.png.json", Path("a.png"), (9, 9))
+    told = sentence(read_supervisely, tmp_path / "a.png.json", (9, 9))
     assert "a.png is listed as 40 x 50 (H, W), but is 9 x 9" in told
     save_image(tmp_path / "a.png", volume((40, 50), np.uint8, 255))
     assert np.array_equal(read_case(tmp_path / "a.png").labels, labels)
