@@ -76,7 +76,8 @@ def float_graphs(folder: Path, path: Path, model: str | None) -> dict:
         return made | ({"bytes": file.st_size, "written_ns": file.st_mtime_ns} if file else {})
 
     name = info.get("architecture")
-    if name in segment.MODELS and model in (None, name) and made_of(name).items() <= info.items():
+    known = name in segment.MODELS and model in (None, name) and (path.is_file() or path == OUR_CHECKPOINT)
+    if known and made_of(name).items() <= info.items():
         return info
     if not path.is_file() and path == OUR_CHECKPOINT:
         segment.architecture("proposed").weights()  # says what to do
