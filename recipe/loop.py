@@ -119,9 +119,8 @@ class StageRun(Run):
             group["lr"] = one_cycle(progress, self.preset.learning_rate)
         images, raw, boxes, masks = (batch[key].to(self.device) for key in ("image", "raw", "boxes", "masks"))
         masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256)
-        self.network.train(
-            self.settings.whole and not self.settings.small
-        )  # batch norm is the only layer that this changes
+        # batch norm is the only layer that this changes
+        self.network.train(self.settings.whole and not self.settings.small)
         with self.bfloat16:
             with torch.set_grad_enabled(self.settings.whole):
                 embedding = self.encode(images)  # (B, 256, 64, 64)
