@@ -141,7 +141,12 @@ class ResidentSlices:
         Equalization undoes any rising curve, so a gray image's equalized channel keeps its values.
         """
         changed = (self.uniform(random, 0, 1, 1, 1, 1) < 0.7).float()
-        power = torch.exp2(changed * self.uniform(random, -0.6, 0.6, 1, 1, 1))
+        # one gray image in six as in a wide window, such as that of lungs: bright tissues nearly alike
+        wide = gray[:, None, None, None] & (self.uniform(random, 0, 1, 1, 1, 1) < 1 / 6)
+        power = torch.where(
+            wide, self.uniform(random, -2, -0.6, 1, 1, 1), changed * self.uniform(random, -0.6, 0.6, 1, 1, 1)
+        )
+        power = torch.exp2(power)
         tint = torch.where(gray[:, None, None, None], 0.0, self.uniform(random, -0.2, 0.2, 3, 1, 1))
         gain = torch.exp2(changed * (tint + self.uniform(random, -0.3, 0.2, 1, 1, 1)))
         grain = self.uniform(random, 0, 0.04, 1, 1, 1) * (self.uniform(random, 0, 1, 1, 1, 1) < 0.3)

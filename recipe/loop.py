@@ -40,9 +40,9 @@ class RecipeStage:
     average: float = 0.999  # decay of the moving average
     # Beside the masks the encoder learns LiteMedSAM's embedding; its decoder is frozen (D13)
     distilled: bool = False
-    # All weights learn, or the decoder of `kinds` alone. That needs no GPU: the encoder only answers
-    whole: bool = True
-    small: bool = False  # few images a step: batch norms keep their means
+    # How the names of the encoder's weights that learn begin; None: the decoder of `kinds` learns alone, and the encoder
+    # only answers. That needs no GPU
+    encoder: str | None = "image_encoder."
 
 
 # ---------------------------------------------------------------- learning rate, losses, teacher
@@ -95,10 +95,10 @@ class StageRun(Run):
         self.settings, self.device = stage, device
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.teacher = teacher_encoder().requires_grad_(False).to(device).eval() if stage.distilled else None
-        learning = ("",) if stage.whole else tuple(name for kind in stage.kinds for name in decoder_names(kind))
+        decoders = () if stage.distilled else tuple(name for kind in stage.kinds for name in decoder_names(kind))
+        learning = decoders + ((stage.encoder,) if stage.encoder else ())
         for name, parameter in network.named_parameters():
-            frozen = stage.distilled and not name.startswith("image_encoder.")
-            parameter.requires_grad_(not frozen and name.startswith(learning))
+            parameter.requires_grad_(name.startswith(learning))
         self.encode, self.decode, self.teach = network.image_encoder, network.decode, self.teacher
         if compiled:
             self.encode, self.decode = torch.compile(self.encode), torch.compile(self.decode)
@@ -120,9 +120,9 @@ class StageRun(Run):
         images, raw, boxes, masks = (batch[key].to(self.device) for key in ("image", "raw", "boxes", "masks"))
         masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256)
         # batch norm is the only layer that this changes
-        self.network.train(self.settings.whole and not self.settings.small)
+        self.network.train(self.settings.encoder == "image_encoder.")
         with self.bfloat16:
-            with torch.set_grad_enabled(self.settings.whole):
+            with torch.set_grad_enabled(self.settings.encoder is not None):
                 embedding = self.encode(images)  # (B, 256, 64, 64)
             decode = partial(self.decode, boxes_are=self.kind())
             logits, iou = decode_batch(decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)

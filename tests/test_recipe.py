@@ -21,7 +21,7 @@ from recipe import __main__ as recipe
 from recipe import loop, own_masks, pack
 from recipe.batches import MIN_AREA, OWN_SHARE, ResidentSlices, boxes_of, draw_weights
 from recipe.loop import distillation_loss, one_cycle
-from segment import BOX_KINDS
+from segment import BOX_KINDS, build
 from training import starting_network
 
 SCALED = override(PRESETS["fixed"], ["jitter=scaled"])
@@ -134,23 +134,24 @@ def test_some_images_have_the_teachers_own_masks_for_labels(cache, monkeypatch, 
 
 
 def test_the_teachers_mask_is_kept_if_it_is_sure_and_its_exact_box_gives_it_back():
-    class Discs(torch.nn.Module):
-        """Knows one disc at the middle: whatever box holds its centre, it answers with the disc, surely or not."""
+    class Discs:
+        """An engine that knows one disc at the middle: whatever box holds its centre gets the disc, surely or not."""
 
-        image_encoder = torch.nn.Identity()
         sure = 0.95
 
-        def decode(self, embedding, boxes):
-            y, x = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
-            disc = (x - 128) ** 2 + (y - 128) ** 2 < 30**2
-            holds = ((boxes[:, :2] < 128) & (boxes[:, 2:] > 128)).all(dim=1)
-            logits = torch.where(disc & holds[:, None, None], 5.0, -5.0)
-            return logits[:, None], torch.full((len(boxes), 1), self.sure)
+        def encode(self, image):
+            return image
 
-    teacher, raw = Discs(), torch.zeros(3, GRID, GRID)
+        def decode(self, embedding, boxes):
+            y, x = np.mgrid[:256, :256]
+            disc = (x - 128) ** 2 + (y - 128) ** 2 < 30**2
+            holds = ((boxes[:, :2] < 128) & (boxes[:, 2:] > 128)).all(axis=1)
+            return np.where(disc & holds[:, None, None], 5.0, -5.0), np.full(len(boxes), self.sure)
+
+    teacher, raw = Discs(), np.zeros((3, GRID, GRID), np.float32)
     labels = own_masks.own_masks(teacher, raw, (GRID, GRID), np.random.default_rng(0))
     assert labels.max() == 1 and abs(np.count_nonzero(labels) / (np.pi * 30**2) - 1) < 0.02, "once, not once a box"
-    teacher.sure = 0.8
+    teacher.sure = 0.82  # enough for the first answer, not for the second
     assert not own_masks.own_masks(teacher, raw, (GRID, GRID), np.random.default_rng(0)).any()
 
 
@@ -237,6 +238,22 @@ def test_a_decoders_run_trains_it_alone_and_starts_from_the_run_before(cache, ti
     asked.clear()
     run("both", cache, tmp_path / "both kinds", 2, "--init", str(tmp_path / "exact" / "best.pt"))
     assert set(asked) == {"exact", "drawn"}, "in turn"
+
+
+def test_a_neck_run_leaves_the_backbone_and_the_means_of_norms_alone(cache, tmp_path):
+    stage = loop.RecipeStage("neck", 1, 1e-3, 1, ("exact", "drawn"), 1.0, encoder="image_encoder.neck")
+    network = build("proposed", ("drawn",))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    run = loop.StageRun(stage, SCALED, network, torch.device("cpu"), {}, False)
+    slices, _ = resident(cache, augment=False, batch=1, objects=1)
+    for step in range(2):
+        run.train_step(slices.batch(step, run.kind()), 0.5)
+    changed = {
+        ".".join(name.split(".")[:2]) for name, value in network.state_dict().items() if not before[name].equal(value)
+    }
+    assert "image_encoder.neck" in changed and "image_encoder.backbone" not in changed
+    assert {"mask_decoder", "mask_decoders", "prompt_encoder", "prompt_encoders"} <= {n.split(".")[0] for n in changed}
+    assert not any("running" in name for name, value in network.state_dict().items() if not before[name].equal(value))
 
 
 def test_minutes_end_every_run_with_a_checkpoint(cache, tiny, tmp_path):
