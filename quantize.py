@@ -130,7 +130,9 @@ class Int8Linear(nn.Module):
     def __init__(self, linear: nn.Linear, per: str = "channel") -> None:
         super().__init__()
         if linear.in_features > MOST_K:
-            raise InputError(f"a layer of {linear.in_features} inputs: the sums of more than {MOST_K} may overflow int32")
+            raise InputError(
+                f"a layer of {linear.in_features} inputs: the sums of more than {MOST_K} may overflow int32"
+            )
         weight, scale = quantize_weight(linear.weight, per)
         self.bits = BITS[per]
         self.register_buffer("weight", weight)

@@ -31,7 +31,7 @@ from presets import Preset
 from segment import build
 
 OBJECT_CHUNK = 16  # objects of a validation image that are decoded together
-SAVE_EVERY = 50  # steps
+SAVE_EVERY, MOST_STEPS = 50, 10**9
 CURVE_EVERY, CURVE_UNTIL = 10, 200  # steps: a run that has just begun is looked at often
 LOWER = "lower the rate (--set learning_rate=...) and start again, or from last.pt, which is good, with --init"
 PROGRESS = ("step", "best", "log", "losses")  # fields of Run
@@ -325,7 +325,7 @@ class Run:
             "losses": [{"step": 0, "loss": 0.0, "learning_rate": 0.0} for _ in stored["losses"]],
         }  # fmt: skip
         bad = [name for name, one in wanted.items() if form_of(stored[name]) != form_of(one)]
-        if bad or stored["step"] < 0:
+        if bad or not 0 <= stored["step"] <= MOST_STEPS:
             raise ValueError(f"{(bad or ['step'])[0]} is not of this run's form")
         load_weights(path, self.network, stored)
         self.optimiser.load_state_dict(stored["optimiser"])
@@ -349,7 +349,7 @@ def form_of(value):
 
 def out_of_range(arguments: dict) -> str:
     """What is wrong with the numbers that 02_train.py and the recipe are given; "" if nothing is."""
-    limits = {"steps": (1, 10**9), "batch": (1, 4096), "validate_every": (1, 10**9), "seed": (0, 2**63 - 1)}
+    limits = {"steps": (1, MOST_STEPS), "batch": (1, 4096), "validate_every": (1, MOST_STEPS), "seed": (0, 2**63 - 1)}
     for name, (low, high) in limits.items():
         if arguments[name] is not None and not low <= arguments[name] <= high:
             return f"--{name.replace('_', '-')} must lie in {low} to {high}"
