@@ -109,8 +109,8 @@ def find_inputs(entries: Sequence[str], shown: str | None, gts: Path) -> tuple[d
         name, equals, folder = entry.partition("=")
         if not equals or Path(entry).is_dir():  # a folder may have "=" in its name
             name, folder = Path(entry).resolve().name, entry
-        if not name or name in systems or name in REFERENCES:
-            raise InputError(f"--segs {entry}: name {name!r} is empty or taken; give another, NAME={folder}")
+        if not name or name in systems or name in REFERENCES or printable(name) != name:
+            raise InputError(f"--segs {entry}: name {name!r} is empty, taken or not text; give another, NAME={folder}")
         if not any(Path(folder).glob("*.npz")):
             raise InputError(f"no .npz in {folder}/. Run first: python 04_infer.py -i CASES -o {folder}")
         systems[name] = Path(folder)
@@ -131,7 +131,7 @@ def with_times(rows: list[dict], systems: dict[str, Path]) -> list[dict]:
     found = {}
     for system, path in ((system, folder / "efficiency.csv") for system, folder in systems.items()):
         try:
-            for line in read_rows(path) if path.is_file() else ():
+            for line in read_rows(path) if path.exists() else ():
                 found[system, line["case"]] = float(line["total_s"]), line.get("boxes_are", "")
                 if not 0 <= found[system, line["case"]][0] < math.inf:
                     raise ValueError(f"total_s is {line['total_s']}")

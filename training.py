@@ -313,6 +313,7 @@ class Run:
         state = {  # of AdamW: a count, and two moments of each weight
             i: {"step": torch.tensor(0.0), "exp_avg": learning[i], "exp_avg_sq": learning[i]}
             for i in stored["optimiser"]["state"]
+            if type(i) is int
         }
         wanted = {
             "optimiser": self.optimiser.state_dict() | {"state": state}, "step": 0, "best": 0.0,
@@ -321,6 +322,7 @@ class Run:
                 dict.fromkeys(LOG_COLUMNS, 0.0)
                 | {"step": 0, "train_loss": row["train_loss"] and 0.0, "dice": dict.fromkeys(row["dice"], 0.0)}
                 for row in stored["log"]
+                if isinstance(row, dict)
             ],
             "losses": [{"step": 0, "loss": 0.0, "learning_rate": 0.0} for _ in stored["losses"]],
         }  # fmt: skip

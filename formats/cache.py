@@ -104,7 +104,7 @@ def check_version(folder: Path) -> None:
     if odd := [path for name in TABLES if (path := folder / name).exists() and not path.is_file()]:
         raise InputError(f"{odd[0]}: is no file; remove it, and run 01_preprocess.py again")
     found = None
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads((folder / "version.json").read_text(encoding="utf-8"))["cache"]
     if found != CACHE_VERSION:
         what = f"a cache of version {found}" if found else "no cache here (no good version.json)"
