@@ -203,8 +203,8 @@ class Run:
         if arguments["resume"]:
             self.resume(arguments["out"] / "last.pt")
         count, device = sum(p.numel() for p in self.network.parameters()), next(self.network.parameters()).device.type
-        print(f"02_train.py: {told}\n02_train.py: {count:,} parameters, {device}, "
-              f"{len(data.entries)} images, {validating} for validation, steps {self.step} to {steps}")  # fmt: skip
+        tell(f"02_train.py: {told}\n02_train.py: {count:,} parameters, {device}, "
+             f"{len(data.entries)} images, {validating} for validation, steps {self.step} to {steps}")  # fmt: skip
         if first_process():
             save_json(arguments["out"] / "arguments.json", arguments | {"preset_fields": vars(self.preset)})
         rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -229,7 +229,7 @@ class Run:
         loss, dice = (f"{first[key]:.4f} -> {last[key]:.4f}" for key in ("validation_loss", "validation_dice"))
         end = f"wrote last.pt and {best}. Next: python 03_quantize.py --model {best}"
         end = "its files were removed again. Next: python 03_quantize.py --smoke" if smoke else end
-        print(f"02_train.py: steps {first['step']} -> {last['step']}, validation loss {loss}, Dice {dice}; {end}")
+        tell(f"02_train.py: steps {first['step']} -> {last['step']}, validation loss {loss}, Dice {dice}; {end}")
         return last
 
     def note(self, loss: Tensor) -> None:

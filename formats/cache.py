@@ -259,7 +259,7 @@ def finish_cache(
     tell(f"01_preprocess.py: {read}; {folder} holds {held}; left out: {left_out}{note}")
     if bad:
         raise InputError(f"{len(cases)} of {len(cases) + bad} files done, {bad} left out as told above.")
-    print(
+    tell(
         f"01_preprocess.py: finished. Next: python 02_train.py {'--smoke' if arguments['smoke'] else f'--cache {folder}'}"
     )
 
