@@ -309,6 +309,8 @@ class Run:
             if before.get(name) != value and name != "epochs":  # a run may be made longer
                 name, was = "preset" if name == "name" else name, before.get(name)
                 raise InputError(f"{path}: was trained with {name} {was}, not {value}; use the same, or another --out")
+        if not isinstance(stored["optimiser"], dict):
+            raise TypeError("optimiser is no dict")
         learning = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         state = {  # of AdamW: a count, and two moments of each weight
             i: {"step": torch.tensor(0.0), "exp_avg": learning[i], "exp_avg_sq": learning[i]}
