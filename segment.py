@@ -145,7 +145,11 @@ class Segmenter:
         """At most BOX_CHUNK boxes by the engine: arguments and result are model.TorchEngine.decode's."""
         self.check_kind(boxes_are)
         with self.stage("decode"):
-            return self.engine.decode(embedding, boxes, within, boxes_are)
+            logits, iou = self.engine.decode(embedding, boxes, within, boxes_are)
+        # no pixel is above 0 then: it would look like an object that was not found
+        if np.isnan(logits).any() or not np.isfinite(iou).all():
+            raise InputError("the network answers with NaN; use an earlier checkpoint, or another --engine")
+        return logits, iou
 
     def check_kind(self, boxes_are: str) -> None:
         """InputError for a kind of boxes that nobody knows. A network without a decoder for one asks as for exact ones."""
@@ -240,6 +244,12 @@ def name_and_file(model: str | Path, weights: Path | None = None) -> tuple[str |
     return (None, Path(model)) if Path(model).suffix else (str(model), weights)
 
 
+def file_of(model: str | Path, weights: Path | None = None) -> Path:
+    """The file of a model: the one that was named, or the model's own."""
+    name, path = name_and_file(model, weights)
+    return path or architecture(name).weights()
+
+
 def load_torch(engine: str, name: str | None, path: Path | None, choose: Callable) -> tuple:
     """Makes the engines torch and torch-int8. The latter quantizes a float checkpoint as the preset's weight_int8 says.
 
@@ -269,8 +279,7 @@ def load_torch(engine: str, name: str | None, path: Path | None, choose: Callabl
 def read_model(model: str | Path, weights: Path | None = None) -> tuple[str, Path, dict]:
     """What `load` is told of a model -> its name, its file and what that holds. A file belongs to the model that it
     names, else to the one whose layers have its names."""
-    name, path = name_and_file(model, weights)
-    path = path or architecture(name).weights()
+    (name, _), path = name_and_file(model, weights), file_of(model, weights)
     stored = checkpoints.read_checkpoint(path)
     name = name or stored.get("architecture")
     if name is None:

@@ -28,12 +28,14 @@ import numpy as np
 
 from formats import InputError, patient_of, submodality_of
 from formats.case import Case, told_in_a_sentence
-from formats.writing import csv_text, progress, save_json, save_text, tell
+from formats.writing import csv_cell, csv_text, progress, save_bytes, save_json, tell
 from grid import label_ids
 
 CACHE_VERSION = 3  # 3: masks are pickles that name nothing
 SPLITS = ("train", "val")
 JOURNAL = "done.jsonl"
+TABLES = ("version.json", "index.csv", JOURNAL)
+FOLDERS = ("imgs", "masks", "cases/imgs", "cases/gts")
 CHUNK = 4  # jobs that a worker gets at once
 AHEAD = 4  # chunks a worker that are handed out before the first one's results are taken
 
@@ -98,9 +100,11 @@ def start_cache(folder: Path, *inputs: Path | None) -> None:
 
 
 def check_version(folder: Path) -> None:
-    """InputError unless the folder is a cache of this version."""
+    """InputError unless the folder is a cache of this version, and its tables are files: a pipe or a device has no end."""
+    if odd := [path for name in TABLES if (path := folder / name).exists() and not path.is_file()]:
+        raise InputError(f"{odd[0]}: is no file; remove it, and run 01_preprocess.py again")
     found = None
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads((folder / "version.json").read_text(encoding="utf-8"))["cache"]
     if found != CACHE_VERSION:
         what = f"a cache of version {found}" if found else "no cache here (no good version.json)"
@@ -113,7 +117,8 @@ def write_index(folder: Path, entries: list[CacheEntry]) -> None:
     start_cache(folder)
     entries = sorted(entries, key=lambda entry: entry.name)
     rows = ({column: getattr(entry, column) for column in COLUMNS} for entry in entries)
-    save_text(folder / "index.csv", csv_text(rows, COLUMNS, number=""))
+    # a name that is not UTF-8 comes back as it is
+    save_bytes(folder / "index.csv", csv_text(rows, COLUMNS, number="").encode(errors="surrogateescape"))
 
 
 def read_index(folder: Path) -> list[CacheEntry]:
@@ -121,16 +126,18 @@ def read_index(folder: Path) -> list[CacheEntry]:
     check_version(folder)
     path, entries = folder / "index.csv", []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.reader(file)
             header = next(rows, [])
             if tuple(header) != COLUMNS:
                 raise ValueError(f"its columns are {', '.join(header)}")
-            for row in rows:
+            for row in ([csv_cell(cell) for cell in row] for row in rows):
                 low, high = (float(value) if value else None for value in row[9:11])
                 entry = CacheEntry(*row[:5], *map(int, row[5:7]), row[7], int(row[8]), low, high, row[11])
                 if entry.split not in SPLITS or Path(entry.name).name != entry.name:
                     raise ValueError(f"a row has the name {entry.name!r} and the split {entry.split!r}")
+                if not 0 < entry.height < 2**31 > entry.width > 0:
+                    raise ValueError(f"{entry.name} has the size {entry.height} x {entry.width}")
                 entries.append(entry)
     except OSError as error:
         raise InputError(f"{path}: cannot be read; run first: python 01_preprocess.py -o {folder}") from error
@@ -164,9 +171,6 @@ def cache_sources(
     excluded : names that the index must not have.   cache_case(folder, case, source, stamp) writes a
     case's files.   load_entry(folder, entry) reads an image's back.
     """
-    for place in ("", "imgs", "masks", "cases/imgs", "cases/gts"):  # what a killed run left
-        for path in (folder / place).glob("*.tmp"):
-            path.unlink(missing_ok=True)
     known, done = read_journal(folder), []
     jobs = [(source, known.get(source.name)) for source in sources]
     results = in_parallel(partial(cache_source, folder, cache_case, load_entry), jobs, workers)
@@ -255,7 +259,7 @@ def finish_cache(
     tell(f"01_preprocess.py: {read}; {folder} holds {held}; left out: {left_out}{note}")
     if bad:
         raise InputError(f"{len(cases)} of {len(cases) + bad} files done, {bad} left out as told above.")
-    print(
+    tell(
         f"01_preprocess.py: finished. Next: python 02_train.py {'--smoke' if arguments['smoke'] else f'--cache {folder}'}"
     )
 

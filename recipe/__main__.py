@@ -36,7 +36,7 @@ from figures import plot_dice
 from formats import InputError
 from formats.cache import fingerprint
 from formats.checkpoints import export_checkpoint, read_checkpoint, save_checkpoint, state_dict_of
-from formats.writing import progress, save_figure, save_json, script
+from formats.writing import one_run, progress, save_figure, save_json, script, tell
 from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override
 from recipe.batches import ResidentSlices
@@ -44,7 +44,7 @@ from recipe.loop import MODEL, RecipeStage, StageRun
 from recipe.own_masks import BOXES, write_own_masks
 from recipe.pack import write_pack
 from segment import BOX_KINDS
-from training import starting_network
+from training import out_of_range, starting_network
 
 EXPORTED = "grays_anatomy_sam_l0.pt"
 EVERY = 6  # of the validation volumes every sixth slice is used: they are many, and alike
@@ -82,8 +82,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
     p.add_argument("--smoke", action="store_true", help="2 steps of each run on a tiny cache made on the spot")
     args = p.parse_args(argv)
-    if min(args.batch, args.steps or 1, args.validate_every or 1) < 1:
-        p.error("--batch, --steps and --validate-every must be 1 or more")
+    if bad := out_of_range(vars(args)):
+        p.error(bad)
+    if args.minutes is not None and not 0 < args.minutes < 1e6:
+        p.error("--minutes must be a number above 0")
     return args
 
 
@@ -110,7 +112,7 @@ def run_stage(stage: RecipeStage, args: argparse.Namespace, init: Path | None, m
     run = StageRun(stage, preset, network, device, must_match | {"data": fingerprint(args.cache)}, args.compile)
     if resumed:
         run.resume(last)
-    print(f"recipe: {stage.name}, {told}; {len(training)} images, {len(validation)} for validation, "
+    tell(f"recipe: {stage.name}, {told}; {len(training)} images, {len(validation)} for validation, "
           f"steps {run.step} to {stage.steps}")  # fmt: skip
     save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "stage_fields": vars(stage)})
     torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
@@ -133,7 +135,7 @@ def run_stage(stage: RecipeStage, args: argparse.Namespace, init: Path | None, m
     if not run.log or run.log[-1]["step"] != run.step:
         run.keep(out, now=True)
         check()
-    print(f"recipe: {stage.name}, {run.step} steps, {(time.monotonic() - start) / 60:.1f} minutes")
+    tell(f"recipe: {stage.name}, {run.step} steps, {(time.monotonic() - start) / 60:.1f} minutes")
 
 
 def write_average(paths: list[Path], out: Path) -> None:
@@ -165,14 +167,14 @@ def run_all(args: argparse.Namespace) -> None:
         raise InputError("the recipe trains in one process; start it without torchrun")
     if args.average:
         write_average(args.average, args.out)
-        print(f"recipe: wrote {args.out / EXPORTED}, the mean of {len(args.average)} checkpoints")
+        tell(f"recipe: wrote {args.out / EXPORTED}, the mean of {len(args.average)} checkpoints")
         return
     if "masks" in args.stage:
         boxes = 6 if args.smoke else BOXES
         count = write_own_masks(args.cache, read_split(args.cache)[0], PRESETS["fixed"], boxes)
-        print(f"recipe: masks, {count} new ones in {args.cache / 'own'}")
+        tell(f"recipe: masks, {count} new ones in {args.cache / 'own'}")
     if args.pack:
-        print(f"recipe: wrote {', '.join(write_pack(args.pack, args.cache, args.init))} to {args.pack}")
+        tell(f"recipe: wrote {', '.join(write_pack(args.pack, args.cache, args.init))} to {args.pack}")
         return
     names, end = list(STAGES), args.minutes and time.monotonic() + 60 * args.minutes
     stages, init = [STAGES[name] for name in names if name in args.stage], args.init
@@ -187,12 +189,12 @@ def run_all(args: argparse.Namespace) -> None:
         if not stage.distilled:
             export_checkpoint(init, args.out / EXPORTED)
     draw_curve(args.out)
-    print(f"recipe: finished, {'removed again' if args.smoke else f'wrote {args.out}'}")
+    tell(f"recipe: finished, {'removed again' if args.smoke else f'wrote {args.out}'}")
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    with script("recipe", args, "demo_data:smoke_train"):
+    with script("recipe", args, "demo_data:smoke_train"), one_run(args.out, *STAGES):
         args.steps = 2 if args.smoke else args.steps
         run_all(args)
 
