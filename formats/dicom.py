@@ -439,7 +439,7 @@ def _segmented(file: Path, dataset: pydicom.Dataset, _header, shape: tuple, to_v
     least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
     where = defaultdict(list)  # segment -> (slice, frame)
     for i, frame in enumerate(frames_in(file, dataset)):
-        if (z := _slice_of(frame, to_voxels, shape[0])) is not None:
+        if (z := _slice_of(frame, to_voxels, shape)) is not None:
             segment = frame.header.get("ReferencedSegmentNumber", 1)
             for number in np.unique(pixels[i]) if kind == "LABELMAP" else [segment]:
                 where[int(number)].append((z, i))
@@ -451,15 +451,14 @@ def _segmented(file: Path, dataset: pydicom.Dataset, _header, shape: tuple, to_v
             yield str(segment.get("SegmentLabel") or f"segment {number}"), mask
 
 
-def _slice_of(frame: Frame, to_voxels: np.ndarray, depth: int) -> int | None:
-    """The slice on which a frame lies; None if that is beside the series. InputError if it lies between two."""
-    if (origin := numbers(frame, "ImagePositionPatient", 3)) is None:
+def _slice_of(frame: Frame, to_voxels: np.ndarray, shape: tuple) -> int | None:
+    """The slice on which a frame lies; None if that is beside the series. InputError if its corners lie elsewhere."""
+    origin, spacing = numbers(frame, "ImagePositionPatient", 3), numbers(frame, "PixelSpacing", 2)
+    if None in (origin, spacing, numbers(frame, "ImageOrientationPatient", 6)):
         raise InputError(f"{frame.path}: its frames do not say where they lie; export it again")
-    column, row, z = (to_voxels @ [*origin, 1.0])[:3]
-    if numbers(frame, "ImageOrientationPatient", 6):
-        steps = directions(frame)[:2] @ to_voxels[:3, :3].T  # one mm along the frame's rows and columns, in voxels
-        if steps[0] @ [1, 0, 0] <= 0 or steps[1] @ [0, 1, 0] <= 0 or np.abs(steps[:, 2]).max() > 0.01:
-            raise InputError(f"{frame.path}: its frames are turned against the slices; resample it to the series")
-    if max(abs(column), abs(row)) > 0.5 or abs(z - round(z)) > 0.25:
-        raise InputError(f"{frame.path}: its frames lie between the slices or beside them; resample it to the series")
-    return round(z) if 0 <= round(z) < depth else None
+    corners, axes = np.array([(0, 0), (shape[2] - 1, 0), (0, shape[1] - 1)]), directions(frame)[:2]
+    places = np.column_stack([origin + corners * spacing[::-1] @ axes, np.ones(3)]) @ to_voxels.T
+    z = round(places[:, 2].mean())
+    if np.abs(places[:, :2] - corners).max() > 0.5 or np.abs(places[:, 2] - z).max() > 0.25:
+        raise InputError(f"{frame.path}: its frames do not lie on the slices of the series; resample it to the series")
+    return z if 0 <= z < shape[0] else None

@@ -165,14 +165,15 @@ def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
     if len(beside) > 1 and ending not in PICTURE_ENDINGS:
         names = ", ".join(file.name for file in beside)
         raise InputError(f"{path}: has labels in {names}; merge them into one label map, or keep one of them here")
-    if first.suffix == ".json":
-        labels, names, boxes = read_annotations(first, path, shape)
-    elif ending in PICTURE_ENDINGS:
-        labels, names, boxes = read_masks(beside) if len(beside) > 1 else (read_mask(first), None, None)
-    elif ending in LABEL_READERS and READERS.get(ending_of(path)) == READERS[ending]:
-        labels = imported(LABEL_READERS[ending])(first, path)
-    else:
-        raise InputError(f"{first}: labels of this kind don't go with {path.name}; convert one of the two")
+    with told_in_a_sentence(first):
+        if first.suffix == ".json":
+            labels, names, boxes = read_annotations(first, path, shape)
+        elif ending in PICTURE_ENDINGS:
+            labels, names, boxes = read_masks(beside) if len(beside) > 1 else (read_mask(first), None, None)
+        elif ending in LABEL_READERS and READERS.get(ending_of(path)) == READERS[ending]:
+            labels = imported(LABEL_READERS[ending])(first, path)
+        else:
+            raise InputError(f"{first}: labels of this kind don't go with {path.name}; convert one of the two")
     if ending_of(path) in PICTURE_ENDINGS:
         shown = as_shown(labels, first, path)
         labels, boxes = shown, boxes if shown is labels else None
@@ -207,7 +208,8 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
         said.pop("modality", None)  # nothing that such a file holds depends on it
     if unknown := said.keys() - inspect.signature(reader).parameters.keys():
         raise InputError(f"{path}: --read {sorted(unknown)[0]} says nothing of such a file; leave it out")
-    case = reader(path, **said)
+    with told_in_a_sentence(path):
+        case = reader(path, **said)
     is_told = asked.modality and (ending not in DICOM_ENDINGS or case.modality == "Other")
     return replace(case, modality=asked.modality) if is_told else case
 
