@@ -149,12 +149,7 @@ def _mask_of(outline, shape: tuple[int, int]) -> np.ndarray | None:
     if isinstance(outline, list):
         from pycocotools import mask as tools  # only here: few data sets have such files
 
-        corners = [np.array(points, float).reshape(-1, 2) for points in outline]
-        if few := [len(points) for points in corners if len(points) < 3]:
-            raise ValueError(f"a polygon of {few[0]} points")
-        beyond = [p for p in corners if not (np.abs(p / shape[::-1] - 0.5) <= 1.5).all()]  # NaN too
-        if beyond:
-            raise ValueError(f"a polygon that lies outside the image, to {beyond[0].max():g}")
+        corners = [_corners(np.reshape(points, (-1, 2)), shape) for points in outline]
         mask = tools.decode(tools.merge(tools.frPyObjects([points.ravel().tolist() for points in corners], *shape)))
     else:
         if tuple(outline["size"]) != shape:
@@ -165,6 +160,16 @@ def _mask_of(outline, shape: tuple[int, int]) -> np.ndarray | None:
             raise ValueError(f"its runs cover {sum(runs)} pixels, the image has {shape[0] * shape[1]}")
         mask = np.repeat(np.arange(len(runs)) % 2, runs).reshape(shape[::-1]).T
     return mask.astype(bool) if mask.any() else None
+
+
+def _corners(points, shape: tuple[int, int]) -> np.ndarray:
+    """Corners (N, 2) of a polygon, x and y. ValueError for too few, or far outside, where filling takes without end."""
+    corners = np.array(points, float)
+    if len(corners) < 3:
+        raise ValueError(f"a polygon of {len(corners)} points")
+    if not (np.abs(corners / shape[::-1] - 0.5) <= 1.5).all():  # NaN too
+        raise ValueError(f"a polygon that lies outside the image, to {corners.max():g}")
+    return corners
 
 
 def _unpacked(text: str) -> list[int]:
@@ -205,7 +210,7 @@ def read_supervisely(path: Path, shape: tuple[int, int]) -> Boxed:
                     (1, one["points"]["exterior"]),
                     *((0, o) for o in one["points"].get("interior", [])),
                 ]:
-                    cv2.fillPoly(mask, [np.array(corners, np.float64).round().astype(np.int32)], value)
+                    cv2.fillPoly(mask, [_corners(corners, shape).round().astype(np.int32)], value)
         names = tuple(str(one.get("classTitle", "")) for one in objects)
     return boxed_objects(path, masks.view(bool), names)
 

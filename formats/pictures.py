@@ -132,6 +132,7 @@ def decoded(content: bytes, how: int) -> np.ndarray:
     """The pixels of a PNG, JPG or BMP as OpenCV decodes them, (H, W) or (H, W, 3 or 4) BGR. ValueError for a damaged one."""
     with _opened(io.BytesIO(content)) as header:
         pixels = math.prod(header.size)
+        header.verify()  # of PNG the checksums: OpenCV reads some damaged ones without end
     if pixels > min(MOST_PIXELS, len(content) * MOST_PACKED):
         raise ValueError(f"it claims {header.size[0]} x {header.size[1]} pixels")
     found = cv2.imdecode(np.frombuffer(content, np.uint8), how)

@@ -224,13 +224,14 @@ def _data_of(path: Path) -> tuple[Path, int, str]:
     # of NRRD, texts and notes may be longer: ITK's C copies of all other lines have room for 1,000 letters
     if len(lines) > MOST_LINES or re.search(rb"(?m)^(?!#|[^:\n]*:=).{501}|.{16385}" if is_nrrd else b".{16385}", head):
         raise ValueError("its header is too long")
-    fields = {"binarydata": "True", "compresseddata": "raw", "elementdatafile": "LOCAL"} | dict(lines)
+    fields = {"binarydata": "True", "compresseddata": "raw"} | dict(lines)
     packing = fields.get("encoding", fields["compresseddata"]).lower() if fields["binarydata"] != "False" else "text"
-    name = fields.get("datafile", fields["elementdatafile"])
-    if name == "LOCAL":
+    names = [value for key, value in lines if key in ("datafile", "elementdatafile")]
+    if names in ([], ["LOCAL"]):
         return path, len(head), packing
-    data = path.parent / name
-    if data == path or "%" in name or not data.is_file() or not data.resolve().is_relative_to(path.parent.resolve()):
+    name, data = ", ".join(names), path.parent / names[0]
+    is_file = len(names) == 1 and "%" not in name and name[:4].upper() != "LIST" and data != path and data.is_file()
+    if not is_file or not data.resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}: names {name!r} as the file of its voxels; put that one file beside it")
     return data, 0, packing
 
