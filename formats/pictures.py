@@ -5,6 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -250,11 +251,6 @@ def _mark(path: Path) -> tuple[int, tuple[int, int]]:
     return mark if mark in range(1, 9) else 1, size
 
 
-def _is_gray(pixels: np.ndarray) -> bool:
-    """Whether a picture (H, W), or one or more of (..., H, W, 3), has no colour."""
-    return pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all())
-
-
 # ---------------------------------------------------------------- masks to objects
 
 
@@ -269,8 +265,9 @@ def _mask_values(path: Path) -> tuple[np.ndarray, bool]:
         values = values * np.uint8(255)
     if values.dtype.kind not in "ui":
         raise InputError(f"{path}: holds {values.dtype} values; label numbers are whole: save it as 8 or 16 bit")
-    is_colour = values.ndim == 3 and not is_3d and not _is_gray(values)
-    codes = values[..., 0] if values.ndim == 3 and not is_3d else values
+    has_channels = values.ndim == 3 and not is_3d
+    is_colour = has_channels and not (values == values[..., :1]).all()
+    codes = values[..., 0] if has_channels else values
     if is_colour:
         codes = values.astype(np.uint64) @ np.array([1 << 32, 1 << 16, 1], np.uint64)
     edge, share = _edge(codes)
@@ -299,11 +296,13 @@ def _palette_numbers(path: Path) -> np.ndarray | None:
         return None
     try:
         with _opened(path) as picture:
-            mark, is_one = picture.getexif().get(ORIENTATION, 1), getattr(picture, "n_frames", 1) == 1
-            if picture.mode != "P" or not is_one or math.prod(picture.size) > MOST_PIXELS:
+            mark = picture.getexif().get(ORIENTATION, 1)
+            # Pillow turns some TIFFs twice
+            if picture.mode != "P" or math.prod(picture.size) > MOST_PIXELS or picture.format == "TIFF" and mark != 1:
                 return None
-            if picture.format == "TIFF" and mark != 1:
-                return None  # Pillow turns some of them twice
+            with suppress(EOFError):  # to count the pages would take the square of their number
+                picture.seek(1)
+                return None
             numbers, colours = np.array(picture), np.reshape(picture.getpalette("RGB"), (-1, 3)).astype(np.uint8)
     except (OSError, SyntaxError, ValueError):
         return None  # the other reader says what is wrong
@@ -311,7 +310,7 @@ def _palette_numbers(path: Path) -> np.ndarray | None:
     (edge, share), is_used = _edge(numbers), np.bincount(numbers.ravel(), minlength=256) > 0
     dark, is_white = colours.max(axis=1) < 50, colours[edge].min() >= 250
     ranks = np.unique(colours, axis=0, return_inverse=True)[1].ravel()  # by red, green, blue
-    is_gray = _is_gray(colours[is_used][None])
+    is_gray = (colours[is_used] == colours[is_used][:, :1]).all()
     values = (colours[:, 0] if is_gray else ranks.astype(np.uint8))[numbers]
     if is_used.sum() > 2 and _classes(values, False, not is_gray) is not None:
         return colours[numbers]

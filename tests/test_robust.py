@@ -311,6 +311,9 @@ BAD = {
     "npz of 1,000 members": lambda folder: many_members(folder),
     "TIFF claims 8 GB": tiff_claim((90000, 90000)),
     "TIFF of 100,000 pages": tiff_claim((10, 10), 100_000),
+    "TIFF of 100,000 pages, as a mask": lambda folder: (
+        picture(folder, "US_a.png"), tiff_claim((64, 80), 100_000)(folder).rename(folder / "US_a_mask.tif"), folder / "US_a.png",
+    )[2],
     "TIFF of 2000 pages of 4 MB": tiff_claim((2000, 2000), 2000),
     "TIFF of endless pages": lambda folder: written(
         folder / "CT_a.tif", b"II*\0" + struct.pack("<IHHHIII", 8, 1, 256, 4, 1, 10, 8)
