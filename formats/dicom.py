@@ -1,11 +1,10 @@
 """DICOM: a single image, a multi-frame file, or the folder of a series, read by pydicom.
 
-A `Frame` is one slice: a file of its own, or a frame of an enhanced file. Frames are sorted by their
-position along the series' normal, never by name or number, and must lie on a straight line, evenly.
-Each frame's values are rescaled as it says itself (HU in CT). One window serves the whole series: the
-one that is asked for, else the file's own if all frames agree. MONOCHROME1 is turned over.
-Outlines (RTSTRUCT) and segmentations (SEG) that lie in the folder become labels. Label i + 1 is the
-i-th structure that has pixels here, in the order of the file. The smaller covers the larger.
+A `Frame` is one slice: a file of its own, or a frame of an enhanced file. Frames are sorted by their position along
+the series' normal, never by name or number, and must lie evenly on a straight line. Each is rescaled as it says itself
+(HU in CT); one window serves the whole series.
+Outlines (RTSTRUCT) and segmentations (SEG) in the folder become labels. Label i + 1 is the i-th structure that has
+pixels here, in the order of the file. The smaller covers the larger.
 """
 
 from collections import defaultdict

@@ -1,11 +1,9 @@
 """Volumes that say where they lie in the patient: NIfTI, by nibabel, and NRRD and MetaImage, by SimpleITK.
 
-An affine (4, 4) takes voxel indices (x, y, z) to millimetres, in the frame RAS+: x to the patient's
-right, y to the front, z to the head. NIfTI stores it so; DICOM and ITK (NRRD, MHA) count x to the
-left and y to the back (LPS+).
-A file's slices are the planes of its third axis. They are turned as radiologists see them: the
-patient's front, or head, is up; the patient's left is on the right, in sagittal planes the back is.
-Slices go from feet to head, right to left, or front to back.
+An affine (4, 4) takes voxel indices (x, y, z) to millimetres, in the frame RAS+: x to the patient's right, y to the
+front, z to the head. NIfTI stores it so; DICOM and ITK (NRRD, MHA) count x to the left and y to the back (LPS+).
+A file's slices are the planes of its third axis. They are turned as radiologists see them: front or head up, the
+patient's left, or in sagittal planes the back, on the right; from feet to head, right to left, or front to back.
 """
 
 import gzip
