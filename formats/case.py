@@ -131,6 +131,12 @@ def check_image(image: np.ndarray, is_3d: bool, path: Path | str) -> np.ndarray:
     return np.rint(image).astype(np.uint8)
 
 
+def check_contrast(values: np.ndarray, path: Path | str) -> None:
+    """InputError if all values of an image are equal: an empty page, or a file that was exported wrongly."""
+    if values.min() == values.max():
+        raise InputError(f"{path}: every value is {values.min():g}, so there is nothing to see; leave the file out")
+
+
 def check_labels(labels: np.ndarray, grid: tuple[int, ...], path: Path | str) -> np.ndarray:
     """Return the label map as uint16, or raise InputError. grid: the shape it must have, (H, W) or (D, H, W)."""
     if labels.shape != grid:

@@ -19,10 +19,9 @@ import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from formats import VOLUME_MODALITIES, InputError
+from formats import DICOM_ENDINGS, VOLUME_MODALITIES, InputError
 from formats.case import Case, paint, told_in_a_sentence
 from formats.intensity import WINDOWS, Window, gray_case
-from formats.readers import DICOM_ENDINGS
 from formats.scans import LPS_TO_RAS, crc_of_unpacked, turn, turned, view_of
 from formats.writing import tell
 

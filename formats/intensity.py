@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from formats import InputError, modality_of
-from formats.case import Case
+from formats.case import Case, check_contrast
 from formats.writing import tell
 
 PERCENTILES = (0.5, 99.5)
@@ -77,8 +77,7 @@ def to_grey_levels(
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = np.count_nonzero(~np.isfinite(values))
         raise InputError(f"{path}: {bad} of its {values.size} values are NaN or infinite; replace them by numbers")
-    if low == high:
-        raise InputError(f"{path}: every value is {low:g}, so there is nothing to see; leave the file out")
+    check_contrast(values, path)
     if values.dtype == np.uint8:
         return values, None, None
     if window is None:

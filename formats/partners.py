@@ -79,12 +79,10 @@ def _files_by_stem(folder: Path) -> dict[str, list[Path]]:
 def dicom_cases(folder: Path, files: list[Path]) -> list[Path]:
     """The cases among files and folders: folders of DICOM files at any depth, and all files; `folder` if all are DICOM."""
     from formats.dicom import dicom_files, is_dicom  # only here: pydicom takes a third of a second to load
-    from formats.readers import ending_of
 
     below = [one for path in files if path.is_dir() for one in (path, *path.rglob("*")) if one.is_dir()]
     found = [case for one in below for case in _cases_of(one, dicom_files(one))]
-    # what has no ending is a case here if it is DICOM
-    files = [path for path in files if not path.is_dir() and (ending_of(path) or is_dicom(path))]
+    files = [path for path in files if not path.is_dir()]
     if not found and all(map(is_dicom, files)):
         return _cases_of(folder, dicom_files(folder))
     return sorted(files + found)

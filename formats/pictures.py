@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 
 from formats import MAX_LABEL, MOST_BYTES, InputError
-from formats.case import Case, check_claim, paint, told_in_a_sentence
-from formats.intensity import gray_case
+from formats.case import Case, check_claim, check_contrast, paint, told_in_a_sentence
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MOST_PIXELS = MOST_BYTES // 3  # three colours
@@ -34,6 +33,11 @@ def read_picture(
     channel, time: of a TIFF that has several, counted from 0.   window, modality: see `intensity.gray_case`.
     """
     pixels, is_3d = _pixels(path, C=channel, T=time)
+    if pixels.size and pixels.dtype == np.uint8:  # as most are: a window changes nothing, and needs no import
+        check_contrast(pixels, path)
+        return Case(path.stem, pixels, None, None, None, is_3d, modality=modality)
+    from formats.intensity import gray_case
+
     return gray_case(path, pixels, window, is_3d, modality=modality)
 
 
@@ -43,7 +47,7 @@ def read_image(path: Path | str) -> np.ndarray:
     pixels, is_3d = _pixels(path)
     if is_3d:
         raise InputError(f"{path}: holds several pages; save the one to use as an image of its own")
-    return pixels if pixels.dtype == np.uint8 else gray_case(path, pixels, None, False).image
+    return pixels if pixels.dtype == np.uint8 else read_picture(path).image
 
 
 def read_mask(path: Path) -> np.ndarray:

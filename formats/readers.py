@@ -16,16 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats import InputError, entries_of, modality_of
-from formats.annotations import coco_boxes, is_coco, read_annotations
+from formats import DICOM_ENDINGS, InputError, entries_of, modality_of
 from formats.case import Case, check_boxes, check_labels, told_in_a_sentence
-from formats.intensity import parse_window
-from formats.partners import dicom_cases, label_files, label_files_in
 from formats.pictures import PICTURE_ENDINGS, as_shown, read_mask, read_masks, read_picture
 from grid import boxes_from_labels, drawn_boxes
 
 SCAN_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 # Ending, lower case -> what reads it: a function, or "module:function", which is imported when such a file comes.
 READERS: dict[str, Callable[..., Case] | str] = {
     ".npz": "formats.npz:read_npz",
@@ -56,8 +52,10 @@ def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict:
             advice = "give a whole number, 0 or more"
         if advice:
             raise InputError(f"--read {text}: {advice}")
-        convert = {"window": parse_window, "modality": str, "dataset": str, "instances": "yes".__eq__}.get(key, int)
-        found[key] = convert(value)
+        if key == "window":
+            found[key] = imported("formats.intensity:parse_window")(value)
+        else:
+            found[key] = {"yes": True, "no": False}.get(value, int(value) if value.isdecimal() else value)
     return found
 
 
@@ -102,7 +100,7 @@ def read_case(
     # results and the journal find a case by its file's name
     case = replace(_image_of(path, window), name=name_of(path))
     wants_labels = case.labels is None and (labels or boxes_from_masks) and ending_of(path) != ".npz"
-    if wants_labels and (beside := label_files(path)):
+    if wants_labels and (beside := imported("formats.partners:label_files")(path)):
         case = with_labels(case, path, beside)
     if boxes_from_masks:
         return replace(case, boxes=exact_boxes(case, path))
@@ -132,16 +130,15 @@ def read_boxed(
         return replace(case, boxes=boxes, boxes_are="drawn", label_names=None)
     if looseness:
         return replace(case, boxes=drawn_boxes(case.name, case.boxes, looseness, case.grid_shape), boxes_are="drawn")
-    if (
-        case.boxes is None
-        and ending_of(path) in PICTURE_ENDINGS
-        and (beside := label_files(path))
-        and is_coco(beside[0])
-    ):
-        as_shown(np.zeros(case.grid_shape, bool), beside[0], path)  # refuses a photo whose view is not known
-        found, names, is_exact = coco_boxes(beside[0], path, case.grid_shape)
-        found, kind = check_boxes(found, case.grid_shape, beside[0], flat=is_exact), "exact" if is_exact else "drawn"
-        case = replace(case, boxes=found, boxes_are=kind, label_names=names)
+    if case.boxes is None and ending_of(path) in PICTURE_ENDINGS:
+        from formats import annotations, partners
+
+        first = next(iter(partners.label_files(path)), None)
+        if first and first.suffix == ".json" and annotations.is_coco(first):
+            as_shown(np.zeros(case.grid_shape, bool), first, path)  # refuses a photo whose view is not known
+            found, names, is_exact = annotations.coco_boxes(first, path, case.grid_shape)
+            found, kind = check_boxes(found, case.grid_shape, first, flat=is_exact), "exact" if is_exact else "drawn"
+            case = replace(case, boxes=found, boxes_are=kind, label_names=names)
     if case.boxes is None:
         ways = "draw them with --page, put a boxes.csv beside it, or take them from masks with --boxes-from-masks"
         raise InputError(f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, {ways}")
@@ -167,7 +164,7 @@ def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
         raise InputError(f"{path}: has labels in {names}; merge them into one label map, or keep one of them here")
     with told_in_a_sentence(first):
         if first.suffix == ".json":
-            labels, names, boxes = read_annotations(first, path, shape)
+            labels, names, boxes = imported("formats.annotations:read_annotations")(first, path, shape)
         elif ending in PICTURE_ENDINGS:
             labels, names, boxes = read_masks(beside) if len(beside) > 1 else (read_mask(first), None, None)
         elif ending in LABEL_READERS and READERS.get(ending_of(path)) == READERS[ending]:
@@ -249,9 +246,11 @@ def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
     # files without ending, and folders, may hold DICOM
     others = [path for path, ending in by_ending.items() if not ending and not path.suffix.strip(".0123456789")]
     if endings - {".npz", *PICTURE_ENDINGS} or not files or (others and ".npz" not in endings):
-        files = dicom_cases(folder, files + others)
+        is_dicom = imported("formats.dicom:is_dicom")
+        dicom_cases = imported("formats.partners:dicom_cases")
+        files = dicom_cases(folder, files + [path for path in others if path.is_dir() or is_dicom(path)])
     if endings - {".npz"} and files != [folder]:
-        partners = label_files_in(folder)
+        partners = imported("formats.partners:label_files_in")(folder)
         files = [path for path in files if path not in partners]
     if not files:
         known = ", ".join(sorted(READERS))
