@@ -21,6 +21,7 @@ from pathlib import Path
 
 # Bytes that one file may unpack to: a damaged header, or one made to fill the memory, may claim any number
 MOST_BYTES = int(float(os.environ.get("GRAYS_LIMIT_GB") or 1) * 2**30)
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")  # a DICOM file may have none as well
 MAX_LABEL = 65_535  # labels are uint16 everywhere (D9): the challenge has images with more than 255 objects
 
 

@@ -1,15 +1,14 @@
 """Objects that a JSON file outlines: COCO, one file for many images, and LAYOUTS of one image: a.json or a.jpg.json.
 
-A new layout is one function and one row of LAYOUTS. Every object becomes a label of its own, numbered as in the file.
-COCO is read by pycocotools, after a check that no outline claims more than its image has. Where objects overlap, the
-smaller ones are seen.
-Source: the formats of cocodataset.org and supervisely.com.
+A new layout is one function and one row of LAYOUTS. Every object becomes a label of its own, numbered as in the file;
+where objects overlap, the smaller ones are seen. What an outline claims is checked before pycocotools, which is C and
+believes it, fills it. Source: the formats of cocodataset.org and supervisely.com.
 """
 
 import base64
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +19,7 @@ from formats import MAX_LABEL, InputError
 from formats.case import paint, told_in_a_sentence
 from formats.pictures import decoded
 from formats.writing import tell
+from grid import boxes_from_labels
 
 MAX_BYTES = 2**27  # of one object's bitmap, unpacked
 Boxed = tuple[np.ndarray, tuple[str, ...], np.ndarray]  # labels (H, W) uint16, the class of each, exact boxes (N, 4)
@@ -58,19 +58,21 @@ def coco_files(path: Path) -> set[str]:
     return {listed.name for listed in _objects_by_file(path, path.stat().st_mtime_ns)}
 
 
-def read_coco(path: Path, image: Path, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+def read_coco(path: Path, image: Path, shape: tuple[int, int]) -> Boxed:
     """What `read_annotations` gives of a COCO file, which must list the image. Objects without an outline are told."""
-    from pycocotools import mask as tools  # only here: few data sets have such files
+    names, boxes, lone = [], [], []
 
-    objects, nothing = _objects_of(path, image, shape), np.zeros(shape, bool)
-    boxes, names, _ = coco_boxes(path, image, shape)
-    masks = (tools.decode(code).astype(bool) if code else nothing for _, code, _ in objects)
-    labels, _ = paint(masks, names, f"{path}: {image.name}")
-    lone = [f"{i} ({name})" if name else str(i) for i, (name, code, _) in enumerate(objects, start=1) if code is None]
+    def masks() -> Iterator[np.ndarray]:
+        for number, (name, mask, box) in enumerate(_objects_of(path, image, shape), start=1):
+            names.append(name), boxes.append(box)
+            lone.extend([f"{number} ({name})" if name else str(number)] if mask is None else [])
+            yield np.zeros(shape, bool) if mask is None else mask
+
+    labels, _ = paint(masks(), names, f"{path}: {image.name}")
     if lone:
         told = f"object {', '.join(lone)} has no outline, so no mask; step 4 takes its box"
         tell(f"{path}: {image.name}: {told}", error=True)
-    return labels, names, boxes
+    return labels, tuple(names), np.array(boxes, float)
 
 
 def coco_boxes(path: Path, image: Path, shape: tuple[int, int]) -> tuple[np.ndarray, tuple[str, ...], bool]:
@@ -78,17 +80,13 @@ def coco_boxes(path: Path, image: Path, shape: tuple[int, int]) -> tuple[np.ndar
 
     They are those of the outlines, which are exact; of an object without an outline, the file's own.
     """
-    from pycocotools import mask as tools
-
-    boxes, objects = [], _objects_of(path, image, shape)
-    for _, code, box in objects:
-        x, y, width, height = tools.toBbox(code) if code else box
-        boxes.append((max(x, 0), max(y, 0), min(x + width, shape[1]) - 1, min(y + height, shape[0]) - 1))
-    return np.array(boxes, float), tuple(name for name, _, _ in objects), all(code for _, code, _ in objects)
+    found = [(box, name, mask is not None) for name, mask, box in _objects_of(path, image, shape)]
+    boxes, names, are_exact = zip(*found, strict=True)
+    return np.array(boxes, float), names, all(are_exact)
 
 
-def _objects_of(path: Path, image: Path, shape: tuple[int, int]) -> list[tuple[str, dict | None, list | None]]:
-    """(category, run lengths of pycocotools or None, box x y width height or None) of each object of an image."""
+def _objects_of(path: Path, image: Path, shape: tuple[int, int]) -> Iterator[tuple[str, np.ndarray | None, Sequence]]:
+    """Each object of an image: (category, mask (H, W) bool or None, box x_min y_min x_max y_max). Or InputError."""
     everything, name = _objects_by_file(path, path.stat().st_mtime_ns), image.name
     named = [listed for listed in everything if listed.name == name]
     if len(named) > 1:  # in several folders: the one whose folders are the image's
@@ -100,13 +98,17 @@ def _objects_of(path: Path, image: Path, shape: tuple[int, int]) -> list[tuple[s
         raise InputError(f"{path}: lists no image {name}; add it, or correct the name ('file_name' in 'images')")
     size, objects = everything[named[0]]
     _check(path, name, size if None not in size else shape, shape, len(objects))
-    found = []
-    for number, (category, outline, box) in enumerate(objects, start=1):
+    for number, (category, outline, sides) in enumerate(objects, start=1):
         with told_in_a_sentence(path, f"object {number} of {name} has no good outline", "correct it"):
-            found.append((category, _run_lengths(outline, shape), _sides(box)))
-            if found[-1][1:] == (None, None):
+            mask, sides = _mask_of(outline, shape), np.array(sides or [], float)
+            if mask is None and not (sides.shape == (4,) and np.isfinite(sides).all() and (sides[2:] > 0).all()):
                 raise ValueError("none, and no box")
-    return found
+            if mask is None:
+                x, y, width, height = sides
+                box = max(x, 0), max(y, 0), min(x + width, shape[1]) - 1, min(y + height, shape[0]) - 1
+            else:
+                box = boxes_from_labels(mask.view(np.uint8))[1][0]
+        yield category, mask, box
 
 
 def _check(path: Path, name: str, size: tuple[int, int], shape: tuple[int, int], count: int) -> None:
@@ -136,31 +138,19 @@ def _objects_by_file(path: Path, _changed: int) -> dict[PurePosixPath, tuple[tup
     return found
 
 
-def _sides(box) -> list[float] | None:
-    """COCO's x, y, width, height, None if there is no such box. A box of no pixel is none."""
-    sides = np.array(box or [], float)
-    return sides.tolist() if sides.shape == (4,) and np.isfinite(sides).all() and (sides[2:] > 0).all() else None
-
-
-def _run_lengths(outline, shape: tuple[int, int]) -> dict | None:
-    """An object's outline as pycocotools' run lengths; None if it has none, or no pixel. ValueError if it is bad.
+def _mask_of(outline, shape: tuple[int, int]) -> np.ndarray | None:
+    """An object's outline -> (H, W) bool; None if it has none, or no pixel. ValueError if it is bad.
 
     Polygons [x0, y0, x1, y1, ...] count pixels from the image's corner, not from a pixel's centre.
-    Run lengths count down the columns, background first: as numbers, or packed into text. What they
-    claim is checked first, because pycocotools is C and believes them.
+    Run lengths count down the columns, background first: as numbers, or packed into text.
     """
-    from pycocotools import mask as tools  # only here: few data sets have such files
-
     if not outline:
         return None
     if isinstance(outline, list):
-        corners = [np.array(points, float).reshape(-1, 2) for points in outline]
-        if few := [len(points) for points in corners if len(points) < 3]:
-            raise ValueError(f"a polygon of {few[0]} points")
-        beyond = [p for p in corners if not (np.abs(p / shape[::-1] - 0.5) <= 1.5).all()]  # NaN too
-        if beyond:
-            raise ValueError(f"a polygon that lies outside the image, to {beyond[0].max():g}")
-        code = tools.merge(tools.frPyObjects([points.ravel().tolist() for points in corners], *shape))
+        from pycocotools import mask as tools  # only here: few data sets have such files
+
+        corners = [_corners(np.reshape(points, (-1, 2)), shape) for points in outline]
+        mask = tools.decode(tools.merge(tools.frPyObjects([points.ravel().tolist() for points in corners], *shape)))
     else:
         if tuple(outline["size"]) != shape:
             raise ValueError(f"its run-length code is for {outline['size']}, the image is {list(shape)}")
@@ -168,8 +158,18 @@ def _run_lengths(outline, shape: tuple[int, int]) -> dict | None:
         runs = _unpacked(runs) if isinstance(runs, str) else [int(run) for run in runs]
         if min(runs, default=0) < 0 or sum(runs) != shape[0] * shape[1]:
             raise ValueError(f"its runs cover {sum(runs)} pixels, the image has {shape[0] * shape[1]}")
-        code = tools.frPyObjects({"size": list(shape), "counts": runs}, *shape)
-    return code if tools.area(code) else None
+        mask = np.repeat(np.arange(len(runs)) % 2, runs).reshape(shape[::-1]).T
+    return mask.astype(bool) if mask.any() else None
+
+
+def _corners(points, shape: tuple[int, int]) -> np.ndarray:
+    """Corners (N, 2) of a polygon, x and y. ValueError for too few, or far outside, where filling takes without end."""
+    corners = np.array(points, float)
+    if len(corners) < 3:
+        raise ValueError(f"a polygon of {len(corners)} points")
+    if not (np.abs(corners / shape[::-1] - 0.5) <= 1.5).all():  # NaN too
+        raise ValueError(f"a polygon that lies outside the image, to {corners.max():g}")
+    return corners
 
 
 def _unpacked(text: str) -> list[int]:
@@ -184,12 +184,10 @@ def _unpacked(text: str) -> list[int]:
         shift += 5
         if shift > 60:
             raise ValueError("its run-length code holds a number that has no end")
-        if bits & 32:
-            continue
-        if bits & 16:  # negative
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value, shift = 0, 0
+        if not bits & 32:
+            value -= (1 << shift) * (bits >> 4 & 1)  # bit 4 of the last letter is the sign
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value, shift = 0, 0
     return runs
 
 
@@ -199,31 +197,28 @@ def read_supervisely(path: Path, shape: tuple[int, int]) -> Boxed:
         content = json.loads(path.read_text(encoding="utf-8"))
         size, objects = (content["size"]["height"], content["size"]["width"]), content["objects"]
         _check(path, path.stem, size, shape, len(objects))
-        masks = [_supervisely_mask(one, shape) for one in objects]
+        masks = np.zeros((len(objects), *shape), np.uint8)
+        for mask, one in zip(masks, objects, strict=True):
+            if "bitmap" in one:
+                content = zlib.decompressobj().decompress(base64.b64decode(one["bitmap"]["data"]), MAX_BYTES)
+                stamp = decoded(content, cv2.IMREAD_UNCHANGED)
+                stamp = stamp[..., -1] if stamp.ndim == 3 else stamp  # alpha
+                x, y = one["bitmap"]["origin"]
+                mask[y : y + stamp.shape[0], x : x + stamp.shape[1]] = stamp > 0
+            else:
+                for value, corners in [
+                    (1, one["points"]["exterior"]),
+                    *((0, o) for o in one["points"].get("interior", [])),
+                ]:
+                    cv2.fillPoly(mask, [_corners(corners, shape).round().astype(np.int32)], value)
         names = tuple(str(one.get("classTitle", "")) for one in objects)
-    return boxed_objects(path, masks, names)
+    return boxed_objects(path, masks.view(bool), names)
 
 
 def boxed_objects(path: Path, masks: Sequence[np.ndarray], names: tuple[str, ...]) -> Boxed:
     """What a row of LAYOUTS returns. masks: (H, W) bool, one an object. What the label map has to hide is told."""
     labels, boxes = paint(masks, names, path)
     return labels, names, boxes
-
-
-def _supervisely_mask(item: dict, shape: tuple[int, int]) -> np.ndarray:
-    """One object -> (H, W) bool."""
-    mask = np.zeros(shape, np.uint8)
-    if "bitmap" in item:
-        content = zlib.decompressobj().decompress(base64.b64decode(item["bitmap"]["data"]), MAX_BYTES)
-        stamp = decoded(content, cv2.IMREAD_UNCHANGED)
-        stamp = stamp[..., -1] if stamp.ndim == 3 else stamp  # alpha
-        x, y = item["bitmap"]["origin"]
-        mask[y : y + stamp.shape[0], x : x + stamp.shape[1]] = stamp > 0
-    else:
-        points = item["points"]
-        for value, corners in [(1, points["exterior"]), *((0, hole) for hole in points.get("interior", []))]:
-            cv2.fillPoly(mask, [np.array(corners, np.float64).round().astype(np.int32)], value)
-    return mask.astype(bool)
 
 
 # A key that a JSON file about one image has at its top -> what reads it: (path, (H, W)) -> Boxed, or InputError

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -56,16 +57,15 @@ class Case:
 
 def why(error: Exception) -> str:
     """What another library says of a file, in one line, for the sentence of an InputError."""
-    return " ".join(str(error).split())[-120:]
+    return re.sub(r" ?<_io[^>]*>", "", " ".join(str(error).split()))[-120:]
 
 
 @contextmanager
 def told_in_a_sentence(path: Path, what: str = "", advice: str = "export it again") -> Iterator[None]:
     """Whatever a reader raises becomes an InputError, so that one bad file does not end a run.
 
-    what : is wrong, and `advice` what to do. Without it, the error is one that no reader foresaw: it is
-    named with its type, so that it can be reported. GRAYS_DEBUG=yes shows where it was raised.
-    A full disk is no fault of the file, and passes.
+    what : is wrong, and `advice` what to do. Without it no reader foresaw the error: it is named with its
+    type. GRAYS_DEBUG=yes shows where it was raised. A full disk is no fault of the file, and passes.
     """
     try:
         yield
@@ -149,13 +149,11 @@ def check_labels(labels: np.ndarray, grid: tuple[int, ...], path: Path | str) ->
 
 
 def paint(masks: Iterable[np.ndarray], names: Sequence[str], where: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """Masks of objects that may overlap, as one label map: the i-th object becomes label i + 1.
+    """Masks of objects that may overlap -> (label map uint16, exact boxes of the whole masks, (N, 4) or (N, 6)).
 
+    The i-th becomes label i + 1; a smaller one covers a larger one, of equal ones the later. What is hidden is told.
     masks : (H, W) or (D, H, W) bool each, one at least; taken one by one, as many need much memory.
-    names : of the objects, "" for none; read at the end.
-    A smaller object covers a larger one, so that it stays visible; of equal ones the later covers.
-    Returns (labels uint16, exact boxes of the whole masks, (N, 4) or (N, 6), none of an empty mask).
-    What the map has to hide is told, with its pixels.   where : the file that the sentence names.
+    names : of the objects, "" for none; read at the end.   where : the file that the sentence names.
     """
     labels, sizes, boxes = None, [0], []
     for number, mask in enumerate(masks, start=1):
@@ -163,8 +161,8 @@ def paint(masks: Iterable[np.ndarray], names: Sequence[str], where: Path | str) 
         sizes.append(np.count_nonzero(mask))
         boxes.append(boxes_from_labels(mask.view(np.uint8))[1])
         before = labels[mask]
-        under = np.array(sizes)[before]  # sizes of what is there: 0 for nothing
-        labels[mask] = np.where((before == 0) | (under >= sizes[-1]), number, before)
+        # sizes of what is there: 0 for nothing
+        labels[mask] = np.where((before == 0) | (np.array(sizes)[before] >= sizes[-1]), number, before)
     # row by row: bincount takes 8 bytes a pixel
     visible = sum(np.bincount(row.ravel(), minlength=len(sizes)) for row in labels).tolist()
     hidden = [
@@ -173,9 +171,8 @@ def paint(masks: Iterable[np.ndarray], names: Sequence[str], where: Path | str) 
         if visible[i] < sizes[i]
     ]
     if hidden:
-        more = f", and {len(hidden) - 5} more objects" * (len(hidden) > 5)
-        told = f"smaller objects hide pixels of larger ones in the label map: {', '.join(hidden[:5])}{more}"
-        tell(f"{where}: {told}", error=True)
+        told = ", ".join(hidden[:5]) + f", and {len(hidden) - 5} more objects" * (len(hidden) > 5)
+        tell(f"{where}: smaller objects hide pixels of larger ones in the label map: {told}", error=True)
     return labels, np.concatenate(boxes)
 
 
@@ -186,10 +183,10 @@ def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat
     A box of one slice (z_min = z_max) is good. One without width or height prompts nothing and is refused,
     unless `flat`: the exact box of a mask that is 1 pixel wide is such a box.
     """
-    boxes, width = np.asarray(boxes), 2 * len(grid)
-    if boxes.ndim != 2 or boxes.shape[1] != width:
-        order = "a picture's are x_min y_min x_max y_max" if width == 4 else "a volume's have z_min and z_max too"
-        raise InputError(f"{path}: 'boxes' has shape {boxes.shape}, expected (N, {width}) for this image: {order}")
+    boxes, n = np.asarray(boxes), len(grid)
+    if boxes.ndim != 2 or boxes.shape[1] != 2 * n:
+        order = "a picture's are x_min y_min x_max y_max" if n == 2 else "a volume's have z_min and z_max too"
+        raise InputError(f"{path}: 'boxes' has shape {boxes.shape}, expected (N, {2 * n}) for this image: {order}")
     if len(boxes) == 0:
         raise InputError(f"{path}: 'boxes' is empty; give at least one box, or leave the file out")
     if len(boxes) > MAX_LABEL:
@@ -197,17 +194,14 @@ def check_boxes(boxes: np.ndarray, grid: tuple[int, ...], path: Path | str, flat
     if boxes.dtype.kind not in "uif" or not np.isfinite(boxes).all():
         raise InputError(f"{path}: 'boxes' must hold finite numbers (dtype {boxes.dtype}); correct it")
     boxes = boxes.astype(np.float64)
-    low, high = boxes[:, : len(grid)], boxes[:, len(grid) :]
-    size = np.array(grid[::-1], dtype=float)  # x, y(, z), like the columns
-    bad_sides, outside = high < low, (low < 0) | (high > size)
-    bad_sides[:, :2] |= (high[:, :2] == low[:, :2]) & (not flat)
+    low, high, size = boxes[:, :n], boxes[:, n:], np.array(grid[::-1])  # x, y(, z)
+    swapped, outside = high < low, (low < 0) | (high > size)
+    swapped[:, :2] |= (high[:, :2] == low[:, :2]) & (not flat)
     outside[:, 2:] |= high[:, 2:] > size[2:] - 1  # z is a slice number: it must exist
-    told = f"outside the image of size {size.astype(int)} (x, y, z)"
-    for bad, what in ((bad_sides, "swapped or without area"), (outside, told)):
+    for bad, what in (swapped, "swapped or without area"), (outside, f"outside the image of size {size} (x, y, z)"):
         if bad.any():
-            row, axes = int(np.argmax(bad.any(axis=1))), "xyz"[: len(grid)]
-            order = " ".join(f"{axis}_{end}" for end in ("min", "max") for axis in axes)
-            raise InputError(
-                f"{path}: box {row} {boxes[row].tolist()} is {what}; boxes are {order} in pixels of the image"
-            )
+            row = int(np.argmax(bad.any(axis=1)))
+            order = " ".join(f"{axis}_{end}" for end in ("min", "max") for axis in "xyz"[:n])
+            told = f"box {row} {boxes[row].tolist()} is {what}; boxes are {order} in pixels of the image"
+            raise InputError(f"{path}: {told}")
     return boxes

@@ -1,11 +1,10 @@
 """DICOM: a single image, a multi-frame file, or the folder of a series, read by pydicom.
 
-A `Frame` is one slice: a file of its own, or a frame of an enhanced file. Frames are sorted by their
-position along the series' normal, never by name or number, and must lie on a straight line, evenly.
-Each frame's values are rescaled as it says itself (HU in CT). One window serves the whole series: the
-one that is asked for, else the file's own if all frames agree. MONOCHROME1 is turned over.
-Outlines (RTSTRUCT) and segmentations (SEG) that lie in the folder become labels. Label i + 1 is the
-i-th structure that has pixels here, in the order of the file. The smaller covers the larger.
+A `Frame` is one slice: a file of its own, or a frame of an enhanced file. Frames are sorted by their position along
+the series' normal, never by name or number, and must lie evenly on a straight line. Each is rescaled as it says itself
+(HU in CT); one window serves the whole series.
+Outlines (RTSTRUCT) and segmentations (SEG) in the folder become labels. Label i + 1 is the i-th structure that has
+pixels here, in the order of the file. The smaller covers the larger.
 """
 
 from collections import defaultdict
@@ -20,7 +19,7 @@ import pydicom
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from formats import VOLUME_MODALITIES, InputError
+from formats import DICOM_ENDINGS, VOLUME_MODALITIES, InputError
 from formats.case import Case, paint, told_in_a_sentence
 from formats.intensity import WINDOWS, Window, gray_case
 from formats.scans import LPS_TO_RAS, crc_of_unpacked, turn, turned, view_of
@@ -63,11 +62,11 @@ def read_dicom(path: Path, window: Window | None = None) -> Case:
         return case
     if affine is None:
         raise InputError(f"{path}: the series does not say where it lies, so {labels[0].name} can't be laid over it")
-    names, empty, view = [], [], view_of(affine)
+    names, empty, view, first = [], [], view_of(affine), frames[0].header
 
     def masks() -> Iterator[np.ndarray]:  # one by one: each is as large as the volume
-        shape = (len(frames), frames[0].header.Rows, frames[0].header.Columns)
-        for name, mask in label_objects(labels, frames[0].header, shape, np.linalg.inv(LPS_TO_RAS @ affine)):
+        shape = (len(frames), first.Rows, first.Columns)
+        for name, mask in label_objects(labels, first, shape, np.linalg.inv(LPS_TO_RAS @ affine)):
             (names if mask.any() else empty).append(name)
             if mask.any():
                 mask = turn(mask.transpose(2, 1, 0), view)
@@ -96,10 +95,8 @@ def is_dicom(path: Path) -> bool:
     """
     if path.name.startswith(".") or not path.is_file():
         return False
-    if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
-        return True
-    if path.suffix.strip(".0123456789"):
-        return False
+    if (ending := path.suffix.lower()) in DICOM_ENDINGS or ending.strip(".0123456789"):
+        return ending in DICOM_ENDINGS
     with path.open("rb") as file:
         head = file.read(132)
     return head[128:] == b"DICM" or (len(head) == 132 and head[:2] in (b"\2\0", b"\10\0") and head[3] == 0)
@@ -128,38 +125,39 @@ def slices_of(path: Path, quiet: bool = False) -> tuple[list[Frame], np.ndarray 
     single image have none. What is left out is told, unless `quiet`. InputError if no image or no series is clear.
     """
     headers = {file: read_header(file) for file in ([path] if path.is_file() else dicom_files(path))}
-    labels = [file for file, header in headers.items() if header.get("Modality") in LABEL_KINDS]
+    kinds = {file: str(one.get("Modality") or "no modality") for file, one in headers.items()}
+    labels = [file for file, kind in kinds.items() if kind in LABEL_KINDS]
     if path in labels:  # of the series that lies beside it
         beside = {file: read_header(file) for file in dicom_files(path.parent)}
-        headers |= {file: header for file, header in beside.items() if header.get("Modality") not in LABEL_KINDS}
+        headers |= {file: one for file, one in beside.items() if one.get("Modality") not in LABEL_KINDS}
     images = {file: one for file, one in headers.items() if "Rows" in one and one.get("Modality") not in NO_IMAGES}
     images = {file: one for file, one in images.items() if "LOCALIZER" not in (one.get("ImageType") or ())} or images
     series = defaultdict(list)
     for file, header in images.items():
         series[str(header.get("SeriesInstanceUID", ""))] += frames_in(file, header)
     if not series:
-        kinds = ", ".join(sorted({str(one.get("Modality") or "no modality") for one in headers.values()})) or "no file"
-        raise InputError(f"{path}: holds no DICOM image; name the folder of a series (found: {kinds})")
+        found = ", ".join(sorted(set(kinds.values()))) or "no file"
+        raise InputError(f"{path}: holds no DICOM image; name the folder of a series (found: {found})")
     if len(series) > 1:
         # the one that the labels name, else the only scan: radiographs and screenshots may lie beside it
         keys = ("ReferencedFrameOfReferenceSequence", "ReferencedSeriesSequence")
-        named_by = [item for file in labels for key in keys for item in headers[file].get(key) or []]
-        chosen = {str(e.value) for item in named_by for e in item.iterall() if e.keyword == "SeriesInstanceUID"}
+        items = [item for file in labels for key in keys for item in headers[file].get(key) or []]
+        chosen = {str(e.value) for item in items for e in item.iterall() if e.keyword == "SeriesInstanceUID"}
         chosen = chosen & series.keys() or {uid for uid, frames in series.items() if is_scan(frames[0].header)}
         if len(chosen) != 1:
             counts = ", ".join(f"{len(group)} of {group[0].path.name}'s series" for group in series.values())
             raise InputError(f"{path}: holds {len(series)} series ({counts}); put each into a folder of its own")
         series = {uid: series[uid] for uid in chosen}
     (frames,) = series.values()
-    others = sorted({*headers} - {*labels} - {frame.path for frame in frames})
-    if others and not quiet:
-        kinds = ", ".join(f"{file.name} ({headers[file].get('Modality')})" for file in others[:5])
-        tell(f"{path}: left out {len(others)} files beside the series, such as {kinds}", error=True)
+    files = {frame.path for frame in frames}
+    if (others := sorted({*headers} - {*labels} - files)) and not quiet:
+        some = ", ".join(f"{file.name} ({headers[file].get('Modality')})" for file in others[:5])
+        tell(f"{path}: left out {len(others)} files beside the series, such as {some}", error=True)
     films = [frame for frame in frames if frame.number < 0 and (numbers(frame, "NumberOfFrames") or [1])[0] > 1]
     if films and len(frames) > 1:
         raise InputError(f"{path}: holds {len(frames)} files, and {films[0].path.name} is a film; name one of them")
-    placed = not films and any("ImagePositionPatient" in frame.header for frame in frames)
-    if len({frame.path for frame in frames}) > 1 or (placed and (len(frames) > 1 or labels)):
+    is_placed = not films and any(numbers(frame, "ImagePositionPatient", 3) for frame in frames)
+    if len(files) > 1 or is_placed and (len(frames) > 1 or labels):
         return *sorted_frames(path, frames), labels
     return frames, None, labels
 
@@ -207,27 +205,26 @@ def sorted_frames(path: Path, frames: list[Frame]) -> tuple[list[Frame], np.ndar
             if count != 3 and not np.allclose(value, its, **near):
                 told = f"{frame.name} has {key} {frame.header.get(key)}, but {first.name} {first.header.get(key)}"
                 raise InputError(f"{path}: {told}; a series has one size and direction: sort the files into folders")
-    spacing, places = numbers(first, "PixelSpacing", 2), [numbers(one, "ImagePositionPatient", 3) for one in frames]
+    spacing, axes = numbers(first, "PixelSpacing", 2), directions(first)
     if min(spacing) <= 0:
         raise InputError(f"{path}: {first.name} has pixels of {spacing} mm; correct its PixelSpacing")
-    (along_row, along_column), places = directions(first), np.array(places)
-    normal = np.cross(along_row, along_column)
-    order = np.argsort(places @ normal, kind="stable")
-    frames, origin = [frames[i] for i in order], places[order[0]]
+    places = np.array([numbers(frame, "ImagePositionPatient", 3) for frame in frames])
+    order = np.argsort(places @ axes[2], kind="stable")
+    frames, places = [frames[i] for i in order], places[order]
     if len(frames) > 1:
-        step, origin = _even(path, frames, places[order], np.stack([along_row, along_column, normal]))
+        step, origin = _even(path, frames, places, axes)
     else:
-        step = normal * (numbers(first, "SpacingBetweenSlices") or numbers(first, "SliceThickness") or [1])[0]
+        thickness = numbers(first, "SpacingBetweenSlices") or numbers(first, "SliceThickness") or [1]
+        step, origin = axes[2] * thickness[0], places[0]
     affine = np.eye(4)
-    affine[:3] = np.stack([along_row * spacing[1], along_column * spacing[0], step, origin], 1)
+    affine[:3] = np.stack([axes[0] * spacing[1], axes[1] * spacing[0], step, origin], 1)
     return frames, LPS_TO_RAS @ affine
 
 
 def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The straight line on which slices lie evenly: (step, place of the first), mm. InputError if they don't.
 
-    places: (n, 3) mm, sorted.   axes: (3, 3) row, column, normal. A tilted gantry moves the slices along
-    more than the normal. Files may have rounded the positions.
+    places: (n, 3) mm, sorted.   axes: see `directions`. A tilted gantry moves the slices along more than the normal.
     """
     gaps, count = np.diff(places @ axes[2]), np.arange(len(places))
     if gaps.min() <= 1e-3:
@@ -241,28 +238,29 @@ def _even(path: Path, frames: list[Frame], places: np.ndarray, axes: np.ndarray)
     step, origin = np.polyfit(count, places, 1) if len(places) > 2 else (places[1] - places[0], places[0])
     beside = (places - origin - count[:, None] * step) @ axes.T
     middle = (beside.max(0) + beside.min(0)) / 2
+    off = np.abs(beside - middle).max(1)
     # the unit to which all positions may have been rounded: half of it is no fault of the slices
     unit = next((u for u in (1, 0.5, 0.1, 0.01) if np.allclose(places / u, np.rint(places / u), atol=1e-4)), 0)
     # but a missing slice is told: one of five slices or more lies 0.28 of the mean distance off then, one of three 0.17
     most = (0.22 if len(gaps) > 3 else 0.15) * gaps.mean()
-    off = np.abs(beside - middle).max(1)
     if off.max() > max(UNEVEN * gaps.min(), min(0.55 * unit, most)):
+        lies = f"{frames[int(np.argmax(off))].name} lies {off.max():.2f} mm beside its even place"
         apart = f"distances of slices are {gaps.min():.2f} to {gaps.max():.2f} mm"
         advice = "a slice is missing, or the distance changes: copy the whole series, or resample it to even slices"
-        name = frames[int(np.argmax(off))].name
-        raise InputError(f"{path}: {name} lies {off.max():.2f} mm beside its even place ({apart}); {advice}")
+        raise InputError(f"{path}: {lies} ({apart}); {advice}")
     return step.round(9), (origin + middle @ axes).round(9)
 
 
 def directions(frame: Frame) -> np.ndarray:
-    """(2, 3) unit vectors: where the columns of a row, and the rows of a column, follow each other in the patient (LPS+)."""
+    """(3, 3) unit vectors (LPS+): where the columns of a row, the rows of a column, and slices follow each other."""
     row, column = found = np.reshape(numbers(frame, "ImageOrientationPatient", 6), (2, 3))
     if np.abs(found @ found.T - np.eye(2)).max() > 0.02:
         wrong = f"its ImageOrientationPatient, {found.ravel().tolist()}, is not two unit vectors at right angles"
         raise InputError(f"{frame.path}: {wrong}; correct it, or export again")
     row = row / np.linalg.norm(row)
     column = column - column @ row * row
-    return np.stack([row, column / np.linalg.norm(column)])
+    column = column / np.linalg.norm(column)
+    return np.stack([row, column, np.cross(row, column)])
 
 
 # ---------------------------------------------------------------- values
@@ -270,18 +268,17 @@ def directions(frame: Frame) -> np.ndarray:
 
 def as_case(path: Path, frames: list[Frame], affine: np.ndarray | None, window: Window | None) -> Case:
     """The values of frames as a case, turned if there is an affine."""
-    first, stored, values = frames[0].header, {}, []
-    lut = (window is None and first.get("VOILUTSequence")) or None
-    if window is None and any((frame.header.get("VOILUTSequence") or None) != lut for frame in frames):
+    first, luts = frames[0].header, [frame.header.get("VOILUTSequence") or None for frame in frames]
+    lut = luts[0] if window is None else None
+    if window is None and any(one != lut for one in luts):
         raise InputError(f"{path}: its slices have different VOI LUTs; choose a window with --read window=NAME")
+    stored, values = {}, []
     for frame in frames:
         if frame.path not in stored:  # one file at a time: a series is as large as its values
             stored = {frame.path: pixels_of(frame.path)}
         is_one_of_many = frame.number >= 0 and int(frame.header.get("NumberOfFrames") or 1) > 1
-        pixels = stored[frame.path][frame.number] if is_one_of_many else stored[frame.path]
-        values.append(rescaled(pixels, frame))
-        if lut:
-            values[-1] = apply_voi_lut(values[-1], frame.header)
+        pixels = rescaled(stored[frame.path][frame.number] if is_one_of_many else stored[frame.path], frame)
+        values.append(apply_voi_lut(pixels, frame.header) if lut else pixels)
     values = np.stack(values) if len(values) > 1 else values[0]
     is_gray = int(first.get("SamplesPerPixel") or 1) == 1 and first.get("PhotometricInterpretation") != "PALETTE COLOR"
     if not is_gray and values.ndim == 4 and (values == values[..., :1]).all():
@@ -440,7 +437,7 @@ def _segmented(file: Path, dataset: pydicom.Dataset, _header, shape: tuple, to_v
     least = int(dataset.get("MaximumFractionalValue") or 255) / 2 if kind == "FRACTIONAL" else 1
     where = defaultdict(list)  # segment -> (slice, frame)
     for i, frame in enumerate(frames_in(file, dataset)):
-        if (z := _slice_of(frame, to_voxels, shape[0])) is not None:
+        if (z := _slice_of(frame, to_voxels, shape)) is not None:
             segment = frame.header.get("ReferencedSegmentNumber", 1)
             for number in np.unique(pixels[i]) if kind == "LABELMAP" else [segment]:
                 where[int(number)].append((z, i))
@@ -452,15 +449,14 @@ def _segmented(file: Path, dataset: pydicom.Dataset, _header, shape: tuple, to_v
             yield str(segment.get("SegmentLabel") or f"segment {number}"), mask
 
 
-def _slice_of(frame: Frame, to_voxels: np.ndarray, depth: int) -> int | None:
-    """The slice on which a frame lies; None if that is beside the series. InputError if it lies between two."""
-    if (origin := numbers(frame, "ImagePositionPatient", 3)) is None:
+def _slice_of(frame: Frame, to_voxels: np.ndarray, shape: tuple) -> int | None:
+    """The slice on which a frame lies; None if that is beside the series. InputError if its corners lie elsewhere."""
+    origin, spacing = numbers(frame, "ImagePositionPatient", 3), numbers(frame, "PixelSpacing", 2)
+    if None in (origin, spacing, numbers(frame, "ImageOrientationPatient", 6)):
         raise InputError(f"{frame.path}: its frames do not say where they lie; export it again")
-    column, row, z = (to_voxels @ [*origin, 1.0])[:3]
-    if numbers(frame, "ImageOrientationPatient", 6):
-        steps = directions(frame) @ to_voxels[:3, :3].T  # one mm along the frame's rows and columns, in voxels
-        if steps[0] @ [1, 0, 0] <= 0 or steps[1] @ [0, 1, 0] <= 0 or np.abs(steps[:, 2]).max() > 0.01:
-            raise InputError(f"{frame.path}: its frames are turned against the slices; resample it to the series")
-    if max(abs(column), abs(row)) > 0.5 or abs(z - round(z)) > 0.25:
-        raise InputError(f"{frame.path}: its frames lie between the slices or beside them; resample it to the series")
-    return round(z) if 0 <= round(z) < depth else None
+    corners, axes = np.array([(0, 0), (shape[2] - 1, 0), (0, shape[1] - 1)]), directions(frame)[:2]
+    places = np.column_stack([origin + corners * spacing[::-1] @ axes, np.ones(3)]) @ to_voxels.T
+    z = round(places[:, 2].mean())
+    if np.abs(places[:, :2] - corners).max() > 0.5 or np.abs(places[:, 2] - z).max() > 0.25:
+        raise InputError(f"{frame.path}: its frames do not lie on the slices of the series; resample it to the series")
+    return z if 0 <= z < shape[0] else None

@@ -37,11 +37,11 @@ def save_segmentation(path: Path, case: Case, labels: np.ndarray, source: Path, 
         with warnings.catch_warnings():  # of how names of patients are written
             warnings.simplefilter("ignore")
             _segmentation(highdicom, case, labels, source, parts).save_as(content)
-    except ImportError:
-        tell(f"{path}: not written, it needs highdicom; run: pip install -r requirements-formats.txt", error=True)
-        return []
     except Exception as error:  # highdicom asks of a series what only the standard's letter demands
-        tell(f"{path}: not written, highdicom refuses it ({type(error).__name__}: {why(error)})", error=True)
+        what = f"highdicom refuses it ({type(error).__name__}: {why(error)})"
+        if isinstance(error, ImportError):
+            what = "it needs highdicom; run: pip install -r requirements-formats.txt"
+        tell(f"{path}: not written, {what}", error=True)
         return []
     save_bytes(path, content.getvalue())
     return [path.name]

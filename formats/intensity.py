@@ -47,14 +47,29 @@ def parse_window(text: str) -> Window:
     return Window(width, level)
 
 
+def gray_case(
+    path: Path, values: np.ndarray, window: Window | None, is_3d: bool, spacing: tuple | None = None, affine=None,
+    modality: str = "",
+) -> Case:  # fmt: skip
+    """Values of any number type, (H, W), (H, W, 3), or if `is_3d` (D, H, W), as a case; one slice becomes a picture.
+
+    window: see `to_grey_levels`.   modality: of MODALITIES; "": the file's name says it.
+    """
+    modality = modality or modality_of(path.name)
+    levels, window, source_range = to_grey_levels(values, path, window, modality)
+    if is_3d and len(levels) == 1:
+        levels, is_3d, spacing = levels[0], False, None
+    return Case(path.name, levels, None, None, spacing, is_3d, None, affine, window, source_range, modality=modality)
+
+
 def to_grey_levels(
     values: np.ndarray, path: Path | str, window: Window | None = None, modality: str = "Other"
 ) -> tuple:
     """An image or volume of any number type -> (grey levels uint8, the window that was cut, lowest and highest value)
 
-    window: as asked for, or as the file says. Without one, CT (by `modality`, or values below AIR) is cut to
-    soft tissue, the rest to percentiles. 8 bits stay as they are, and have no window and no range.
-    InputError, one sentence: values that are not finite, constant, or nearly all saturated.
+    window: as asked for, or as the file says. Without one, CT (by `modality`, or values below AIR) is cut to soft
+    tissue, the rest to percentiles. 8 bits stay as they are, and have no window and no range.
+    InputError for values that are not finite, constant, or nearly all saturated.
     """
     if values.size == 0 or values.dtype.kind not in "biuf":
         raise InputError(f"{path}: holds {values.dtype} data of shape {values.shape}; give an image of numbers")
@@ -66,8 +81,7 @@ def to_grey_levels(
     if values.dtype == np.uint8:
         return values, None, None
     if window is None:
-        is_ct = modality == "CT" or low < AIR
-        window = ct_window(values, path) if is_ct else WINDOWS["percentile"]
+        window = ct_window(values, path) if modality == "CT" or low < AIR else WINDOWS["percentile"]
     levels = window_to_uint8(values, *window) if window.width else percentile_to_uint8(values, path)
     if levels.min() == levels.max():
         one = f"all become {levels.min()} in the window {window.width:g}/{window.level:g} (width/level)"
@@ -98,21 +112,6 @@ def ct_window(values: np.ndarray, path: Path | str) -> Window:
     return soft
 
 
-def gray_case(
-    path: Path, values: np.ndarray, window: Window | None, is_3d: bool, spacing: tuple | None = None, affine=None,
-    modality: str = "",
-) -> Case:  # fmt: skip
-    """Values of any number type, (H, W), (H, W, 3), or if `is_3d` (D, H, W), as a case; one slice becomes a picture.
-
-    window: see `to_grey_levels`.   modality: of MODALITIES; "": the file's name says it.
-    """
-    modality = modality or modality_of(path.name)
-    levels, window, source_range = to_grey_levels(values, path, window, modality)
-    if is_3d and len(levels) == 1:
-        levels, is_3d, spacing = levels[0], False, None
-    return Case(path.name, levels, None, None, spacing, is_3d, None, affine, window, source_range, modality=modality)
-
-
 def window_to_uint8(values: np.ndarray, width: float = 400, level: float = 40) -> np.ndarray:
     """Cut to a window.   values: any shape, HU or the unit of width and level.   -> uint8, same shape
 
@@ -123,14 +122,14 @@ def window_to_uint8(values: np.ndarray, width: float = 400, level: float = 40) -
 
 
 def percentile_to_uint8(values: np.ndarray, path: Path | str = "image") -> np.ndarray:
-    """The challenge's scaling of all but CT: the percentiles of the non-zero values become 0 and 255. -> uint8, same shape
+    """The challenge's scaling of all but CT: percentiles of the non-zero values become 0 and 255. -> uint8, same shape
 
     InputError if both percentiles are one value: a saturated image.
     """
     low, high = np.percentile(values[values != 0], PERCENTILES)
     if low == high:
-        why = f"99 % of its non-zero values are {low:g}: saturated, or no image"
-        raise InputError(f"{path}: {why}; export it again with its full range")
+        told = f"99 % of its non-zero values are {low:g}: saturated, or no image; export it again with its full range"
+        raise InputError(f"{path}: {told}")
     return _stretch(values, low, high - low)
 
 

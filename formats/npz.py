@@ -4,8 +4,9 @@ Input files hold `imgs` and `boxes`, training files `imgs` and `gts`, volumes al
 Source: the protocol of the CVPR 2024 challenge "Segment Anything in Medical Images on Laptop".
 """
 
+import io
 import zipfile
-import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,30 +23,23 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file. Never unpickles: an object array could run code. InputError if it can't be read."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
-    try:
-        with path.open("rb") as file:  # given a path, np.load leaves a damaged file open
-            stored = np.load(file, allow_pickle=False)
-            if isinstance(stored, np.ndarray):
-                raise ValueError("it holds a single array, as .npy files do")
-            size = sum(member.file_size for member in stored.zip.infolist())
-            if size > MOST_BYTES:  # a small file that unpacks to any size: a mistake, or made to fill the memory
-                raise ValueError(f"it unpacks to {size:,} bytes, over {MOST_BYTES:,}, which GRAYS_LIMIT_GB raises")
-            if len(stored.files) > MOST_ARRAYS:
-                raise ValueError(f"it holds {len(stored.files):,} arrays, more than {MOST_ARRAYS}")
-            return {key: np.asarray(stored[key]) for key in stored.files}  # what is no array comes as bytes
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, MemoryError) as error:
-        # RuntimeError and MemoryError: a header that damage turned into nonsense
-        raise InputError(f"{path}: not a complete .npz file (truncated or damaged); copy it again") from error
-    except ValueError as error:
-        if "pickle" in str(error).lower():
-            what = "an object array or a pickle, which could run code and is refused, or is no .npz file at all"
-            raise InputError(f"{path}: holds {what}; save plain numeric arrays with np.savez_compressed") from error
-        raise InputError(f"{path}: not a readable .npz file ({error}); save it with np.savez_compressed") from error
+    advice = "copy it again if it is truncated or damaged; a single array, an object array and a pickle are refused"
+    with told_in_a_sentence(path, "no .npz file that can be read", advice), zipfile.ZipFile(path) as stored:
+        members = [member for member in stored.infolist() if member.filename.endswith(".npy")]
+        size = sum(member.file_size for member in members)
+        if size > MOST_BYTES:  # a small file that unpacks to any size: a mistake, or made to fill the memory
+            raise ValueError(f"it unpacks to {size:,} bytes, over {MOST_BYTES:,}, which GRAYS_LIMIT_GB raises")
+        if len(members) > MOST_ARRAYS:
+            raise ValueError(f"it holds {len(members):,} arrays, more than {MOST_ARRAYS}")
+        # each read to its end, where zipfile compares the checksum: np.load stops before it
+        files = {member.filename.removesuffix(".npy"): io.BytesIO(stored.read(member)) for member in members}
+        return {key: np.lib.format.read_array(file, allow_pickle=False) for key, file in files.items()}
 
 
 def read_npz(path: Path, window: tuple | None = None) -> Case:
     """Read one case in the challenge's format: `imgs`, and `boxes`, `gts` or both; `spacing` (x, y, z) in mm if 3D.
 
+    2D or 3D: its name says it (2D..., 3D...), as in the challenge; else the boxes, the label map, the key `spacing`.
     window: refused, because such files hold grey levels already. InputError for all that the pipeline could not use.
     """
     if window is not None:
@@ -53,26 +47,21 @@ def read_npz(path: Path, window: tuple | None = None) -> Case:
     stored = load_npz(path)
     if "imgs" not in stored:
         raise InputError(f"{path}: has no key 'imgs' (found {sorted(stored)}); it must hold the image as 'imgs'")
-    is_3d = _is_volume(path, stored)
+    boxes, labels = stored.get("boxes"), stored.get("gts")
+    if path.name[:2] in ("2D", "3D"):
+        is_3d = path.name[:2] == "3D"
+    elif boxes is not None and boxes.ndim == 2 and boxes.shape[1] in (4, 6):
+        is_3d = boxes.shape[1] == 6
+    else:
+        is_3d = labels.ndim == 3 if labels is not None else "spacing" in stored
     image = check_image(stored["imgs"], is_3d, path)
-    shape = image.shape if is_3d else image.shape[:2]
-    if "boxes" not in stored and "gts" not in stored:
+    if boxes is None and labels is None:
         raise InputError(f"{path}: has neither 'boxes' nor 'gts'; add the box prompts as 'boxes', (N, 4) or (N, 6)")
-    labels = check_labels(stored["gts"], shape, path) if "gts" in stored else None
-    boxes = check_boxes(stored["boxes"], shape, path) if "boxes" in stored else None
     with told_in_a_sentence(path, "bad numbers", "correct the key 'spacing'"):
         spacing = spacing_zyx(stored["spacing"]) if is_3d and "spacing" in stored else None
-    return Case(path.stem, image, boxes, labels, spacing, is_3d)
-
-
-def _is_volume(path: Path, stored: dict[str, np.ndarray]) -> bool:
-    """2D or 3D: the name says it (2D..., 3D...), as in the challenge; else the boxes, the label map, the spacing key."""
-    boxes = stored.get("boxes", np.zeros(0))
-    if path.name[:2] in ("2D", "3D"):
-        return path.name[:2] == "3D"
-    if boxes.ndim == 2 and boxes.shape[1] in (4, 6):
-        return boxes.shape[1] == 6
-    return stored["gts"].ndim == 3 if "gts" in stored else "spacing" in stored
+    case = Case(path.stem, image, None, None, spacing, is_3d)
+    labels = None if labels is None else check_labels(labels, case.grid_shape, path)
+    return replace(case, labels=labels, boxes=None if boxes is None else check_boxes(boxes, case.grid_shape, path))
 
 
 def write_case(folder: Path, case: Case) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from formats import InputError, entries_of
 from formats.annotations import coco_files, is_coco, layout_of
+from formats.case import told_in_a_sentence
 from formats.pictures import PICTURE_ENDINGS
 
 LABEL_WORDS = set("masks labels segs segmentations gt gts groundtruth annotation annotations".split())
@@ -94,11 +95,13 @@ def _cases_of(folder: Path, files: list[Path]) -> list[Path]:
     pictures = []
     for path in files:
         try:
-            header = read_header(path)
+            with told_in_a_sentence(path):
+                header = read_header(path)
+                is_series = is_scan(header) or header.get("Modality") in LABEL_KINDS or "ImagePositionPatient" in header
         except InputError:  # told when it is read
             pictures.append(path)
             continue
-        if is_scan(header) or header.get("Modality") in LABEL_KINDS or "ImagePositionPatient" in header:
+        if is_series:
             return [folder]
         pictures += [path] if "Rows" in header else []
     return pictures if len(pictures) > 1 else [folder] * bool(files)

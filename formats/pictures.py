@@ -3,7 +3,9 @@
 import io
 import logging
 import math
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -31,7 +33,7 @@ def read_picture(
     channel, time: of a TIFF that has several, counted from 0.   window, modality: see `intensity.gray_case`.
     """
     pixels, is_3d = _pixels(path, C=channel, T=time)
-    if pixels.dtype == np.uint8:  # as most are: a window changes nothing, and needs no import
+    if pixels.size and pixels.dtype == np.uint8:  # as most are: a window changes nothing, and needs no import
         check_contrast(pixels, path)
         return Case(path.stem, pixels, None, None, None, is_3d, modality=modality)
     from formats.intensity import gray_case
@@ -49,11 +51,11 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask picture -> (H, W), or (D, H, W) if it has pages, integers; 0 is background.
+    """A mask picture -> (H, W), or (D, H, W) if it has pages, integers; 0 is background.
 
-    Each gray value, number of a palette, or colour is an object, colours in the order of red, green, blue; black is
-    background, or where there is none the most frequent colour. Soft edges are no objects (`_without_soft_edges`).
-    InputError if the file can't be read, is a photograph, or if its background may be its object.
+    Each gray value, number of a palette, or colour is an object, colours by red, green, blue; background is black, or
+    where there is none the most frequent colour. InputError also for a photograph, or if background and object may
+    have changed places.
     """
     values, is_colour = _mask_values(path)
     rows = values.reshape(-1, values.shape[-1])  # pages below each other: one numbering for all
@@ -61,9 +63,9 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_masks(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
-    """Mask pictures of one image, one object each -> (label map uint16, names by the files, boxes (N, 4 or 6) or None).
+    """Mask pictures of one image, in each one object: what lies above half of the largest value.
 
-    An object is what lies above half of its picture's largest value.
+    -> (label map uint16, names by the files, boxes (N, 4 or 6), None if all are empty)
     """
     masks, names, shape = [], [], None
     for path in paths:
@@ -83,8 +85,8 @@ def read_masks(paths: Sequence[Path]) -> tuple[np.ndarray, tuple[str, ...], np.n
 def as_shown(labels: np.ndarray, labels_path: Path, path: Path) -> np.ndarray:
     """Labels (H, W) of a photo, turned as the photo is shown. InputError if it cannot be known how they lie.
 
-    A camera stores how to turn a photo (EXIF orientation). A mask without this mark was drawn on the photo as
-    stored, or as shown; where the two differ in shape, its shape says which.
+    A mask without the photo's mark (EXIF orientation) was drawn on the photo as stored, or as shown; where the two
+    differ in shape, its shape says which.
     """
     mark, stored = _mark(path)
     own = 1 if labels_path.suffix == ".json" else _mark(labels_path)[0]
@@ -110,8 +112,8 @@ def _pixels(path: Path, raw: bool = False, **chosen: int | None) -> tuple[np.nda
     if path.suffix.lower() in (".tif", ".tiff"):
         pixels, is_3d = _tiff(path, raw, chosen)
     else:
-        if said := [key for key, number in chosen.items() if number is not None]:
-            raise InputError(f"{path}: has no axis {said[0]}; leave out --read channel and time")
+        if said := {key for key, number in chosen.items() if number is not None}:
+            raise InputError(f"{path}: has no axis {min(said)}; leave out --read channel and time")
         # all channels and bits, and turned as the camera says, as viewers show it; alpha is dropped
         what = f"not an image that OpenCV can read, or one of more than {MOST_PIXELS:,} pixels"
         with told_in_a_sentence(path, what, "give a PNG, JPG, TIFF or BMP file"):
@@ -135,6 +137,7 @@ def decoded(content: bytes, how: int) -> np.ndarray:
     """The pixels of a PNG, JPG or BMP as OpenCV decodes them, (H, W) or (H, W, 3 or 4) BGR. ValueError for a damaged one."""
     with _opened(io.BytesIO(content)) as header:
         pixels = math.prod(header.size)
+        header.verify()  # of PNG the checksums: OpenCV reads some damaged ones without end
     if pixels > min(MOST_PIXELS, len(content) * MOST_PACKED):
         raise ValueError(f"it claims {header.size[0]} x {header.size[1]} pixels")
     found = cv2.imdecode(np.frombuffer(content, np.uint8), how)
@@ -143,40 +146,45 @@ def decoded(content: bytes, how: int) -> np.ndarray:
     return found
 
 
+class _Raised(logging.Handler):
+    """tifffile only logs that pages are missing or damaged, and gives fewer or black ones."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # notes that it can't read, and counts that it puts right, are no damage
+        if not re.search("TiffTag|incorrect", record.getMessage()):
+            raise ValueError(record.getMessage())
+
+
+RAISED = _Raised(logging.ERROR)
+
+
 def _tiff(path: Path, raw: bool, chosen: dict[str, int | None]) -> tuple[np.ndarray, bool]:
     """What `_pixels` gives of a TIFF. Its axes are those that tifffile finds: Y, X, S (colours), Z, C, T, I (pages), ..."""
     import tifffile  # only here: it takes a tenth of a second to load
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what matters of it is told here
-    can_not = told_in_a_sentence(path, "tifffile can't read it", "save it anew, as a plain TIFF")
+    logging.getLogger("tifffile").setLevel(logging.ERROR)
+    logging.getLogger("tifffile").addHandler(RAISED)
+    can_not = told_in_a_sentence(path, "tifffile can't read it", "copy it again, or save it anew as a plain TIFF")
     with can_not, tifffile.TiffFile(path, _multifile=False) as file:
         if not 0 < len(file.pages) <= MOST_PAGES:
             raise ValueError(f"it has {len(file.pages)} pages, not 1 to {MOST_PAGES}")
         series = [one for one in file.series if not one.keyframe.is_reduced]  # those are previews
-        page = _checked_tiff(path, file, series)
-        pixels, axes = series[0].asarray(), series[0].axes
+        page, kind, axes = series[0].keyframe, series[0].keyframe.photometric.name, series[0].axes
+        if len({(one.shape, one.axes, one.dtype, one.keyframe.photometric) for one in series}) > 1:
+            shapes = ", ".join(str(one.shape) for one in series[:3])
+            raise InputError(f"{path}: holds pictures of several sizes or kinds ({shapes}); save the one to use alone")
+        check_claim(path, (len(series), *series[0].shape), series[0].dtype, file.filehandle.size * MOST_PACKED)
+        if any(one is None for some in series for one in some.pages):
+            raise ValueError("pages are missing")
+        if kind not in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE") and (kind, page.compression) != ("YCBCR", 7):
+            raise InputError(f"{path}: its colours are {kind}; save it as RGB or gray")
+        pixels = series[0].asarray()
         if len(series) > 1:
             pixels, axes = np.stack([pixels, *(one.asarray() for one in series[1:])]), f"I{axes}"
         pixels, axes = _as_viewers_show(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), axes, page, raw)
         pixels, is_3d = _one_image(path, pixels, axes, chosen)
         mark = page.tags.valueof(ORIENTATION, 1)
     return np.stack([_turned(plane, mark) for plane in pixels]) if is_3d else _turned(pixels, mark), is_3d
-
-
-def _checked_tiff(path: Path, file, series: list):
-    """The first page of a TIFF that can be read whole and rightly. InputError for another one, before it is unpacked."""
-    kinds = {(one.shape, one.axes, one.dtype, one.keyframe.photometric) for one in series}
-    if len(kinds) > 1:
-        shapes = ", ".join(str(one.shape) for one in series[:3])
-        raise InputError(f"{path}: holds pictures of several sizes or kinds ({shapes}); save the one to use alone")
-    check_claim(path, (len(series), *series[0].shape), series[0].dtype, file.filehandle.size * MOST_PACKED)
-    if any(_is_cut_short(file, one) for one in series):
-        raise InputError(f"{path}: ends too early, pages are missing or cut short; copy or export it again")
-    page = series[0].keyframe
-    kind = page.photometric.name
-    if kind not in ("MINISWHITE", "MINISBLACK", "RGB", "PALETTE") and (kind, page.compression) != ("YCBCR", 7):
-        raise InputError(f"{path}: its colours are {kind}; save it as RGB or gray")
-    return page
 
 
 def _as_viewers_show(pixels: np.ndarray, axes: str, page, raw: bool) -> tuple[np.ndarray, str]:
@@ -223,24 +231,6 @@ def _one_image(path: Path, pixels: np.ndarray, axes: str, chosen: dict[str, int 
     return pixels[..., 0] if is_3d and is_colour else pixels, is_3d
 
 
-def _is_cut_short(file, series) -> bool:
-    """Whether a TIFF ends before its pages do: tifffile then gives fewer pages, or zeros, and only logs it."""
-    end, last, tiff = file.filehandle.size, file.pages[-1], file.tiff
-    file.filehandle.seek(last.offset)
-    entries = int.from_bytes(file.filehandle.read(tiff.tagnosize), "little" if tiff.byteorder == "<" else "big")
-    file.filehandle.seek(last.offset + tiff.tagnosize + entries * tiff.tagsize)
-    following = file.filehandle.read(tiff.offsetsize)  # where the next page is; 0: this is the last one
-    if len(following) < tiff.offsetsize or any(following):
-        return True
-    # what its description says of the pages does not fit those that are there
-    if series.kind in ("generic", "uniform") and (file.is_imagej or file.is_ome or file.is_shaped):
-        return True
-    if series.dataoffset is not None and series.dataoffset + series.nbytes > end:
-        return True
-    segments = (zip(page.dataoffsets, page.databytecounts, strict=False) for page in series.pages if page is not None)
-    return any(page is None for page in series.pages) or any(o + n > end for some in segments for o, n in some)
-
-
 def _turned(page: np.ndarray, mark: int) -> np.ndarray:
     """A page (H, W) or (H, W, 3) as its mark says: EXIF orientation, 1 to 8, 1 as it is."""
     page = page.swapaxes(0, 1) if mark in (5, 6, 7, 8) else page
@@ -265,11 +255,6 @@ def _mark(path: Path) -> tuple[int, tuple[int, int]]:
     return mark if mark in range(1, 9) else 1, size
 
 
-def _is_gray(pixels: np.ndarray) -> bool:
-    """Whether a picture (H, W), or one or more of (..., H, W, 3), has no colour."""
-    return pixels.ndim == 2 or bool((pixels == pixels[..., :1]).all())
-
-
 # ---------------------------------------------------------------- masks to objects
 
 
@@ -284,8 +269,9 @@ def _mask_values(path: Path) -> tuple[np.ndarray, bool]:
         values = values * np.uint8(255)
     if values.dtype.kind not in "ui":
         raise InputError(f"{path}: holds {values.dtype} values; label numbers are whole: save it as 8 or 16 bit")
-    is_colour = values.ndim == 3 and not is_3d and not _is_gray(values)
-    codes = values[..., 0] if values.ndim == 3 and not is_3d else values
+    has_channels = values.ndim == 3 and not is_3d
+    is_colour = has_channels and not (values == values[..., :1]).all()
+    codes = values[..., 0] if has_channels else values
     if is_colour:
         codes = values.astype(np.uint64) @ np.array([1 << 32, 1 << 16, 1], np.uint64)
     edge, share = _edge(codes)
@@ -314,11 +300,13 @@ def _palette_numbers(path: Path) -> np.ndarray | None:
         return None
     try:
         with _opened(path) as picture:
-            mark, is_one = picture.getexif().get(ORIENTATION, 1), getattr(picture, "n_frames", 1) == 1
-            if picture.mode != "P" or not is_one or math.prod(picture.size) > MOST_PIXELS:
+            mark = picture.getexif().get(ORIENTATION, 1)
+            # Pillow turns some TIFFs twice
+            if picture.mode != "P" or math.prod(picture.size) > MOST_PIXELS or picture.format == "TIFF" and mark != 1:
                 return None
-            if picture.format == "TIFF" and mark != 1:
-                return None  # Pillow turns some of them twice
+            with suppress(EOFError):  # to count the pages would take the square of their number
+                picture.seek(1)
+                return None
             numbers, colours = np.array(picture), np.reshape(picture.getpalette("RGB"), (-1, 3)).astype(np.uint8)
     except (OSError, SyntaxError, ValueError):
         return None  # the other reader says what is wrong
@@ -326,7 +314,7 @@ def _palette_numbers(path: Path) -> np.ndarray | None:
     (edge, share), is_used = _edge(numbers), np.bincount(numbers.ravel(), minlength=256) > 0
     dark, is_white = colours.max(axis=1) < 50, colours[edge].min() >= 250
     ranks = np.unique(colours, axis=0, return_inverse=True)[1].ravel()  # by red, green, blue
-    is_gray = _is_gray(colours[is_used][None])
+    is_gray = (colours[is_used] == colours[is_used][:, :1]).all()
     values = (colours[:, 0] if is_gray else ranks.astype(np.uint8))[numbers]
     if is_used.sum() > 2 and _classes(values, False, not is_gray) is not None:
         return colours[numbers]

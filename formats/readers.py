@@ -16,23 +16,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats import InputError, entries_of, modality_of
+from formats import DICOM_ENDINGS, InputError, entries_of, modality_of
 from formats.case import Case, check_boxes, check_labels, told_in_a_sentence
-from formats.pictures import PICTURE_ENDINGS, as_shown, read_mask, read_masks
+from formats.pictures import PICTURE_ENDINGS, as_shown, read_mask, read_masks, read_picture
 from grid import boxes_from_labels, drawn_boxes
 
 SCAN_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 # Ending, lower case -> what reads it: a function, or "module:function", which is imported when such a file comes.
 READERS: dict[str, Callable[..., Case] | str] = {
     ".npz": "formats.npz:read_npz",
-    **dict.fromkeys(PICTURE_ENDINGS, "formats.pictures:read_picture"),
+    **dict.fromkeys(PICTURE_ENDINGS, read_picture),
     **dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan"),
     **dict.fromkeys(DICOM_ENDINGS, "formats.dicom:read_dicom"),
 }
 # Of labels: (path of the labels, path of the image) -> label map of the image's shape
 LABEL_READERS = dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan_labels")
-
 
 # What --read KEY=VALUE takes, because only some files need it (docs/cache.md)
 READ_KEYS = ("window", "modality", "dataset", "instances", "smallest", "channel", "time")
@@ -133,22 +131,18 @@ def read_boxed(
     if looseness:
         return replace(case, boxes=drawn_boxes(case.name, case.boxes, looseness, case.grid_shape), boxes_are="drawn")
     if case.boxes is None and ending_of(path) in PICTURE_ENDINGS:
-        case = _with_annotated_boxes(case, path)
+        from formats import annotations, partners
+
+        first = next(iter(partners.label_files(path)), None)
+        if first and first.suffix == ".json" and annotations.is_coco(first):
+            as_shown(np.zeros(case.grid_shape, bool), first, path)  # refuses a photo whose view is not known
+            found, names, is_exact = annotations.coco_boxes(first, path, case.grid_shape)
+            found, kind = check_boxes(found, case.grid_shape, first, flat=is_exact), "exact" if is_exact else "drawn"
+            case = replace(case, boxes=found, boxes_are=kind, label_names=names)
     if case.boxes is None:
         ways = "draw them with --page, put a boxes.csv beside it, or take them from masks with --boxes-from-masks"
         raise InputError(f"{path}: has no boxes (in .npz the key 'boxes'); give --box X0 Y0 X1 Y1, {ways}")
     return case
-
-
-def _with_annotated_boxes(case: Case, path: Path) -> Case:
-    """The case with the boxes that a COCO file beside its image gives; unchanged if there is none."""
-    beside = imported("formats.partners:label_files")(path)
-    if not beside or beside[0].suffix != ".json" or not imported("formats.annotations:is_coco")(beside[0]):
-        return case
-    as_shown(np.zeros(case.grid_shape, bool), beside[0], path)  # refuses a photo whose view is not known
-    found, names, exact = imported("formats.annotations:coco_boxes")(beside[0], path, case.grid_shape)
-    found = check_boxes(found, case.grid_shape, beside[0], flat=exact)
-    return replace(case, boxes=found, boxes_are="exact" if exact else "drawn", label_names=names)
 
 
 def read_pair(image: Path, labels: Path, name: str, window: tuple[float, float] | None = None) -> Case:
@@ -168,14 +162,15 @@ def with_labels(case: Case, path: Path, beside: list[Path]) -> Case:
     if len(beside) > 1 and ending not in PICTURE_ENDINGS:
         names = ", ".join(file.name for file in beside)
         raise InputError(f"{path}: has labels in {names}; merge them into one label map, or keep one of them here")
-    if first.suffix == ".json":
-        labels, names, boxes = imported("formats.annotations:read_annotations")(first, path, shape)
-    elif ending in PICTURE_ENDINGS:
-        labels, names, boxes = read_masks(beside) if len(beside) > 1 else (read_mask(first), None, None)
-    elif ending in LABEL_READERS and READERS.get(ending_of(path)) == READERS[ending]:
-        labels = imported(LABEL_READERS[ending])(first, path)
-    else:
-        raise InputError(f"{first}: labels of this kind don't go with {path.name}; convert one of the two")
+    with told_in_a_sentence(first):
+        if first.suffix == ".json":
+            labels, names, boxes = imported("formats.annotations:read_annotations")(first, path, shape)
+        elif ending in PICTURE_ENDINGS:
+            labels, names, boxes = read_masks(beside) if len(beside) > 1 else (read_mask(first), None, None)
+        elif ending in LABEL_READERS and READERS.get(ending_of(path)) == READERS[ending]:
+            labels = imported(LABEL_READERS[ending])(first, path)
+        else:
+            raise InputError(f"{first}: labels of this kind don't go with {path.name}; convert one of the two")
     if ending_of(path) in PICTURE_ENDINGS:
         shown = as_shown(labels, first, path)
         labels, boxes = shown, boxes if shown is labels else None
@@ -196,8 +191,7 @@ def exact_boxes(case: Case, path: Path) -> np.ndarray:
 
 def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     """What a file's own reader gives. InputError for an unknown ending, or a link that leads out of the folder."""
-    if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
-        raise InputError(f"{path}: is a link out of its folder, to {path.resolve()}; name that file, or copy it here")
+    check_inside(path, path.parent)
     ending = ".dcm" if path.is_dir() else ending_of(path)
     if ending is None and path.is_file():  # only here: DICOM files may have no ending
         ending = ".dcm" if imported("formats.dicom:is_dicom")(path) else None
@@ -211,9 +205,16 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
         said.pop("modality", None)  # nothing that such a file holds depends on it
     if unknown := said.keys() - inspect.signature(reader).parameters.keys():
         raise InputError(f"{path}: --read {sorted(unknown)[0]} says nothing of such a file; leave it out")
-    case = reader(path, **said)
+    with told_in_a_sentence(path):
+        case = reader(path, **said)
     is_told = asked.modality and (ending not in DICOM_ENDINGS or case.modality == "Other")
     return replace(case, modality=asked.modality) if is_told else case
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """InputError for a link that leads out of its folder."""
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{path}: is a link out of its folder, to {path.resolve()}; name that file, or copy it here")
 
 
 def imported(row: Callable | str) -> Callable:
@@ -237,16 +238,17 @@ def list_cases(folder: Path, with_boxes: bool = False) -> list[Path]:
         raise InputError(f"{folder}: no such folder; name a folder of cases, or make one with: python -m demo_data")
     if with_boxes and (named := boxes_in(folder)):
         return [folder / name for name in sorted(named)]
-    entries = entries_of(folder)
-    by_ending = {path: ending_of(path) for path in entries}  # once each: a folder may hold a million files
-    endings = {ending for ending in by_ending.values() if ending}
-    files = [path for path in entries if by_ending[path]]
+    by_ending = {path: ending_of(path) for path in entries_of(folder)}  # once each: a folder may hold a million files
+    endings = set(by_ending.values()) - {None}
+    files = [path for path, ending in by_ending.items() if ending]
     if ".npz" in endings:
         files = [path for path in files if by_ending[path] not in PICTURE_ENDINGS]
-    if endings - {".npz", *PICTURE_ENDINGS} or not files:
-        files = imported("formats.partners:dicom_cases")(
-            folder, files + [path for path in entries if not by_ending[path] and path.is_dir()]
-        )
+    # files without ending, and folders, may hold DICOM
+    others = [path for path, ending in by_ending.items() if not ending and not path.suffix.strip(".0123456789")]
+    if endings - {".npz", *PICTURE_ENDINGS} or not files or (others and ".npz" not in endings):
+        is_dicom = imported("formats.dicom:is_dicom")
+        dicom_cases = imported("formats.partners:dicom_cases")
+        files = dicom_cases(folder, files + [path for path in others if path.is_dir() or is_dicom(path)])
     if endings - {".npz"} and files != [folder]:
         partners = imported("formats.partners:label_files_in")(folder)
         files = [path for path in files if path not in partners]
@@ -270,8 +272,9 @@ def read_boxes(path: Path, _changed: int = 0) -> dict[str, tuple[np.ndarray, tup
     """A table of boxes for step 4: columns file, x0, y0, x1, y1, in a volume also z0 and z1, slices counted from 0.
 
     A row is one box, pixels of the image, both ends inclusive; a file's rows are its boxes 1, 2, ... A column
-    label, a name for the object, may be left out. InputError for a missing column or what is no number.
+    label, a name for the object, may be left out. InputError for a missing column, a path, or what is no number.
     """
+    check_inside(path, path.parent)
     with told_in_a_sentence(path, "can't be read", "save it as CSV in UTF-8"):
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # -sig: spreadsheets begin a file with a mark
     separator = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","  # some spreadsheets write ";"
@@ -282,6 +285,8 @@ def read_boxes(path: Path, _changed: int = 0) -> dict[str, tuple[np.ndarray, tup
     boxes, names = defaultdict(list), defaultdict(list)
     for row in rows:
         file, where = (row["file"] or "").strip(), f"{path}: line {rows.line_num}"
+        if Path(file).name != file:
+            raise InputError(f"{where} names {file!r}; give the name of a file that lies beside it")
         depth = any((row.get(key) or "").strip() for key in ("z0", "z1"))
         keys = ("x0", "y0", "z0", "x1", "y1", "z1") if depth else ("x0", "y0", "x1", "y1")
         try:

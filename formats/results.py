@@ -20,9 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from formats import InputError
+from formats import DICOM_ENDINGS, InputError
 from formats.case import Case, told_in_a_sentence
-from formats.readers import DICOM_ENDINGS, ending_of, imported, list_cases, name_of, read_boxed
+from formats.readers import ending_of, imported, list_cases, name_of, read_boxed
 from formats.writing import (
     check_folder,
     csv_text,

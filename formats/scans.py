@@ -1,11 +1,9 @@
 """Volumes that say where they lie in the patient: NIfTI, by nibabel, and NRRD and MetaImage, by SimpleITK.
 
-An affine (4, 4) takes voxel indices (x, y, z) to millimetres, in the frame RAS+: x to the patient's
-right, y to the front, z to the head. NIfTI stores it so; DICOM and ITK (NRRD, MHA) count x to the
-left and y to the back (LPS+).
-A file's slices are the planes of its third axis. They are turned as radiologists see them: the
-patient's front, or head, is up; the patient's left is on the right, in sagittal planes the back is.
-Slices go from feet to head, right to left, or front to back.
+An affine (4, 4) takes voxel indices (x, y, z) to millimetres, in the frame RAS+: x to the patient's right, y to the
+front, z to the head. NIfTI stores it so; DICOM and ITK (NRRD, MHA) count x to the left and y to the back (LPS+).
+A file's slices are the planes of its third axis. They are turned as radiologists see them: front or head up, the
+patient's left, or in sagittal planes the back, on the right; from feet to head, right to left, or front to back.
 """
 
 import gzip
@@ -17,7 +15,7 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
-from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from formats import MOST_BYTES, InputError
 from formats.case import Case, check_claim, told_in_a_sentence
@@ -26,6 +24,8 @@ from formats.intensity import Window, gray_case
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DEFLATE = 1032  # bytes that one byte of gzip or zlib unpacks to at most
 COUNTS, SIZES = ("dimension", "ndims"), ("sizes", "dimsize")  # of NRRD and MetaImage: how many axes, how long they are
+VIEWS = ("LIP", "PIL", "SPL")  # where slices, rows and columns of sagittal, coronal, axial volumes follow each other
+PACKED = ("gz", "gzip", "true")  # how they say that their voxels are compressed
 MOST_LINES = 2000  # of a header that ITK can parse
 NEAR = 0.1  # of a voxel: grids whose corners are no farther apart lie at one place
 UNIT_MM = {"meter": 1000.0, "micron": 0.001}  # all else, and a NIfTI file that names none, is in mm
@@ -41,13 +41,8 @@ def view_of(affine: np.ndarray) -> np.ndarray:
     """
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * np.prod(spacing_of_affine(affine)):
         raise ValueError("its affine does not span three directions")
-    world, sign = io_orientation(affine).astype(int).T  # of each file axis: 0 right, 1 front, 2 head; +1 or -1
-    columns, rows = sorted((0, 1), key=lambda axis: world[axis])
-    # in the plane: to the patient's left, to the back, to the feet; slices: to the head, to the left, to the back
-    wanted = np.array([1 if world[2] == 2 else -1, -1, -1])
-    view, axes = np.zeros((3, 2), int), [2, rows, columns]  # of the file, that become D, H, W
-    view[axes, 0], view[axes, 1] = (0, 1, 2), sign[axes] * wanted
-    return view
+    stored = io_orientation(affine)
+    return ornt_transform(stored, axcodes2ornt(VIEWS[int(stored[2, 0])])).astype(int)
 
 
 def turn(voxels: np.ndarray, view: np.ndarray) -> np.ndarray:
@@ -66,12 +61,8 @@ def turned(path: Path, voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarr
     That affine takes (x, y, z), as the axes W, H, D count them, to mm. InputError if it is not invertible.
     """
     with told_in_a_sentence(path, "can't be turned", "correct its header"):
-        view, its_affine = view_of(affine), affine.copy()
-    for column, axis in enumerate(np.argsort(-view[:, 0])):  # of the file, that become W, H, D
-        step, direction = affine[:3, axis], view[axis, 1]
-        its_affine[:3, column] = direction * step
-        if direction < 0:
-            its_affine[:3, 3] += step * (voxels.shape[axis] - 1)
+        view = view_of(affine)
+    its_affine = (affine @ inv_ornt_aff(view, voxels.shape))[:, [2, 1, 0, 3]]
     return turn(voxels, view), spacing_of_affine(its_affine)[::-1], its_affine
 
 
@@ -114,22 +105,20 @@ def read_scan_labels(path: Path, image_path: Path) -> np.ndarray:
     elif labels.shape != image.shape:
         raise InputError(f"{path}: its grid is {labels.shape}, but {image_path.name} has {image.shape}; resample it")
     # ITK writes labels with the one of the image's two places that it reads
-    pairs = [(mine, its) for mine in labels.places for its in image.places]
-    if min(apart(mine, its, labels.shape, shift) for mine, its in pairs) > NEAR:
+    if min(apart(mine, its, labels.shape, shift) for mine in labels.places for its in image.places) > NEAR:
         mine, its = ("".join(nibabel.aff2axcodes(one.places[0])) for one in (labels, image))
         differ = f"does not lie as {image_path.name} does (orientation {mine} and {its}, affines differ)"
         raise InputError(f"{path}: {differ}; resample it to the image's grid")
     values = numbers_of(labels, path)
     if values.dtype.kind not in "uib":
-        rounded = np.rint(values)
         # a slope in the header leaves a label 1 as 1.00000006
-        if (wrong := ~(np.abs(values - rounded) <= 1e-3)).any():
+        if (wrong := ~(np.abs(values - np.rint(values)) <= 1e-3)).any():
             raise InputError(f"{path}: is no label map, it holds values such as {values[wrong][0]:g}")
-        values = rounded.astype(np.int64)
+        values = np.rint(values).astype(np.int64)
     whole = np.zeros(image.shape, values.dtype)
-    low, high = np.maximum(shift, 0), np.minimum(shift + labels.shape, image.shape)
-    mine, its = (tuple(map(slice, low - start, np.maximum(low, high) - start)) for start in (shift, 0))
-    whole[its] = values[mine]
+    low, high = np.maximum(shift, 0), np.minimum(shift + labels.shape, image.shape).clip(min=0)
+    if (low < high).all():
+        whole[tuple(map(slice, low, high))] = values[tuple(map(slice, low - shift, high - shift))]
     found = turn(whole, view_of(affine))
     return found if len(found) > 1 else found[0]
 
@@ -157,7 +146,6 @@ def open_nifti(path: Path) -> Scan:
         shape, dtype = tuple(int(n) for n in image.shape), image.get_data_dtype()
         forms = [form for form, code in (image.get_sform(coded=True), image.get_qform(coded=True)) if code]
         to_mm = np.diag([*[UNIT_MM.get(image.header.get_xyzt_units()[0], 1.0)] * 3, 1.0])
-        places = [to_mm @ form for form in forms or [image.affine]]
         start = int(image.dataobj.offset)  # of the voxels in the file
     spatial = shape + (1,) * (3 - len(shape))
     if any(n != 1 for n in spatial[3:]) or min(spatial) < 1:
@@ -165,19 +153,19 @@ def open_nifti(path: Path) -> Scan:
         raise InputError(f"{path}: has the shape {shape}; save one volume as a file of its own (its axes: {axes})")
     if dtype.fields:
         raise InputError(f"{path}: is a colour NIfTI; save its slices as pictures, or the volume in gray")
-    packed = path.suffix.lower() == ".gz"
-    claimed = check_claim(path, spatial[:3], dtype, path.stat().st_size * (DEFLATE if packed else 1) - start)
+    is_packed = path.suffix.lower() == ".gz"
+    claimed = check_claim(path, spatial[:3], dtype, path.stat().st_size * (DEFLATE if is_packed else 1) - start)
 
     def voxels() -> np.ndarray:
         whole = image
-        if packed:  # to the end, where gzip's checksum stands: nibabel stops before it
+        if is_packed:  # to the end, where gzip's checksum stands: nibabel stops before it
             with gzip.open(path) as file:
                 whole = type(image).from_bytes(file.read(start + claimed))
                 if file.read(2**20) and file.read(1):
                     raise ValueError("more follows behind its voxels")
         return np.asanyarray(whole.dataobj).reshape(spatial[:3])
 
-    return Scan(spatial[:3], places, voxels)
+    return Scan(spatial[:3], [to_mm @ form for form in forms or [image.affine]], voxels)
 
 
 def open_itk(path: Path) -> Scan:
@@ -189,7 +177,7 @@ def open_itk(path: Path) -> Scan:
     with told_in_a_sentence(path, "SimpleITK can't read it"):
         # before C++ sees it, which a bad header or name can kill
         path.name.encode()
-        file, start, is_packed, is_plain = _data_of(path)
+        file, start, packing = _data_of(path)
         reader = SimpleITK.ImageFileReader()
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
@@ -200,9 +188,8 @@ def open_itk(path: Path) -> Scan:
         raise InputError(f"{path}: holds segments that overlap, in {values} layers; {way}, and use one at a time")
     if values != 1 or n not in (2, 3):
         raise InputError(f"{path}: has {n} dimensions ({size}) and {values} values a voxel; save one gray volume")
-    holds = file.stat().st_size - start
-    check_claim(path, size, dtype, holds if is_plain else DEFLATE * holds)
-    affine = np.eye(4)
+    check_claim(path, size, dtype, (file.stat().st_size - start) * (1 if packing == "raw" else DEFLATE))
+    affine, shape = np.eye(4), (*size, *[1] * (3 - n))
     affine[:n, :n] = np.reshape(reader.GetDirection(), (n, n)) * reader.GetSpacing()
     affine[:n, 3] = reader.GetOrigin()
     with told_in_a_sentence(path, "can't be turned", "correct its header"):
@@ -210,40 +197,41 @@ def open_itk(path: Path) -> Scan:
 
     def voxels() -> np.ndarray:
         found = SimpleITK.GetArrayFromImage(reader.Execute())
-        if is_packed and crc_of_unpacked(file, start) not in (zlib.crc32(found), zlib.crc32(found.byteswap())):
+        if packing in PACKED and crc_of_unpacked(file, start) not in (zlib.crc32(found), zlib.crc32(found.byteswap())):
             raise ValueError("SimpleITK unpacks other voxels than the file holds")
-        return found.T.reshape(*size, *[1] * (3 - n))
+        return found.T.reshape(shape)
 
-    return Scan((*size, *[1] * (3 - n)), [LPS_TO_RAS @ affine], voxels)
+    return Scan(shape, [LPS_TO_RAS @ affine], voxels)
 
 
-def _data_of(path: Path) -> tuple[Path, int, bool, bool]:
-    """Where an NRRD or MetaImage has its voxels: (file, first byte, whether compressed, whether as plain bytes).
+def _data_of(path: Path) -> tuple[Path, int, str]:
+    """Where an NRRD or MetaImage has its voxels: (file, first byte, packing: "raw", one of PACKED, or another).
 
     ValueError for a header that says how many axes it has twice, or not as its sizes do, or that has very long lines.
     """
     with path.open("rb") as file:
         head = file.read(2**22)
-    end = re.search(rb"\r?\n\r?\n" if head.startswith(b"NRRD") else rb"(?m)^ElementDataFile.*\n?", head)
-    start = end.end() if end else len(head)
-    lines = re.findall(r"(?m)^([^#:=\n]+?) *[:=] *(.*?)\s*$", head[:start].decode("latin-1"))
+    is_nrrd = head.startswith(b"NRRD")
+    end = re.search(rb"\r?\n\r?\n" if is_nrrd else rb"(?m)^ElementDataFile.*\n?", head)
+    head = head[: end.end()] if end else head
+    lines = re.findall(r"(?m)^([^#:=\n]+?) *[:=] *(.*?)\s*$", head.decode("latin-1"))
     lines = [("".join(key.lower().split()), value) for key, value in lines]
-    fields = dict(lines)
     counts, sizes = ([value for key, value in lines if key in keys] for keys in (COUNTS, SIZES))
     if not (len(counts) == len(sizes) == 1 and counts[0] == str(len(sizes[0].split())) in ("2", "3", "4")):
         raise ValueError(f"it has the axes {', '.join(counts)[:20]}, and the sizes {', '.join(sizes)[:40]}")
     # of NRRD, texts and notes may be longer: ITK's C copies of all other lines have room for 1,000 letters
-    most = rb"^(?!#|[^:\n]*:=).{501}|.{16385}" if head.startswith(b"NRRD") else rb".{16385}"
-    if len(lines) > MOST_LINES or re.search(b"(?m)" + most, head[:start]):
+    if len(lines) > MOST_LINES or re.search(rb"(?m)^(?!#|[^:\n]*:=).{501}|.{16385}" if is_nrrd else b".{16385}", head):
         raise ValueError("its header is too long")
-    how = fields.get("encoding", fields.get("compresseddata", "raw")).lower()
-    is_packed, is_plain = how in ("gz", "gzip", "true"), how == "raw" and fields.get("binarydata") != "False"
-    name = fields.get("datafile", fields.get("elementdatafile", "LOCAL"))
-    data = path if name == "LOCAL" else path.parent / name
-    is_itself = data == path and name != "LOCAL"
-    if is_itself or "%" in name or not data.is_file() or not data.resolve().is_relative_to(path.parent.resolve()):
+    fields = {"binarydata": "True", "compresseddata": "raw"} | dict(lines)
+    packing = fields.get("encoding", fields["compresseddata"]).lower() if fields["binarydata"] != "False" else "text"
+    names = [value for key, value in lines if key in ("datafile", "elementdatafile")]
+    if names in ([], ["LOCAL"]):
+        return path, len(head), packing
+    name, data = ", ".join(names), path.parent / names[0]
+    is_file = len(names) == 1 and "%" not in name and name[:4].upper() != "LIST" and data != path and data.is_file()
+    if not is_file or not data.resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}: names {name!r} as the file of its voxels; put that one file beside it")
-    return data, start if name == "LOCAL" else 0, is_packed, is_plain
+    return data, 0, packing
 
 
 def crc_of_unpacked(file: Path, start: int, bits: int = 47) -> int:
@@ -251,13 +239,8 @@ def crc_of_unpacked(file: Path, start: int, bits: int = 47) -> int:
 
     bits: zlib's; 47 is gzip or zlib.
     """
-    unpacker, crc, size = zlib.decompressobj(bits), 0, 0
-    with file.open("rb") as packed:
-        packed.seek(start)
-        # a small chunk: it may unpack to a thousand times as much
-        while size <= MOST_BYTES and not unpacker.eof and (chunk := packed.read(2**14)):
-            unpacked = unpacker.decompress(chunk)
-            crc, size = zlib.crc32(unpacked, crc), size + len(unpacked)
+    unpacker = zlib.decompressobj(bits)
+    crc = zlib.crc32(unpacker.decompress(file.read_bytes()[start:], MOST_BYTES + 1))
     if not unpacker.eof:
         raise ValueError("what it has compressed has no end, or is too large")
     return crc

@@ -550,6 +550,20 @@ def test_a_segmentation_is_read_back_by_simpleitk_and_by_us(tmp_path, capsys):
     assert np.array_equal(read_case(scan).labels, labels)
 
 
+def test_a_segmentation_of_another_pixel_spacing_or_place_is_refused(tmp_path):
+    pytest.importorskip("highdicom")
+    scan = series(tmp_path / "scan", SliceThickness=STEP)
+    case = read_case(scan)
+    labels, _, _ = found_in(case)
+    for name, more in {
+        "finer": {"PixelSpacing": [0.5, 0.5]},
+        "beside": {"each": lambda k: {"place": (-7, -20, k * STEP)}},
+    }.items():
+        other = series(tmp_path / name, **({"SliceThickness": STEP} | more))
+        save_segmentation(scan / "x_seg.dcm", read_case(other), labels, other)
+        sentence(scan, "its frames do not lie on the slices of the series; resample it")
+
+
 def test_without_highdicom_the_rest_is_written_and_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "highdicom", None)
     scan = series(tmp_path / "scan")

@@ -143,7 +143,7 @@ def test_a_tiff_that_was_cut_short_is_refused_wherever_it_was_cut(tmp_path, how)
 
 
 def test_what_a_tiff_claims_is_checked_before_it_is_unpacked(tmp_path, monkeypatch):
-    path = tif(tmp_path / "a.tif", STACK[0])
+    path = tif(tmp_path / "a.tif", STACK[0], metadata=None)
     with tifffile.TiffFile(path, mode="r+") as file:
         for tag in ("ImageWidth", "ImageLength"):
             file.pages[0].tags[tag].overwrite(60_000)

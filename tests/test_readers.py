@@ -256,6 +256,14 @@ def test_a_folder_of_series_and_a_folder_that_is_one(tmp_path):
     assert list_cases(tmp_path / "study" / "a") == [tmp_path / "study" / "a"]
 
 
+def test_dicom_without_ending_and_series_in_folders_beside_pictures_are_cases_too(tmp_path):
+    save_image(tmp_path / "a.png", tiny_case().image)
+    dicom(tmp_path / "IM0001", volume((12, 14)))
+    series(tmp_path / "scan")
+    (tmp_path / "notes").write_text("no image")
+    assert [path.name for path in list_cases(tmp_path)] == ["IM0001", "a.png", "scan"]
+
+
 # ---------------------------------------------------------------- labels beside images
 
 

@@ -214,6 +214,13 @@ def coco(counts=None, size=(64, 80), **fields):
     return make
 
 
+def supervisely(folder, exterior):
+    save_image(folder / "US_a.png", PICTURE)
+    content = {"size": {"height": 64, "width": 80}, "objects": [{"points": {"exterior": exterior}}]}
+    (folder / "US_a.png.json").write_text(json.dumps(content))
+    return folder / "US_a.png"
+
+
 def series(position):
     def make(folder):
         (folder / "s").mkdir()
@@ -253,6 +260,11 @@ BAD = {
     "NRRD has a long line that is no field": nrrd_header(NRRD.format(3, "10 10 2", "raw") + "\n" + "a" * 3000),
     "NRRD has a long field": nrrd_header(NRRD.format(3, "10 10 2", "raw") + "\nkinds: a:=" + "a" * 3000),
     "NRRD has a long data file": nrrd_header(NRRD.format(3, "10 10 2", "raw") + "\ndatafile: " + "a" * 10**5),
+    "NRRD names two data files": nrrd_header(NRRD.format(3, "10 10 2", "raw") + "\ndata file: /etc/passwd\ndatafile: LOCAL"),
+    "MHA names two data files": mha_header(MHA.format(3, "10 10 2", "/etc/passwd").replace("Element", "\tElement") + "\nElementDataFile = LOCAL"),
+    "NRRD has a list, and a file of this name": lambda folder: (
+        written(folder / "LIST", b""), nrrd_header(NRRD.format(3, "10 10 2", "raw") + "\ndata file: LIST\n/etc/passwd")(folder),
+    )[1],
     "NHDR has no data": nrrd_header(NRRD.format(3, "10 10 2", "raw"), "CT_a.nhdr", b""),
     "NRRD names a FIFO": lambda folder: (
         fifo("v.raw")(folder),
@@ -289,12 +301,19 @@ BAD = {
         folder / "US_a.bmp", (b := picture(folder, "b.bmp").read_bytes())[:18] + struct.pack("<ii", 30000, 30000) + b[26:]
     ),
     "npz, a bomb of 100 MB": npz_bomb((10, 10**7)),
+    "PNG whose header was changed": lambda folder: written(
+        path := picture(folder, "US_a.png"), path.read_bytes().replace(struct.pack(">I", 64), struct.pack(">I", 2**20), 1)
+    ),
+    "npz whose size and content were changed": lambda folder: npz_longer(folder),
     "npz claims 4 GB": npz_bomb((1, 100), (2**32,)),
     "npz claims 2^62": npz_bomb((1, 100), (2**62,)),
     "npz claims wide letters": npz_bomb((1, 100), (2,), "<U500000000"),
     "npz of 1,000 members": lambda folder: many_members(folder),
     "TIFF claims 8 GB": tiff_claim((90000, 90000)),
     "TIFF of 100,000 pages": tiff_claim((10, 10), 100_000),
+    "TIFF of 100,000 pages, as a mask": lambda folder: (
+        picture(folder, "US_a.png"), tiff_claim((64, 80), 100_000)(folder).rename(folder / "US_a_mask.tif"), folder / "US_a.png",
+    )[2],
     "TIFF of 2000 pages of 4 MB": tiff_claim((2000, 2000), 2000),
     "TIFF of endless pages": lambda folder: written(
         folder / "CT_a.tif", b"II*\0" + struct.pack("<IHHHIII", 8, 1, 256, 4, 1, 10, 8)
@@ -311,7 +330,14 @@ BAD = {
     "COCO polygon of NaN": coco(segmentation=[[0, 0, float("nan"), 0, 5, 5]]),
     "COCO object": coco(segmentation={"a": 1}),
     "COCO nested": lambda folder: (coco([5])(folder), written(folder / "a.json", b"[" * 10**6))[0],
+    "Supervisely polygon to 2^32": lambda folder: supervisely(folder, [[5, 5], [40, 5], [40, 2**32]]),
     "DICOM slice at NaN": series("nan"),
+    "DICOM alone at NaN": lambda folder: deflated_dicom(
+        folder, syntax=ExplicitVRLittleEndian, ImagePositionPatient=[0, 0, float("nan")]
+    ),
+    "DICOM of an unknown kind of element": lambda folder: written(
+        path := deflated_dicom(folder, syntax=ExplicitVRLittleEndian), path.read_bytes().replace(b"\x28\0\x10\0US", b"\x28\0\x10\0UJ")
+    ),
     "DICOM slice at infinity": series("inf"),
     "DICOM claims 65535 x 65535": lambda folder: deflated_dicom(
         folder, syntax=ExplicitVRLittleEndian, Rows=65535, Columns=65535
@@ -322,6 +348,12 @@ BAD = {
     "DICOM deflated, a bomb of 100 MB": lambda folder: dicom_bomb(folder),
     "boxes.csv of infinity": lambda folder: (
         written(folder / "boxes.csv", b"file,x0,y0,x1,y1\nUS_a.png,1,1,inf,9\n"), picture(folder, "US_a.png"),
+    )[1],
+    "boxes.csv names a file of another folder": lambda folder: (
+        written(folder / "boxes.csv", b"file,x0,y0,x1,y1\nUS_a.png,1,1,9,9\n../US_a.png,1,1,9,9\n"), picture(folder, "US_a.png"),
+    )[1],
+    "boxes.csv is a link out of its folder": lambda folder: (
+        (folder / "boxes.csv").symlink_to("/etc/passwd"), picture(folder, "US_a.png"),
     )[1],
     "boxes.csv is a FIFO": lambda folder: (fifo("boxes.csv")(folder), picture(folder, "US_a.png"))[1],
     **{f"{name} is a FIFO": fifo(name) for name in
@@ -337,6 +369,17 @@ BAD = {
     "PKL runs of 2^31": pickled([(1, 2**31, 1)]),
     "PKL number of a million digits": pickled(b"I" + b"9" * 10**6 + b"\n."),
 }  # fmt: skip
+
+
+def npz_longer(folder):
+    """An array whose last value has changed, and whose member claims to be longer, so that np.load sees no checksum."""
+    np.savez(folder / "2D_a.npz", imgs=PICTURE)
+    content = bytearray((folder / "2D_a.npz").read_bytes())
+    at = content.rindex(b"PK\1\2")
+    size = struct.unpack("<I", content[at + 24 : at + 28])[0]
+    content[at + 24 : at + 28] = struct.pack("<I", size + 64)
+    content[at - 1] ^= 1
+    return written(folder / "2D_a.npz", bytes(content))
 
 
 def many_members(folder):
