@@ -12,9 +12,10 @@ import numpy as np
 
 from enhance import is_gray, three_channels
 from formats import InputError
+from formats.case import Case
 from formats.readers import list_cases, name_of, read_case
 from formats.writing import save_figure
-from grid import boxes_to_grid, label_bounds, resize_to_grid
+from grid import boxes_from_labels, boxes_to_grid, drawn_boxes, label_bounds, resize_to_grid
 from presets import PRESETS
 
 YELLOW = (255, 221, 0)  # box prompts, as in the paper's Figure 3
@@ -207,6 +208,18 @@ def figure3_row(name: str, image: np.ndarray, boxes: np.ndarray | None, segs: np
     return f"{name}, slice {z}", (truth[0], segs[z], truth[2]), truth
 
 
+def row_of_case(case: Case, segs: Path, gts: Path, looseness: float = 0.0) -> tuple:
+    """`figure3_row` of a case, with its label maps from the folders segs and gts. Boxes it lacks are those of the truth.
+
+    looseness: of the boxes that step 4 asked with. InputError for a label map that is not there or of another shape."""
+    from formats.truth import read_labels  # only here: step 4 draws too
+
+    places = {"segs": segs / f"{case.name}.npz", "gts": gts / f"{case.name}.npz"}
+    found, truth = (read_labels(path, key, case.grid_shape)[0] for key, path in places.items())
+    boxes = boxes_from_labels(truth)[1] if case.boxes is None else case.boxes
+    return figure3_row(case.name, case.image, drawn_boxes(case.name, boxes, looseness, truth.shape), found, truth)
+
+
 def figure_idea(image: np.ndarray, box_xyxy: np.ndarray, segmenter, axes):
     """[P Figs. 1, 2] The whole idea on one gray image, in six pictures from the box to the mask.
 
@@ -276,8 +289,6 @@ def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path
     and of the truth. InputError for a case that has no image or was not scored."""
     from matplotlib.figure import Figure  # not pyplot: no window, this also runs on a server
 
-    from formats.truth import read_labels  # only here: step 4 draws too
-
     scored = {row["case"] for row in rows}
     files = {name_of(path): path for path in list_cases(images) if f"{name_of(path)}.npz" in scored}
     if not files:
@@ -285,11 +296,8 @@ def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path
     for name in named:
         if name not in files:
             raise InputError(f"{images}: no case {name} that was scored; there are {', '.join(files)}")
-    cases, found = [read_case(files[name]) for name in named or list(files)[:4]], []
-    for case in cases:
-        places = {"segs": segs / f"{case.name}.npz", "gts": gts / f"{case.name}.npz"}
-        masks = [read_labels(path, key, case.grid_shape)[0] for key, path in places.items()]
-        found.append(figure3_row(case.name, case.image, case.boxes, *masks))
+    cases = [read_case(files[name]) for name in named or list(files)[:4]]
+    found = [row_of_case(case, segs, gts) for case in cases]
     figure = Figure(figsize=(9, 2.6 * len(found)))
     figure3(found, figure.subplots(len(found), 3, squeeze=False))
     save_figure(out / "figure3.png", figure)
