@@ -15,13 +15,14 @@ from formats import InputError, printable
 from formats.case import Case, told_in_a_sentence
 from formats.readers import list_cases, name_of, read_case
 from formats.writing import save_figure
-from grid import boxes_to_grid, label_bounds, resize_to_grid
+from grid import boxes_from_labels, boxes_to_grid, drawn_boxes, label_bounds, resize_to_grid
 from presets import PRESETS
 
 YELLOW = (255, 221, 0)  # box prompts, as in the paper's Figure 3
 PALETTE = np.array(  # mask colours, RGB, told apart by colour-blind readers too (Okabe and Ito 2008)
     [(86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (0, 114, 178), (230, 159, 0)], dtype=np.uint8
 )
+GRAY = {"cmap": "gray", "vmin": 0, "vmax": 255}
 OVERLAY_SIDE = 512  # pixels; smaller images are enlarged to it, so that outlines can be seen
 
 
@@ -149,9 +150,8 @@ def figure1(rows: list[dict], ax, marked: dict[str, str] | None = None, skips: S
             inner = [places[one["name"]] for one in boxes if one["inside"] == row["name"]]
             x, low, high = inner[0][0], min(y for _, y in inner) - 1.15, max(y for _, y in inner) + 0.45
             margin = 0.1 + 0.06 * len(skips) if skips and x == 0 else 0.02  # skips run inside the frame
-            ax.add_patch(
-                Rectangle((x - 0.46 - margin, low), 0.94 + margin, high - low, facecolor=(pale + 2) / 3, **frame)
-            )
+            corner, width = (x - 0.46 - margin, low), 0.94 + margin
+            ax.add_patch(Rectangle(corner, width, high - low, facecolor=(pale + 2) / 3, **frame))
             ax.text(x, low + 0.36, text, ha="center", va="center", fontsize=9, linespacing=1.15)
             continue
         x, y = places[row["name"]]
@@ -178,9 +178,7 @@ def figure2(image: np.ndarray, axes):
     image: (H, W) uint8, or (H, W, 3) with three equal channels. axes: three Axes; returned."""
     channels = three_channels(resize_to_grid(image), PRESETS["fixed"])
     for ax, channel, title in zip(axes, np.moveaxis(channels, -1, 0), ("raw", "diffused", "equalized"), strict=True):
-        ax.imshow(channel, cmap="gray", vmin=0, vmax=255)
-        ax.set_title(title)
-        ax.axis("off")
+        _show(ax, title, "large", channel, **GRAY)
     return axes
 
 
@@ -191,10 +189,15 @@ def figure3(rows: list[tuple[str, tuple, tuple]], axes):
     for (title, (image, labels, boxes), truth), three in zip(rows, axes, strict=True):
         shown = {f"{title}: box prompts": (image, np.zeros_like(labels), boxes), "prediction": (image, labels, boxes)}
         for ax, (name, panel) in zip(three, (shown | {"reference": truth}).items(), strict=True):
-            ax.imshow(overlay(*panel))
-            ax.set_title(printable(name), fontsize=9, parse_math=False)  # a name may hold a $
-            ax.axis("off")
+            _show(ax, name, 9, overlay(*panel))
     return axes
+
+
+def _show(ax, title: str, size: float | str, picture: np.ndarray, **settings) -> None:
+    """A picture without an axis.   size: of the title, as Matplotlib takes it.   settings: imshow's."""
+    ax.imshow(picture, **settings)
+    ax.set_title(printable(title), fontsize=size, parse_math=False)  # a name may hold a $
+    ax.axis("off")
 
 
 def figure3_row(name: str, image: np.ndarray, boxes: np.ndarray | None, segs: np.ndarray, gts: np.ndarray) -> tuple:
@@ -206,6 +209,18 @@ def figure3_row(name: str, image: np.ndarray, boxes: np.ndarray | None, segs: np
         return name, (image, segs, boxes), truth
     z = busiest_slice(gts)
     return f"{name}, slice {z}", (truth[0], segs[z], truth[2]), truth
+
+
+def row_of_case(case: Case, segs: Path, gts: Path, looseness: float = 0.0) -> tuple:
+    """`figure3_row` of a case, with its label maps from the folders segs and gts. Boxes it lacks are those of the truth.
+
+    looseness: of the boxes that step 4 asked with. InputError for a label map that is not there or of another shape."""
+    from formats.truth import read_labels  # only here: step 4 draws too
+
+    places = {"segs": segs / f"{case.name}.npz", "gts": gts / f"{case.name}.npz"}
+    found, truth = (read_labels(path, key, case.grid_shape)[0] for key, path in places.items())
+    boxes = boxes_from_labels(truth)[1] if case.boxes is None else case.boxes
+    return figure3_row(case.name, case.image, drawn_boxes(case.name, boxes, looseness, truth.shape), found, truth)
 
 
 def figure_idea(image: np.ndarray, box_xyxy: np.ndarray, segmenter, axes):
@@ -229,27 +244,19 @@ def figure_idea(image: np.ndarray, box_xyxy: np.ndarray, segmenter, axes):
     logits = segmenter.decode(embedding, on_grid)[0][0, : channels.shape[0], : channels.shape[1]]
     most = float(np.abs(logits).max())
     mask = segmenter.masks(embedding, boxes, image.shape).labels
+    sharp, signed = {"interpolation": "nearest"}, {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
     shown = [
         ("image and box", overlay(image, nothing, boxes), {}),
-        ("three channels: raw,\ndiffused, equalized", stack, {"cmap": "gray", "vmin": 0, "vmax": 255}),
-        ("embedding: 256 numbers\nfor each of 64 x 64 cells", colours, {"interpolation": "nearest"}),
-        (
-            "box tokens: 256 numbers\nfor each of two corners",
-            tokens,
-            {"cmap": "cividis", "aspect": 60, "interpolation": "nearest"},
-        ),
-        (
-            "logits: where above 0 (red)\nthe pixel is the object's",
-            logits,
-            {"cmap": "RdBu_r", "vmin": -most, "vmax": most},
-        ),
+        ("three channels: raw,\ndiffused, equalized", stack, GRAY),
+        ("embedding: 256 numbers\nfor each of 64 x 64 cells", colours, sharp),
+        ("box tokens: 256 numbers\nfor each of two corners", tokens, sharp | {"cmap": "cividis", "aspect": 60}),
+        ("logits: where above 0 (red)\nthe pixel is the object's", logits, signed),
         ("mask", overlay(image, mask, boxes), {}),
     ]
     for ax, (title, picture, settings) in zip(axes.ravel(), shown, strict=True):
-        ax.imshow(picture, **settings)
-        ax.set_title(title, fontsize=13)
-        ax.axis("off")
-    axes[0, 0].figure.canvas.draw()  # else the panels are not yet where they will be
+        _show(ax, title, 13, picture, **settings)
+    figure = axes[0, 0].figure
+    figure.canvas.draw()  # else the panels are not yet where they will be
     image_at, channels_at, embedding_at, tokens_at, logits_at, mask_at = (ax.transAxes for ax in axes.ravel())
     below, above, left, right = (0.5, -0.03), (0.5, 1.38), (-0.03, 0.5), (1.03, 0.5)
     for start, end, (first, last), name in (
@@ -262,11 +269,9 @@ def figure_idea(image: np.ndarray, box_xyxy: np.ndarray, segmenter, axes):
     ):
         axes[0, 0].annotate("", last, first, end, start, arrowprops={"arrowstyle": "-|>", "linewidth": 1.5})
         x, y = (start.transform(first) + end.transform(last)) / 2
-        at = axes[0, 0].figure.transFigure.inverted().transform((x, y + 4 * ("encoder" not in name or "\n" in name)))
-        upright = first == below
-        axes[0, 0].figure.text(
-            *at, name, fontsize=12, ha="left" if upright else "center", va="center" if upright else "bottom"
-        )
+        at = figure.transFigure.inverted().transform((x, y + 4 * ("encoder" not in name or "\n" in name)))
+        where = {"ha": "left", "va": "center"} if first == below else {"ha": "center", "va": "bottom"}
+        figure.text(*at, name, fontsize=12, **where)
     return axes
 
 
@@ -276,8 +281,6 @@ def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path
     rows: of step 5's `score_case`, one system's. images, segs, gts: folders of the cases, of that system's predictions,
     and of the truth. InputError for a case that has no image or was not scored."""
     from matplotlib.figure import Figure  # not pyplot: no window, this also runs on a server
-
-    from formats.truth import read_labels  # only here: step 4 draws too
 
     scored = {row["case"] for row in rows}
     files = {name_of(path): path for path in list_cases(images) if f"{name_of(path)}.npz" in scored}
@@ -291,11 +294,8 @@ def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path
         with told_in_a_sentence(path):
             return read_case(path)
 
-    cases, found = [read(files[name]) for name in named or list(files)[:4]], []
-    for case in cases:
-        places = {"segs": segs / f"{case.name}.npz", "gts": gts / f"{case.name}.npz"}
-        masks = [read_labels(path, key, case.grid_shape)[0] for key, path in places.items()]
-        found.append(figure3_row(case.name, case.image, case.boxes, *masks))
+    cases = [read(files[name]) for name in named or list(files)[:4]]
+    found = [row_of_case(case, segs, gts) for case in cases]
     figure = Figure(figsize=(9, 2.6 * len(found)))
     figure3(found, figure.subplots(len(found), 3, squeeze=False))
     save_figure(out / "figure3.png", figure)

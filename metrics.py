@@ -43,6 +43,7 @@ from grid import label_bounds
 
 TOLERANCE = 2.0  # mm in 3D, pixels in 2D: the challenge's one tolerance for every organ and modality
 PROTOCOLS = ("strict", "challenge")  # ours (D10), and what the challenge's evaluator computes
+LARGE_BALL = 20_000  # offsets: with more, as at a large tolerance or in fine voxels, a search tree is faster
 CHALLENGE_NSD_FROM = 0.2  # the challenge computes NSD only for cases whose mean DSC is above this
 
 # The corners of a 2x2x2 neighbourhood as (z, y, x). A neighbourhood's code has bit 7 - i set if corner i is inside.
@@ -166,12 +167,15 @@ _sizes_of = lru_cache(maxsize=64)(element_sizes)  # a case may have 65,535 objec
 # Which elements lie within the tolerance? --------------------------------------------------------------------------
 
 
-def _ball(spacing_mm: tuple[float, ...], tolerance_mm: float, extent: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def _ball(spacing_mm: tuple[float, ...], tolerance_mm: float, extent: tuple[int, ...]) -> tuple:
     """The tolerance ball: offsets (n, ndim) of the grid points in it, nearest first; margin (ndim,), how far it reaches.
 
-    extent: number of grid points along each axis; no offset reaches further, however large the tolerance is."""
+    extent: number of grid points along each axis; no offset reaches further, however large the tolerance is.
+    A ball in a window of more than LARGE_BALL points is not made: offsets None, margin 0."""
     # one more than the quotient: rounding may have lowered it, the comparison below decides
     margin = [min(int(min(tolerance_mm / step, n)) + 1, n) for step, n in zip(spacing_mm, extent, strict=True)]
+    if math.prod(2 * m + 1 for m in margin) > LARGE_BALL:
+        return None, np.zeros(len(margin), int)
     return _offsets(spacing_mm, tolerance_mm, tuple(margin)), np.array(margin)
 
 
@@ -209,6 +213,18 @@ def _unreached(of: np.ndarray, other: np.ndarray, offsets: np.ndarray) -> np.nda
     return todo
 
 
+def _unreached_by_tree(of: np.ndarray, other: np.ndarray, spacing_mm: tuple, tolerance_mm: float) -> np.ndarray:
+    """What `_unreached` returns, from each point's nearest neighbour: for balls with many offsets."""
+    from scipy.spatial import KDTree  # comes with scikit-image; importing it takes long
+
+    of = of & ~other  # where they coincide, the distance is 0
+    points, others = np.argwhere(of), np.argwhere(other)
+    spacing = np.asarray(spacing_mm)
+    nearest = KDTree(others * spacing).query(points * spacing)[1]
+    distances = np.sqrt((((points - others[nearest]) * spacing) ** 2).sum(axis=1))  # (n,) mm
+    return np.flatnonzero(of)[distances > tolerance_mm]
+
+
 def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], tolerance_mm: float = TOLERANCE) -> float:
     """Normalized surface Dice: the share of both surfaces that lies within a tolerance of the other one. [P 3.1]
 
@@ -237,7 +253,11 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
     total, missed = 0.0, 0.0  # |S_P| + |S_G|, and what of it is further than t from the other
     for code, of, other in ((codes[0], *surfaces), (codes[1], *reversed(surfaces))):
         total += np.bincount(code[of], minlength=len(sizes)) @ sizes
-        missed += np.bincount(code.ravel()[_unreached(of, other, offsets)], minlength=len(sizes)) @ sizes
+        if offsets is None:
+            far = _unreached_by_tree(of, other, spacing_mm, tolerance_mm)
+        else:
+            far = _unreached(of, other, offsets)
+        missed += np.bincount(code.ravel()[far], minlength=len(sizes)) @ sizes
     return float((total - missed) / total)
 
 
@@ -248,19 +268,19 @@ class Metric(NamedTuple):
     """A row of METRICS: a function, and what step 5 must know to average its scores and to print them.
 
     function: (pred, gt, spacing_mm) -> score; nan means that there is none, and then the case has no mean.
-        pred, gt: an object's bool masks, (H, W) or (D, H, W), cropped to what either covers, neither of them empty;
-        if of_case, the label maps of the case. spacing_mm: one number an axis, (1, 1) in 2D. In the challenge's
-        protocol an image comes as a slab (1, H, W).
+        pred, gt: an object's bool masks, (H, W) or (D, H, W), cropped to what either covers; if of_case, the label
+        maps of the case. Neither is empty, unless `missed` is None. spacing_mm: one number an axis, (1, 1) in 2D. In
+        the challenge's protocol an image comes as a slab (1, H, W).
     unit: "%" for a share 0..1, which tables show times 100; else the unit that they print: "mm", "px", ...
-    missed: the score if only one of the two masks has a pixel. It must be a bad one: if a miss had no score, a system
-        would gain by every object that it does not find. math.inf is the distance to nothing, but has no mean; in its
-        place stands the image's diagonal, than which no distance in the image is larger.
+    missed: the score if only one of the two has a pixel; None: the function says it. It must be a bad one: if a miss
+        had no score, a system would gain by every object that it does not find. math.inf is the distance to nothing,
+        but has no mean; in its place stands the image's diagonal, than which no distance in the image is larger.
     """
 
     function: Callable[[np.ndarray, np.ndarray, tuple[float, ...]], float]
     unit: str = "%"
     more_is_better: bool = True
-    missed: float = 0.0
+    missed: float | None = 0.0
     of_case: bool = False
 
 
@@ -304,7 +324,8 @@ def case_scores(
     diagonal = math.hypot(*(n * step for n, step in zip(gts.shape, spacing_mm, strict=True)))
 
     def score(metric: Metric, pred: np.ndarray, gt: np.ndarray) -> float:
-        found = metric.function(pred, gt, spacing_mm) if pred.any() and gt.any() else metric.missed
+        asked = metric.missed is None or pred.any() and gt.any()
+        found = metric.function(pred, gt, spacing_mm) if asked else metric.missed
         return diagonal if found == math.inf else found
 
     pred_bounds, gt_bounds = label_bounds(segs), label_bounds(gts)

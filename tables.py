@@ -375,23 +375,19 @@ def write_tables(
     labels = [(row, label, scores) for row, label, scores in labels if not all(map(math.isnan, scores.values()))]
     objects = [{name: row[name] for name in names} | {"label": label} | scores for row, label, scores in labels]
     means = [{"system": system, "modality": modality, **line} for (system, modality), line in summary.items()]
-    tables = {
-        "cases": (rows, (*names, "drawn", "objects", "boxes_are", *score_names(), "seconds")),
-        "labels": (objects, (*names, "label", *score_names(of_objects=True))),
-        "modalities": (means, ("system", "modality", "cases", "objects", *score_names(), "seconds")),
-        "differences": (differences, ("system", "minus", "modality", "cases", "score", "difference", "low", "high")),
-    }
-    for name, (lines, columns) in tables.items():
-        save_text(out / f"{name}.csv", csv_text(lines, columns))
+    scored, compared = score_names(), ("system", "minus", "modality", "cases", "score", "difference", "low", "high")
+    save_text(out / "cases.csv", csv_text(rows, (*names, "drawn", "objects", "boxes_are", *scored, "seconds")))
+    save_text(out / "labels.csv", csv_text(objects, (*names, "label", *score_names(of_objects=True))))
+    save_text(out / "modalities.csv", csv_text(means, ("system", "modality", "cases", "objects", *scored, "seconds")))
+    save_text(out / "differences.csv", csv_text(differences, compared))
     scores = {title_and_factor(score)[0]: score for score in (f"{metric}_{protocols[0]}" for metric in METRICS)}
     averages = [line for line in differences if line["modality"] == AVERAGE]
     table = difference_table(averages, {"pair": "{system} - {minus}", "cases": "{cases}"}, scores)
-    kinds = [kind for kind in dict.fromkeys(row["boxes_are"] for row in rows) if kind]
+    kinds = " and ".join(kind for kind in dict.fromkeys(row["boxes_are"] for row in rows) if kind)
     note = "Differences of the average, the first system's minus the second's, in the same units, with their "
-    note += f"{LEVEL:.0%} bootstrap intervals."
-    note += f" The networks were asked with boxes that are {' and '.join(kinds)}." * bool(kinds)
+    note += f"{LEVEL:.0%} bootstrap intervals." + f" The networks were asked with boxes that are {kinds}." * bool(kinds)
     save_text(out / "table.md", "\n".join([markdown_table(summary, protocols), table, "", note, ""]))
-    told = f"{units()}, protocol {protocols[0]}" + f", boxes {' and '.join(kinds)}" * bool(kinds)
+    told = f"{units()}, protocol {protocols[0]}" + f", boxes {kinds}" * bool(kinds)
     return f"{terminal_table(summary, protocols[0])}\n{told}; more in {out / 'table.md'}"
 
 

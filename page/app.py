@@ -6,13 +6,10 @@ answer one slice at a time, in a thread and in turn: a volume that is followed k
 
 import asyncio
 import base64
-import io
 import re
 import shutil
-import socket
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,7 +25,7 @@ from page.objects import OVERLAPS, SMALLEST, Drawn
 from segment import BOX_KINDS, MODELS, Segmenter
 
 try:
-    from nicegui import app, background_tasks, run, ui
+    from nicegui import app, background_tasks, native, run, ui
     from starlette.datastructures import Headers
     from starlette.responses import PlainTextResponse
     from starlette.websockets import WebSocketClose
@@ -88,11 +85,7 @@ def serve(desk: Desk) -> list:
         read(desk.opened, desk.asked)
     desk.load = cache(desk.load)
     desk.load(desk.settings["model"])
-    try:
-        socket.create_server((HOST, port := PORT)).close()
-    except OSError:  # it is in use: any other one
-        with socket.create_server((HOST, 0)) as free:
-            port = free.getsockname()[1]
+    port = native.find_open_port(PORT)
     app.add_middleware(Guard)
     app.on_shutdown(desk.uploads.cleanup)
     print(f"04_infer.py: the page is at http://{HOST}:{port} (ctrl+C ends it)", flush=True)
@@ -285,15 +278,14 @@ class Visitor:
         if drawing is not self.drawing or not drawing.done.issuperset(map(drawing.key, range(len(drawing.objects)))):
             return
         try:
-            place, is_upload = Path(tempfile.mkdtemp(dir=self.folder.name)), self.source != self.desk.opened
-            folder = place if is_upload else self.desk.folder
+            # results of an upload go to the browser, in one file
+            is_upload, place = self.source != self.desk.opened, Path(tempfile.mkdtemp(dir=self.folder.name))
+            folder = place / "masks" if is_upload else self.desk.folder
             names, where = await run.io_bound(drawing.save, folder, self.source, self.desk.arguments), str(folder)
             if is_upload:
-                packed, where = io.BytesIO(), f"{drawing.case.name}_masks.zip, in your downloads"
-                with zipfile.ZipFile(packed, "w") as archive:
-                    for name in names:
-                        archive.write(folder / name, name)
-                ui.download.content(packed.getvalue(), f"{drawing.case.name}_masks.zip")
+                packed, file = shutil.make_archive(str(folder), "zip", folder), f"{drawing.case.name}_masks.zip"
+                ui.download.content(Path(packed).read_bytes(), file)
+                where = f"{file}, in your downloads"
             self.say(f"Saved in {where}: {', '.join(names)}.")
         except (InputError, OSError) as error:  # a full disk should not cost the drawing
             self.say(f"Not saved: {error}")

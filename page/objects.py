@@ -14,7 +14,7 @@ from formats.results import OBJECT_COLUMNS, object_rows, save_label_map
 from formats.writing import csv_text, save_image, save_json, save_text
 from grid import MaskPatch
 from segment import Segmenter
-from volumes import EMBEDDINGS_KEPT, Found, Tally, follow
+from volumes import EMBEDDINGS_KEPT, Found, follow
 
 OVERLAPS = {  # of a pixel that two objects claim
     "keep": "the object drawn first has it",
@@ -72,11 +72,8 @@ class Drawn:
     def to_do(self, shown: int) -> tuple | None:
         """The next job: objects without any mask; then the slice shown, so that a box on it is answered at once; the rest."""
         keys = [key for key in map(self.key, range(len(self.objects))) if key not in self.done]
-        here = (self.settings["model"], shown)
-        begun = [key for key in keys if key in self.found]
-        return next((key for key in keys if key not in begun), None if here == self.ready else here) or next(
-            iter(begun), None
-        )
+        new, here = [key for key in keys if key not in self.found], (self.settings["model"], shown)
+        return next(iter([*new, *[here] * (here != self.ready), *keys]), None)
 
     def work(self, job: tuple) -> None:
         """Do one job of `to_do`: the next slice of an object, or an embedding."""
@@ -97,6 +94,13 @@ class Drawn:
         """The masks of an object that were found, none of them empty."""
         found = sorted(self.found.get(self.key(number), {}).items())
         return {z: one for z, one in found if one[0].values.any()}
+
+    def whole_box(self, number: int) -> np.ndarray:
+        """The box round all that were drawn of an object, and in a volume round the slices of its masks, too."""
+        drawn = {z: box for z, box in self.objects[number].items() if box}
+        slices, sides = [*self.masks(number), *drawn], np.array([*drawn.values()], float)
+        low, high = sides[:, :2].min(axis=0), sides[:, 2:].max(axis=0)
+        return np.array([*low, min(slices), *high, max(slices)] if self.case.is_3d else [*low, *high])
 
     def paint(self, masks: dict[int, Masks], z: int) -> np.ndarray:
         """The label map (H, W) uint16 of a slice: object i paints i + 1."""
@@ -121,27 +125,20 @@ class Drawn:
 
         source: the file or folder of the case.   arguments: what arguments.json says, beside the settings.
         """
-        apart, every, names, rows = self.settings["overlap"] == "separate", range(len(self.objects)), [], []
+        every, names, rows = list(range(len(self.objects))), [], []
+        apart = self.settings["overlap"] == "separate"
         for group in [[i] for i in every] if apart else [every]:
-            masks, boxes, tally = {i: self.masks(i) for i in group}, [], Tally(len(group), keep=True)
-            for at, i in enumerate(group):
-                drawn = {z: box for z, box in self.objects[i].items() if box}
-                low, high = (
-                    np.array(list(drawn.values())).T[:2].min(axis=1),
-                    np.array(list(drawn.values())).T[2:].max(axis=1),
-                )
-                slices = [*masks[i], *drawn]
-                boxes.append([*low, min(slices), *high, max(slices)] if self.case.is_3d else [*low, *high])
-                for z, (mask, iou) in masks[i].items():
-                    tally.add(at, iou, mask, z)
+            masks = {i: self.masks(i) for i in group}
             labels = np.stack([self.paint(masks, z) for z in range(len(self.slices))])
-            found = Found(labels if self.case.is_3d else labels[0], tally.iou / np.maximum(tally.slices, 1), tally.own)
-            case = replace(self.case, name=self.case.name + f"_object{group[0] + 1}" * apart, boxes=np.array(boxes, float),
-                           boxes_are=self.settings["boxes_are"], label_names=None)  # fmt: skip
-            parts = [(group[at] + 1, z, mask) for at, z, mask in tally.parts]
-            names += [*save_label_map(folder, case, found.labels, source, PALETTE, parts), f"{case.name}_overlay.png"]
-            save_image(folder / names[-1], overlay(*flat_view(case.image, found.labels, case.boxes), numbers=True))
-            rows += object_rows(case, found, np.array(group) + 1, None)
+            labels = labels if self.case.is_3d else labels[0]
+            iou = np.array([sum(iou for _, iou in mine.values()) / max(1, len(mine)) for mine in masks.values()])
+            own = np.array([sum(mask.values.sum() for mask, _ in mine.values()) for mine in masks.values()])
+            case = replace(self.case, name=self.case.name + f"_object{group[0] + 1}" * apart, label_names=None,
+                           boxes=np.array([self.whole_box(i) for i in group]), boxes_are=self.settings["boxes_are"])  # fmt: skip
+            parts = [(i + 1, z, mask) for i, mine in masks.items() for z, (mask, _) in mine.items()]
+            names += [*save_label_map(folder, case, labels, source, PALETTE, parts), f"{case.name}_overlay.png"]
+            save_image(folder / names[-1], overlay(*flat_view(case.image, labels, case.boxes), numbers=True))
+            rows += object_rows(case, Found(labels, iou, own), np.array(group) + 1, None)
         save_text(folder / "objects.csv", csv_text(rows, OBJECT_COLUMNS))
         preset = {"preset_fields": vars(self.load(self.settings["model"]).preset)}
         save_json(folder / "arguments.json", arguments | self.settings | preset)

@@ -166,6 +166,7 @@ def test_dictionaries_come_out_and_nothing_runs(tmp_path):
     "change, told",
     [
         ({"z_max": 99}, "is no box in"),
+        ({"z_mid": 6}, "is no box in"),
         ({"z_mid": "two"}, "is no box in"),
         ({"z_mid": float("nan")}, "is no box in"),
     ],
@@ -220,7 +221,7 @@ def test_a_box_is_followed_and_clicks_mend_what_is_wrong(tmp_path, bright):
 
 def test_six_runs_of_a_case(tmp_path, bright, capsys, monkeypatch):
     (end,) = interactive(["--smoke", "-o", str(tmp_path / "unused")])
-    assert "dsc_auc" in capsys.readouterr().out and 3.6 < end["dsc_auc"] <= 4 and end["dsc_final"] > 0.9
+    assert "DSC AUC" in capsys.readouterr().out and 3.6 < end["dsc_auc"] <= 4 and end["dsc_final"] > 0.9
     case = tiny_case(dims=3)
     write_training_case(tmp_path / "cases", case)
     name = next((tmp_path / "cases").glob("*.npz")).name

@@ -11,6 +11,7 @@ from metric_rows import DISTANCE, OF_CASE, PAPER, use
 
 from grid import label_bounds
 from metrics import (
+    LARGE_BALL,
     METRICS,
     Metric,
     _patch_outlines,
@@ -275,7 +276,10 @@ def test_every_outline_is_closed_and_uses_every_crossed_edge_once():
     ],
 )
 @pytest.mark.parametrize("density", [0.02, 0.4, 0.9])
-def test_fast_nsd_equals_all_pairs_of_elements(shape, spacing, tolerance, density):
+@pytest.mark.parametrize("large", [LARGE_BALL, 0])
+def test_fast_nsd_equals_all_pairs_of_elements(shape, spacing, tolerance, density, large, monkeypatch):
+    """By the offsets of the ball, and by the search tree that stands in for them where they are many."""
+    monkeypatch.setattr("metrics.LARGE_BALL", large)
     pred, gt = blobs(np.random.default_rng(0), shape, density)
     want = brute_force_nsd(pred, gt, spacing, tolerance)
     assert nsd(pred, gt, spacing, tolerance) == pytest.approx(want, abs=1e-12)
@@ -401,6 +405,14 @@ def test_a_missed_object_costs_what_its_metric_says(shape, spacing, protocol, mo
     assert found.scores["shift"] == pytest.approx([diagonal, 0.5 * steps[-1]])
     assert found.means["shift"] == pytest.approx((diagonal + 0.5 * steps[-1]) / 2)
     assert found.scores["lost"].tolist() == [7, 0] and found.means["lost"] == 3.5
+
+
+@pytest.mark.parametrize("of_case", [False, True])
+def test_without_missed_the_function_says_what_an_empty_mask_scores(of_case, monkeypatch):
+    count = Metric(lambda pred, gt, spacing_mm: float(np.abs(pred.astype(int) - gt).sum()), "px", False, None, of_case)
+    use(monkeypatch, {"count": count})
+    gts = labels_of((9, 12), {1: [(3, 3), (3, 4)]})
+    assert case_scores(0 * gts, gts, None).means["count"] == 2
 
 
 def test_a_function_that_returns_infinity_gets_the_diagonal_and_nan_stays_nan(monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import csv
 import importlib
 import io
@@ -594,6 +595,17 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self("Input.dispatchKeyEvent", type=kind, key=name, windowsVirtualKeyCode=code)
 
+    def seconds_of(self, box, shape, number):
+        """Seconds from the mouse's release to the mask of a box, object `number` from 1, being drawn."""
+        self.value(
+            "addEventListener('pointerup', () => window.released = performance.now());"
+            "const look = () => {"
+            f"  if (/Object {number}/.test(document.body.innerText) && document.querySelector('.view img').complete)"
+            "    window.drawn = performance.now(); else requestAnimationFrame(look); }; look();"
+        )
+        self.drag(box, shape)
+        return self.wait("window.drawn && (window.drawn - window.released) / 1000")
+
     def picture(self):
         return base64.b64decode(self("Page.captureScreenshot")["data"])
 
@@ -611,7 +623,13 @@ def server(tmp_path_factory):
     environment["TMPDIR"] = str(uploads)
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     try:
-        yield next(m[0] for line in process.stdout if (m := re.search(r"http://\S+", line)))
+        url = next(m[0] for line in process.stdout if (m := re.search(r"http://\S+", line)))
+        for _ in range(100):  # the address is told just before the server listens
+            with contextlib.suppress(urllib.error.URLError):
+                urllib.request.urlopen(url).close()
+                break
+            time.sleep(0.1)
+        yield url
     finally:
         process.terminate()
         process.wait(30)
@@ -662,6 +680,10 @@ def test_from_a_dropped_file_to_a_saved_mask_with_a_real_mouse(server, tmp_path,
             browser.drag(np.add(asked, 1), shape, shift=True)
             browser.text("/Object 1.* s$/m")
             browser.key("u", 85)
+        # pytest -s shows it; a bound would fail on a busy machine
+        seconds = browser.seconds_of(np.add(asked, [1, 1, 0, 0]), shape, number=2)
+        print(f"{kind}: the mask of a second box was drawn {seconds:.2f} s after its release")
+        browser.key("u", 85)
         saved = saved_by(browser, tmp_path, name)
         if folder := os.environ.get("PAGE_PICTURES"):
             (Path(folder) / f"{kind}.png").write_bytes(browser.picture())

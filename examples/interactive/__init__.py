@@ -5,9 +5,10 @@ later `clicks`, {"fg": [[z, y, x], ...], "bg": [...]} an object, and `prev_pred`
 makes a box: `correct`. The program that plays the organisers: python -m examples.interactive --help
 """
 
+import json
 import pickle
-import re
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -15,48 +16,27 @@ import numpy as np
 
 from formats import InputError
 from formats.case import check_image, check_labels, paint, spacing_zyx
+from volumes import follow
 
 KEYS = ("z_min", "z_max", "z_mid", "z_mid_x_min", "z_mid_y_min", "z_mid_x_max", "z_mid_y_max")  # of a box
-GROWTH = 2  # pixels: how much larger than the mask on the slice before a slice's box is
+GROWTH = 2  # pixels: how much larger than a mask the box is that asks for it again
 DISK = 3  # pixels round a click on an object that become object whatever the network says
 
 
 class Plain(pickle.Unpickler):
-    """A pickle is a program that calls what it names. Here NumPy's names get stand-ins, and all others are refused: only
-    numbers, texts, lists and dicts can come out."""
+    """A pickle is a program that calls what it names. Here it may name what makes NumPy's arrays, and nothing else."""
 
     def find_class(self, module: str, name: str):
-        known = {"_reconstruct": lambda *_: Array(), "ndarray": Array, "dtype": Kind, "scalar": Kind.one}
-        if name in known and module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray"):
-            return known[name]
+        known = module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
+        if known and name in ("_reconstruct", "ndarray", "dtype", "scalar"):
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}, which could run code")
 
 
-class Kind:
-    """Stands for numpy.dtype."""
-
-    def __init__(self, code: str, *_) -> None:
-        if not re.fullmatch(r"[iuf][1248]|O8?", code):
-            raise pickle.UnpicklingError(f"it holds {code!r} data")
-        self.code = code
-
-    def __setstate__(self, state: tuple) -> None:
-        self.code = state[1].replace("|", "") + self.code
-
-    def one(self, content: bytes) -> float:
-        return np.frombuffer(content, self.code)[0].item()
-
-
-class Array(list):
-    """Stands for numpy.ndarray: a list of what it holds."""
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, kind, _, content = state
-        self[:] = content if isinstance(content, list) else np.frombuffer(content, kind.code).reshape(shape).tolist()
-
-
 def read_objects(path: Path, key: str) -> list[dict]:
-    """An array of dicts in an .npz, without running what a pickle could; [] if there is none. Or InputError."""
+    """An array of dicts in an .npz, without running what a pickle could; [] if there is none. Or InputError.
+
+    Only dicts, lists, texts and plain numbers come out: by way of JSON."""
     try:
         with zipfile.ZipFile(path) as stored:
             if f"{key}.npy" not in stored.namelist():
@@ -64,7 +44,8 @@ def read_objects(path: Path, key: str) -> list[dict]:
             with stored.open(f"{key}.npy") as file:
                 np.lib.format.read_magic(file)
                 np.lib.format.read_array_header_1_0(file)
-                return [dict(one) for one in Plain(file).load()]
+                found = np.ravel(Plain(file).load())
+        return [dict(json.loads(json.dumps(one, default=lambda array: array.tolist()))) for one in found]
     except Exception as error:  # bytes from outside can make an unpickler raise anything
         raise InputError(f"{path}: '{key}' is not understood ({error}); save an array of plain dictionaries") from error
 
@@ -88,13 +69,11 @@ def read_request(path: Path) -> dict:
     count, shape = len(boxes or clicks), found["imgs"].shape
     if not count or count != len(clicks or boxes):
         raise InputError(f"{path}: has {len(boxes)} boxes, and clicks for {len(clicks)} objects; give one of each")
-    size = np.array(shape)[[0, 0, 0, 2, 1, 2, 1]]
+    size = np.array(shape)[[0, 0, 0, 2, 1, 2, 1]] - [0, 0, 1, 0, 0, 0, 0]  # the middle slice is asked
     for box in boxes:
-        numbers = [box.get(key) for key in KEYS]
-        if (
-            not all(isinstance(n, int | float) for n in numbers)
-            or not ((0 <= np.array(numbers)) & (np.array(numbers) <= size)).all()
-        ):
+        # what is no number, or missing, is none in the image either
+        numbers = np.array([n if isinstance(n := box.get(key), int | float) else -1 for key in KEYS])
+        if not ((0 <= numbers) & (numbers <= size)).all():
             raise InputError(f"{path}: {box} is no box in {shape} (D, H, W); it needs {', '.join(KEYS)}")
     for one in clicks:
         points = np.array([*one.get("fg", ()), *one.get("bg", ())], float).reshape(-1, 3)
@@ -103,35 +82,20 @@ def read_request(path: Path) -> dict:
     return found | {"boxes": boxes or [None] * count, "clicks": clicks or [{}] * count}
 
 
-def bounds(mask: np.ndarray, grow: float = 0) -> np.ndarray:
+def bounds(mask: np.ndarray, grow: float) -> np.ndarray:
     """Box (4,) x0 y0 x1 y1 round a mask (H, W) bool that holds a pixel, inclusive, grown, and cut to the slice."""
     y, x = np.nonzero(mask)
     low, high = [x.min() - grow, y.min() - grow], [x.max() + grow, y.max() + grow]
     return np.clip([*low, *high], 0, np.tile(mask.shape[::-1], 2) - 1).astype(float)
 
 
-def from_box(ask, box: dict, shape: tuple[int, int, int]) -> np.ndarray:
-    """One object from its box: the middle slice, then outwards, each slice by the mask before it. -> (D, H, W) bool
-
-    ask: (slice, box (4,) x0 y0 x1 y1, its kind of segment.BOX_KINDS) -> mask (H, W) bool
-    """
-    first, last, middle, *drawn = (int(box[key]) for key in KEYS)
-    mask = np.zeros(shape, bool)
-    mask[middle] = ask(middle, np.array(drawn, float), "exact")
-    for step, end in ((1, min(last + 1, len(mask))), (-1, first - 1)):
-        asked = np.array(drawn, float)
-        for z in range(middle + step, end, step):
-            asked = bounds(mask[z - step], GROWTH) if mask[z - step].any() else asked
-            mask[z] = ask(z, asked, "drawn")
-    return mask
-
-
 def correct(ask, mask: np.ndarray, click: tuple[int, int, int], wanted: bool) -> np.ndarray:
     """A mask (D, H, W) after a click (z, y, x) on what is missing (wanted) or too much.
 
     On slice z the box is that of the mask and the click, or of what is left when the clicked part, or, of a mask in one
-    part, the side of the click is cut off. The slices above and below follow, each with a box made of the slice before, until the network says that y, x is right.
-    ask: see `from_box`.
+    part, the side of the click is cut off. The slices above and below follow, each with a box made of the slice before,
+    until the network says that y, x is right.
+    ask: (slice, box (4,) x0 y0 x1 y1) -> mask (H, W) bool
     """
     z, y, x = click
     before, mask = mask, mask.copy()
@@ -146,7 +110,7 @@ def correct(ask, mask: np.ndarray, click: tuple[int, int, int], wanted: bool) ->
         while 0 <= at < len(mask) and before[at, y, x] != wanted:
             near = mask[at - step] if at != z else left
             near = near | mask[at] | disk if wanted else near
-            found = ask(at, bounds(near, GROWTH), "drawn") if near.any() else near
+            found = ask(at, bounds(near, GROWTH)) if near.any() else near
             if at == z:  # what a person clicked on is so, whatever the network says
                 found = found | disk if wanted else found & near
             elif found[y, x] != wanted or not near.any():
@@ -158,19 +122,25 @@ def correct(ask, mask: np.ndarray, click: tuple[int, int, int], wanted: bool) ->
 
 def segment_request(segmenter, request: dict) -> np.ndarray:
     """One run: the masks of the boxes, or `prev_pred` after each object's last click. -> (D, H, W) uint16"""
-    volume, embeddings, masks = request["imgs"], {}, []
+    volume, masks = request["imgs"], []
+    embed = cache(lambda z: segmenter.embed(volume[z]))
 
-    def ask(z: int, box: np.ndarray, kind: str) -> np.ndarray:
-        if z not in embeddings:
-            embeddings[z] = segmenter.embed(volume[z])
-        return segmenter.masks(embeddings[z], box[None], volume.shape[1:], kind).labels > 0
+    def ask(z: int, box: np.ndarray) -> np.ndarray:
+        return segmenter.masks(embed(z), box[None], volume.shape[1:], "drawn").labels > 0
 
     for i, (box, clicks) in enumerate(zip(request["boxes"], request["clicks"], strict=True), start=1):
         mask = np.zeros(volume.shape, bool)
         if request["prev_pred"] is not None:
             mask = request["prev_pred"] == i
         elif box:
-            mask = from_box(ask, box, volume.shape)
+            first, last, middle, *drawn = (int(box[key]) for key in KEYS)
+            boxes = {
+                first - 1: None,
+                min(last + 1, len(volume)): None,
+                middle: drawn,
+            }  # slices: not there, not there, this box
+            for z, patch, _ in follow(segmenter, volume, boxes, "exact", embed):
+                mask[z, patch.rows, patch.columns] = patch.values > 0
         for click, wanted in [(c, key == "fg") for key in ("fg", "bg") for c in clicks.get(key, ())]:
             z, y, x = map(int, click)
             if mask[z, y, x] != wanted:  # else an earlier run heard it

@@ -17,7 +17,7 @@ from skimage.measure import label
 
 import segment
 from demo_data import tiny_case
-from examples.interactive import KEYS, read_request, read_volume, segment_request
+from examples.interactive import KEYS, bounds, read_request, read_volume, segment_request
 from formats import InputError
 from formats.npz import write_training_case
 from formats.readers import list_cases
@@ -25,19 +25,14 @@ from formats.writing import csv_text, save_npz, save_text, script
 from metrics import case_scores
 
 CLICKS, SECONDS = 5, 90
-AUCS = ("dsc_auc", "nsd_auc", "dsc_final", "nsd_final")
 
 
 def box_of(mask: np.ndarray, rng: np.random.Generator) -> dict:
     """The organisers' box of an object (D, H, W) bool: that of its middle slice, up to 5 pixels of 256 larger, and its slices."""
-    slices = np.flatnonzero(mask.any(axis=(1, 2)))
-    middle = int(slices[len(slices) // 2])
-    y, x = np.nonzero(mask[middle])
-    size = np.tile(mask.shape[:0:-1], 2)
-    sides = [x.min(), y.min(), x.max(), y.max()] + rng.uniform(0, 5, 4) * size / 256 * [-1, -1, 1, 1]
-    return dict(
-        zip(KEYS, (int(slices[0]), int(slices[-1]), middle, *np.clip(sides, 0, size - 1).tolist()), strict=True)
-    )
+    slices = np.flatnonzero(mask.any(axis=(1, 2))).tolist()
+    middle, size = slices[len(slices) // 2], np.tile(mask.shape[:0:-1], 2)
+    sides = bounds(mask[middle], 0) + rng.uniform(0, 5, 4) * size / 256 * [-1, -1, 1, 1]
+    return dict(zip(KEYS, (slices[0], slices[-1], middle, *np.clip(sides, 0, size - 1).tolist()), strict=True))
 
 
 def click_on(pred: np.ndarray, gt: np.ndarray) -> tuple[str, list[int]] | None:
@@ -73,12 +68,11 @@ def play(segmenter, path: Path, out: Path) -> tuple[list[dict], dict]:
                 heard[wrong[0]].append(wrong[1])
         known |= {"clicks": np.array(clicks, object), "prev_pred": segs}
     save_npz(out / "outputs" / path.name, segs=segs)
-    in_time = sum(row["seconds"] for row in rows) <= SECONDS * len(clicks)
-    scores = {m: np.array([row[m] for row in rows]) * in_time for m in ("dsc", "nsd")}
-    ends = {f"{m}_auc": np.trapezoid(s[1:]) for m, s in scores.items()} | {
-        f"{m}_final": s[-1] for m, s in scores.items()
-    }
-    return rows, {"case": path.stem} | ends
+    in_time, ends = sum(row["seconds"] for row in rows) <= SECONDS * len(clicks), {"case": path.stem}
+    for name in ("dsc", "nsd"):
+        scores = np.array([row[name] for row in rows[1:]]) * in_time
+        ends |= {f"{name}_auc": np.trapezoid(scores), f"{name}_final": scores[-1]}
+    return rows, ends
 
 
 def drawn_volume(args: argparse.Namespace, folder: Path) -> None:
@@ -99,11 +93,13 @@ def main(argv: list[str] | None = None) -> list[dict]:
         p.error("give --input FOLDER, or --smoke")
     with script("examples.interactive", args, "examples.interactive.__main__:drawn_volume"):
         segmenter = segment.load(args.model)
-        played = [play(segmenter, path, args.output) for path in list_cases(args.input)]
-        rows, ends = [row for runs, _ in played for row in runs], [end for _, end in played]
+        rows, ends = [], []
+        for path in list_cases(args.input):
+            runs, end = play(segmenter, path, args.output)
+            rows += runs
+            ends.append(end)
+            print("examples.interactive: {case}: DSC AUC {dsc_auc:.3f}, NSD AUC {nsd_auc:.3f}".format(**end))
         save_text(args.output / "scores.csv", csv_text(rows, tuple(rows[0])))
-        for end in ends:
-            print(f"examples.interactive: {end['case']}: " + ", ".join(f"{key} {end[key]:.3f}" for key in AUCS))
         return ends
 
 
