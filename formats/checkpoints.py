@@ -74,12 +74,10 @@ def export_checkpoint(source: Path, target: Path) -> dict:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """Read a checkpoint file, or a folder of its parts (recipe/pack.py), without running any code in it.
+    """Read a checkpoint file without running any code in it.
 
     InputError if it is missing, damaged or unsafe.
     """
-    if path.is_dir() and (parts := [read_checkpoint(part) for part in sorted(path.glob("*.pt"))]):
-        return parts[0] | {"model": {name: value for part in parts for name, value in part["model"].items()}}
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; check the path")
     try:

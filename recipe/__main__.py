@@ -3,7 +3,6 @@
     python -m recipe --cache cache --compile                              all, for a GPU
     python -m recipe --cache cache --stage masks drawn --init CHECKPOINT --batch 6 --steps 500   on 2 CPU cores
     python -m recipe --average CHECKPOINT CHECKPOINT ... --out FOLDER     the mean of their weights
-    python -m recipe --pack FOLDER --cache cache --init CHECKPOINT        for a machine without network (pack.py)
     python -m recipe --smoke                                              2 steps of each, 1 min
 
   masks    LiteMedSAM's own masks of CT images become labels too (own_masks.py, D25)
@@ -41,7 +40,6 @@ from presets import PRESETS, Preset, override
 from recipe.batches import ResidentSlices
 from recipe.loop import MODEL, RecipeStage, StageRun
 from recipe.own_masks import BOXES, write_own_masks
-from recipe.pack import write_pack
 from segment import BOX_KINDS
 from training import starting_network
 
@@ -66,7 +64,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--stage", nargs="+", choices=("masks", *STAGES), default=["masks", *STAGES], help="which runs")
     p.add_argument("--init", type=Path, metavar="CHECKPOINT", help="where the first run starts (default: best.pt of "
                    "the run before)")  # fmt: skip
-    p.add_argument("--pack", type=Path, metavar="FOLDER", help="train nothing: write archives with all that it needs")
     p.add_argument("--average", type=Path, nargs="+", metavar="CHECKPOINT", help="train nothing: write the mean of these "
                    "checkpoints' weights")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="go on from last.pt where there is one")
@@ -169,9 +166,6 @@ def run_all(args: argparse.Namespace) -> None:
         boxes = 6 if args.smoke else BOXES
         count = write_own_masks(args.cache, read_split(args.cache)[0], PRESETS["fixed"], device, boxes)
         print(f"recipe: masks, {count} new ones in {args.cache / 'own'}")
-    if args.pack:
-        print(f"recipe: wrote {', '.join(write_pack(args.pack, args.cache, args.init))} to {args.pack}")
-        return
     names, end = list(STAGES), args.minutes and time.monotonic() + 60 * args.minutes
     stages, init = [STAGES[name] for name in names if name in args.stage], args.init
     for i, stage in enumerate(stages):

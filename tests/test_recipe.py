@@ -1,9 +1,10 @@
 """recipe/: batches made on the device are data.py's, drawn evenly, augmented without losing objects; runs resume exactly."""
 
+import re
 import shutil
 import subprocess
 import sys
-import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from formats.checkpoints import read_checkpoint, save_checkpoint
 from grid import BOX_JITTER, GRID, JITTER_SHARE, boxes_from_labels
 from presets import PRESETS, override
 from recipe import __main__ as recipe
-from recipe import loop, own_masks, pack
+from recipe import loop, own_masks
 from recipe.batches import MIN_AREA, OWN_SHARE, ResidentSlices, boxes_of, draw_weights
 from recipe.loop import distillation_loss, one_cycle
 from segment import BOX_KINDS
 from training import starting_network
 
+ROOT = Path(__file__).parent.parent
 SCALED = override(PRESETS["fixed"], ["jitter=scaled"])
 
 
@@ -261,23 +263,14 @@ def test_another_kinds_decoder_starts_as_a_copy_and_step_2_leaves_it_out(tmp_pat
     assert not one.mask_decoders and "all weights" in told
 
 
-def test_archives_hold_all_that_training_needs_and_each_fits(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack, "MEGABYTES", 20)
-    network, _ = starting_network("proposed", PRESETS["fixed"], None, 0, kinds=("drawn",))
-    save_checkpoint(tmp_path / "start.pt", {"model": network.state_dict(), "preset": "fixed"})
-    names = pack.write_pack(tmp_path / "pack", cache, tmp_path / "start.pt")
-    assert len(names) > 3 and all((tmp_path / "pack" / name).stat().st_size <= 20e6 for name in names)
-    for name in names:
-        with tarfile.open(tmp_path / "pack" / name) as archive:
-            archive.extractall(tmp_path / "there", filter="data")
-    there = tmp_path / "there"
-    again, told = starting_network("proposed", PRESETS["fixed"], there / "start", 0, kinds=("drawn",))
-    assert "all weights" in told
-    pairs = zip(again.state_dict().values(), network.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b.half().float() if b.is_floating_point() else b) for a, b in pairs)
-    assert {e.name for e in read_index(there / "cache")} == {e.name for e in read_index(cache)}
+def test_the_files_that_the_readme_packs_are_all_that_training_needs(tmp_path):
+    (packed,) = re.findall(
+        r"^tar c (.+) cache checkpoints", (ROOT / "recipe" / "README.md").read_text("utf-8"), re.MULTILINE
+    )
+    for path in (path for pattern in packed.split() for path in ROOT.glob(pattern)):
+        (shutil.copytree if path.is_dir() else shutil.copy)(path, tmp_path / path.name)
     command = [sys.executable, "-m", "recipe", "--help"]
-    told = subprocess.run(command, cwd=there, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert "--minutes" in told, "the code is there"
 
 
