@@ -2,8 +2,8 @@
 
 __init__.py         makes the engines openvino and openvino-int8: are a folder's graphs still right?
 openvino_engine.py  runs graphs with Intel's OpenVINO, without PyTorch
-graphs.py           makes graphs: traces PyTorch's network, and compares the two
-decoder.py          what the decoder's graphs are traced from: its sums in another order
+graphs.py           makes graphs, and ONNX files: traces PyTorch's network, and compares the two
+decoder.py          attention with its sums in another order, for the decoder's graphs
 static_int8.py      the encoder's graph with int8 layers
 __main__.py         `python -m engines static` writes such a network, and a report
 
