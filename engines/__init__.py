@@ -95,8 +95,8 @@ def default_checkpoint(model: str) -> Path:
 
 def default_static(model: str) -> Path:
     """The static int8 network of a model when none is named: in the folder checkpoints/, named after its checkpoint."""
-    known = {"baseline": Path(LITE_MEDSAM_FILE), "proposed": OUR_CHECKPOINT}  # also if the checkpoint is not there
-    checkpoint = known.get(model) or segment.architecture(model).weights()
+    # Of LiteMedSAM the name is known also where its weights are not there
+    checkpoint = Path(LITE_MEDSAM_FILE) if model == "baseline" else default_checkpoint(model)
     return OUR_CHECKPOINT.with_name(f"{checkpoint.stem}.static")
 
 

@@ -7,7 +7,8 @@ to keys, queries and values anew in each layer and for each box. The layers here
 - What the first layer projects of the cells is computed once an image: no box has changed the cells yet.
 - In the last attention only the two tokens look that are used afterwards: those of the IoU and of the mask.
 - Upscaling makes 4x4 pixels of each cell, without its neighbours. So only cells that the mask may reach are upscaled.
-A box takes a sixth of the time of model.py's decoder as a graph; without the second line a quarter more than now.
+A box takes about a sixth of the time that it takes in a graph of model.py's decoder. Measured, each left out alone: without
+the first a box takes 2.6 times as long, without the second up to 1.3 times, without the third 1.1 times.
 
 Biases: attention weights sum to 1, so a bias of the values is added once, behind the sum. A bias of the keys adds the
 same to all scores of a query, which softmax does not see: it is left out.
