@@ -189,14 +189,14 @@ def figure3(rows: list[tuple[str, tuple, tuple]], axes):
     for (title, (image, labels, boxes), truth), three in zip(rows, axes, strict=True):
         shown = {f"{title}: box prompts": (image, np.zeros_like(labels), boxes), "prediction": (image, labels, boxes)}
         for ax, (name, panel) in zip(three, (shown | {"reference": truth}).items(), strict=True):
-            _show(ax, name, 9, overlay(*panel))
+            _show(ax, printable(name), 9, overlay(*panel))
     return axes
 
 
 def _show(ax, title: str, size: float | str, picture: np.ndarray, **settings) -> None:
     """A picture without an axis.   size: of the title, as Matplotlib takes it.   settings: imshow's."""
     ax.imshow(picture, **settings)
-    ax.set_title(printable(title), fontsize=size, parse_math=False)  # a name may hold a $
+    ax.set_title(title, fontsize=size, parse_math=False)  # a name may hold a $
     ax.axis("off")
 
 

@@ -25,7 +25,7 @@ import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -53,7 +53,6 @@ from tables import PAPER_TABLES, pipe_table, read_rows
 OURS = tuple(f"fixed proposed {engine}" for engine in segment.ENGINES)
 RELEASED = "released proposed torch"
 SYSTEMS = ("released baseline torch", RELEASED, *OURS)
-BESIDE = " beside"  # at the end of a system's name: while COMPETITOR ran
 INSIDE = ("read", "enhance", "encode", "decode", "upsample", "other", "write")  # of a case
 STAGES = ("start", "load", *INSIDE, "exit")  # of a process; load: PyTorch or OpenVINO, weights, graphs
 NAMES = ("case", "system", "repeat")
@@ -73,16 +72,6 @@ held = re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text()) if status.is_file()
 marks["peak_mb"] = int(held[1]) * 1024 / 1e6 if held else float("nan")
 marks["done"] = time.time()
 pathlib.Path(file).write_text(json.dumps(marks))
-"""
-COMPETITOR = """
-import os, torch
-parent = os.getppid()
-torch.set_num_threads(2)
-a = torch.rand(2048, 2048)
-a @ a
-print("at work", flush=True)
-while os.getppid() == parent:  # it ends with its parent, also if that is killed
-    a @ a
 """
 
 
@@ -173,34 +162,21 @@ def released_step(arguments: list[str]) -> None:
         importlib.import_module("04_infer").main(arguments)
 
 
-@contextmanager
-def competitor() -> Iterator[None]:
-    """Another program at work: PyTorch that multiplies matrices with two threads without a pause."""
-    other = subprocess.Popen([sys.executable, "-c", COMPETITOR], stdout=subprocess.PIPE, text=True)
-    try:
-        other.stdout.readline()  # it is at work
-        yield
-    finally:
-        other.kill()
-        other.wait()
-
-
 def measure(case: str, system: str, static: Path | None) -> dict:
     """One process: its seconds and its memory. InputError if it fails."""
     path, out, marks = WORK / case / "imgs" / f"{case}.npz", WORK / "segs" / system, WORK / "marks.json"
     if not path.is_file():
         write_case(WORK / case, draw(BY_NAME[case]))
-    preset, model, engine, *_ = system.split()
+    preset, model, engine = system.split()
     function = ("speed", "released_step") if preset == "released" else ("04_infer", "main")
     model = static or model if engine == "openvino-int8" else model
     # a folder with one case: so no overlay is drawn, as in the challenge
     flags = ["-i", path.parent, "-o", out, "--model", model, "--preset", preset, "force=yes", "--engine", engine]
     command = [sys.executable, "-c", CHILD, marks, *function, *flags]
     place = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)])}
-    with competitor() if system.endswith(BESIDE) else nullcontext():
-        start = time.time()
-        done = subprocess.run([str(word) for word in command], env=place, capture_output=True, text=True)
-        end = time.time()
+    start = time.time()
+    done = subprocess.run([str(word) for word in command], env=place, capture_output=True, text=True)
+    end = time.time()
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["it was killed, most likely for want of memory"])[-1]
         raise InputError(f"{case}, {system}: {why}")
@@ -217,11 +193,10 @@ def measure_all(args: Namespace) -> list[dict]:
     for system in OURS:
         with suppress(InputError):
             measure(TINY[0].name, system, args.static)  # makes and compiles graphs, fills the disk's cache
-    rows, beside = [], tuple(system + BESIDE for system in OURS)
+    rows = []
     turns = [
         {"case": case, "system": system, "repeat": repeat}
-        for repeat, case in product(range(1, args.repeats + 1), args.cases)
-        for system in SYSTEMS + beside * (case == SIX_OBJECTS.name)
+        for repeat, case, system in product(range(1, args.repeats + 1), args.cases, SYSTEMS)
     ]
     for turn in progress(turns, "runs"):
         try:
@@ -256,7 +231,7 @@ def case_table(rows: list[dict], case: TimedCase) -> str:
             lines.append([f"{name}, on its machine", number(seconds), *["-"] * (len(lines[0]) - 2)])
     for system, of in found.items():
         released = found.get(RELEASED, nothing)["seconds"]
-        in_torch = found.get(OURS[0] + BESIDE * system.endswith(BESIDE), nothing)["process_s"]
+        in_torch = found.get(OURS[0], nothing)["process_s"]
         numbers = [of["seconds"], released / of["seconds"], of["process_s"], in_torch / of["process_s"]]
         lines.append([system, *map(number, [*numbers, *(of[f"{stage}_s"] for stage in STAGES), of["peak_mb"]])])
     size = " x ".join(map(str, case.shape))
@@ -287,8 +262,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
             "# Table 5 measured\n",
             f"{settings['processor']}, {settings['cores']} cores. Medians of up to {args.repeats} runs that took turns, each in a process",
             "of its own. Seconds are from reading the file to the written label map; load is PyTorch or OpenVINO, weights, network",
-            "or graphs. Released: the published algorithm in plain PyTorch float32. Beside: while a process of PyTorch multiplied",
-            "matrices with two threads.\n",
+            "or graphs. Released: the published algorithm in plain PyTorch float32.\n",
             *(case_table(rows, case) for case in BY_NAME.values() if case.name in {row["case"] for row in rows}),
         ]
         save_text(args.out / "table.md", "\n".join(text))

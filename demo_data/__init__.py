@@ -1,17 +1,16 @@
-"""Demo data, no download: eight real images that installed packages carry, and four synthetic cases.
+"""Demo data, no download: eight real images that installed packages carry, and a synthetic volume.
 
 `python -m demo_data --out demo` writes them. The outlines of the real images are ours, made for demonstration by
 somebody without clinical training: good enough to show a box, a mask and a score, no reference standard.
 `annotations.json` has them, with sources and licences; its coordinates are (x, y) in pixels of the file as stored, pixel
-centres at whole numbers. A synthetic case (drawn.py) shows that a volume, or a modality without a real image here, runs.
-A score on it says nothing about patients, so step 5 leaves it out of its averages (formats.is_drawn).
+centres at whole numbers. The synthetic volume (drawn.py) shows that volumes run: no package carries a real one. Scores on
+it say nothing about patients, so step 5 leaves it out of its averages (formats.is_drawn).
 """
 
 import gzip
 import importlib
 import json
 from dataclasses import replace
-from functools import partial
 from importlib.resources import files as packaged_files
 from pathlib import Path
 
@@ -30,8 +29,7 @@ from formats.writing import save_npz
 ANNOTATIONS = Path(__file__).with_name("annotations.json")
 # modality in the challenge's file names -> recipe, and what its seed begins with
 RECIPES = {"CT": (drawn.draw_ct, 0), "Fundus": (drawn.draw_fundus, 8), "Microscope": (drawn.draw_microscope, 10)}
-RECIPES |= {name: (partial(drawn.draw_scene, modality=name), i) for i, name in enumerate(drawn.SCENES, start=11)}
-SPACINGS = {"CT": (8.0, 1.8, 1.8), "MR": (10.0, 1.2, 1.2)}  # (z, y, x) mm, of those in 3D
+SPACINGS = {"CT": (8.0, 1.8, 1.8)}  # (z, y, x) mm, of those in 3D
 TINY = [(seed, dims) for seed in range(3) for dims in (2, 3)]  # three tiny images and three tiny volumes
 
 
@@ -114,10 +112,8 @@ def real_cases() -> list[Case]:
 
 
 def demo_cases() -> list[Case]:
-    """The whole demo: the real images, then a synthetic case of each modality or volume that they lack."""
-    real, synthetic = real_cases(), [synthetic_case(modality) for modality in RECIPES]
-    covered = {(case.modality, case.is_3d) for case in real}
-    return real + [case for case in synthetic if (case.modality, case.is_3d) not in covered]
+    """The whole demo: the real images, then the synthetic volume."""
+    return [*real_cases(), synthetic_case("CT")]
 
 
 def tiny_cache(folder: Path) -> Path:

@@ -2,8 +2,8 @@
 
 A recipe takes a random generator and a shape, and returns (image, objects). The image is (H, W), (H, W, 3) RGB or
 (D, H, W), grey levels 0..255 as floats. An object is a description and a mask. Later objects are painted over earlier
-ones. All geometry is in fractions of the shape, (z, y, x). CT, fundus and microscopy copy the look of their modality;
-the others, SCENES, are only there to show that a volume, a gray and a coloured picture of theirs run.
+ones. All geometry is in fractions of the shape, (z, y, x). The demo shows the CT volume, as no package carries a real
+one; fundus and microscopy are only trained on, by the demo and by notebooks.
 """
 
 from collections.abc import Sequence
@@ -123,41 +123,6 @@ def draw_ct(rng, shape=(12, 160, 160)):
     hu[only_liver & (field(rng, shape, (2, 2.2, 2.2)) > 1.9)] = 165  # vessels of the liver
     hu = blur(hu, (0.4, 0.75, 0.75)) + 13 * field(rng, shape, (0.3, 0.8, 0.8))
     return window_to_uint8(hu), objects
-
-
-# modality -> shape, ground, and blobs that are painted on it one after the other: what it is ("": no object, a part of
-# the ground), centre, radii, wobble of its border, tone. A tone is a grey level, or RGB.
-SCENES = {
-    "MR": ((10, 160, 144), 6, (
-        ("", (0.5, 0.5, 0.5), (1.1, 0.46, 0.44), 0.01, 205), ("", (0.5, 0.5, 0.5), (1.1, 0.42, 0.4), 0.01, 30),
-        ("", (0.5, 0.5, 0.5), (1.1, 0.39, 0.37), 0.02, 135),
-        ("lateral ventricle, on the left of the image", (0.52, 0.47, 0.44), (0.4, 0.14, 0.04), 0.05, 40),
-        ("lateral ventricle, on the right of the image", (0.52, 0.47, 0.56), (0.4, 0.14, 0.04), 0.05, 40),
-        ("tumour", (0.5, 0.33, 0.7), (0.26, 0.085, 0.085), 0.1, 215),
-    )),
-    "X-Ray": ((512, 512), 12, (
-        ("", (0.75, 0.5), (0.72, 0.46), 0.02, 135), ("", (0.5, 0.5), (0.7, 0.05), 0.0, 165),
-        ("lung, on the left of the image", (0.46, 0.28), (0.33, 0.15), 0.03, 60),
-        ("lung, on the right of the image", (0.46, 0.73), (0.33, 0.15), 0.03, 60),
-        ("heart", (0.62, 0.55), (0.17, 0.15), 0.03, 185),
-    )),
-    "Dermoscopy": ((480, 640), (222, 176, 156), (
-        ("pigmented lesion", (0.5, 0.5), (0.27, 0.24), 0.09, (120, 77, 58)),
-    )),
-}  # fmt: skip
-
-
-def draw_scene(rng, modality: str):
-    """A flat picture or volume of SCENES: blobs with soft borders on a ground, with a texture of three sizes."""
-    shape, ground, plan = SCENES[modality]
-    texture = sum(share * field(rng, shape, size) for share, size in ((4, 20), (3, 5), (3, 1)))
-    image, objects = np.full((*shape, *np.shape(ground)), ground, float), []
-    for what, centre, radii, wobble, tone in plan:
-        move = rng.uniform(-0.02, 0.02, len(shape)) * bool(what)  # objects lie a little elsewhere in every case
-        rho = ball(shape, centre + move, radii) + wobble * field(rng, shape, np.array(shape) / 20)
-        image = mix(image, tone, soft(rho, 0.03))
-        objects += [(what, rho < 1)] if what else []
-    return image + texture.reshape(shape + (1,) * np.ndim(ground)), objects
 
 
 def draw_fundus(rng, shape=(512, 512)):

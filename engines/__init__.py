@@ -2,8 +2,8 @@
 
 __init__.py         makes the engines openvino and openvino-int8: are a folder's graphs still right?
 openvino_engine.py  runs graphs with Intel's OpenVINO, without PyTorch
-graphs.py           makes graphs: traces PyTorch's network, and compares the two
-decoder.py          what the decoder's graphs are traced from: its sums in another order
+graphs.py           makes graphs, and ONNX files: traces PyTorch's network, and compares the two
+decoder.py          attention with its sums in another order, for the decoder's graphs
 static_int8.py      the encoder's graph with int8 layers
 __main__.py         `python -m engines static` writes such a network, and a report
 
@@ -95,8 +95,8 @@ def default_checkpoint(model: str) -> Path:
 
 def default_static(model: str) -> Path:
     """The static int8 network of a model when none is named: in the folder checkpoints/, named after its checkpoint."""
-    known = {"baseline": Path(LITE_MEDSAM_FILE), "proposed": OUR_CHECKPOINT}  # also if the checkpoint is not there
-    checkpoint = known.get(model) or segment.architecture(model).weights()
+    # Of LiteMedSAM the name is known also where its weights are not there
+    checkpoint = Path(LITE_MEDSAM_FILE) if model == "baseline" else default_checkpoint(model)
     return OUR_CHECKPOINT.with_name(f"{checkpoint.stem}.static")
 
 

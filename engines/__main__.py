@@ -6,7 +6,7 @@
 static: the encoder in int8, calibrated on training images, and a report of what that bought. Writes the folder
 NAME.static, which step 4 runs with --engine openvino-int8 and without PyTorch; NAME.static.md and .json beside it as
 step 3 does. Needs: pip install -r requirements-fast.txt
-onnx: onnx_export.py. Needs: pip install -r requirements-onnx.txt
+onnx: graphs.export_onnx says what is in them. Needs: pip install -r requirements-onnx.txt
 """
 
 import argparse
@@ -15,8 +15,7 @@ from pathlib import Path
 
 import segment
 from engines import code_hash, default_static
-from engines.graphs import write_graphs
-from engines.onnx_export import export_onnx
+from engines.graphs import export_onnx, write_graphs
 from engines.static_int8 import int8_weights, quantize_static
 from formats import InputError
 from formats.readers import list_cases

@@ -1,7 +1,7 @@
-"""OpenVINO's graphs of a network: made from PyTorch's, compared with it, and written (openvino_engine.py runs them).
+"""Graphs of a network, for OpenVINO (openvino_engine.py runs them) and as ONNX: made, compared with it, and written.
 
 A graph is made by running the network's code once and noting each operation, as PyTorch calls it: tracing. The
-decoder's graphs are traced from decoder.py.
+decoder's graphs for OpenVINO are traced from decoder.py.
 """
 
 import copy
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+import segment
 from efficientvit import EMBED_DIM, EMBED_GRID
 from engines.decoder import ReorderedDecoder
 from engines.openvino_engine import OpenVINOEngine, import_openvino, write_info
@@ -79,10 +80,7 @@ def encoder_graph(network: BoxSegmenter):
 
 def decoder_graphs(network: BoxSegmenter, kind: str) -> dict:
     """The graphs "image", "prompt" and "box" of a network's decoder for a kind of boxes."""
-    only_decoder = BoxSegmenter(nn.Identity())
-    only_decoder.prompt_encoder, only_decoder.mask_decoder = copy.deepcopy(network.decoder_of(kind))
-    # a graph's constants cannot be trained
-    decoder, embedding = ReorderedDecoder(only_decoder.requires_grad_(False)), torch.zeros(EMBED_GRID**2, EMBED_DIM)
+    decoder, embedding = ReorderedDecoder(network, kind), torch.zeros(EMBED_GRID**2, EMBED_DIM)
     prompt, corners = torch.zeros(1, 2, EMBED_DIM), torch.tensor([7, 36, 5, 31])
     graphs = {
         "image": traced(Traceable(decoder.of_image), embedding),
@@ -102,15 +100,14 @@ def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=N
         engine = "openvino" if int8_encoder is None else "openvino-int8"
         return InputError(f"engine {engine}: it cannot compute what this {part} does; use --engine torch")
 
-    openvino, graphs, kinds = import_openvino(), {}, ("exact", *network.mask_decoders)
-    for part, make in (
-        ("image encoder", lambda: {"encoder": int8_encoder or encoder_graph(network)}),
-        *(("mask decoder", partial(decoder_graphs, network, kind)) for kind in kinds),
-    ):
-        try:
-            graphs |= make()
-        except Exception as error:  # edited code may hold anything, and OpenVINO's errors have no common class
-            raise refusal(part) from error
+    openvino, kinds, part = import_openvino(), ("exact", *network.mask_decoders), "image encoder"
+    try:
+        graphs = {"encoder": int8_encoder or encoder_graph(network)}
+        part = "mask decoder"
+        for kind in kinds:
+            graphs |= decoder_graphs(network, kind)
+    except Exception as error:  # edited code may hold anything, and OpenVINO's errors have no common class
+        raise refusal(part) from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch) / folder.name
@@ -141,10 +138,53 @@ def answers(engine: OpenVINOEngine | TorchEngine, kind: str = "exact") -> dict[s
     return {"image encoder": found, "mask decoder": logits, "prediction of IoU": iou}
 
 
-def differing(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> list[str]:
-    """The parts in which two results of `answers` differ by more than rounding, or in shape."""
+def differing(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], most: float = ROUNDING) -> list[str]:
+    """Names of the results that differ by more than rounding, |found - wanted| / |wanted|, or in shape."""
 
     def same(a: np.ndarray, b: np.ndarray) -> bool:
-        return a.shape == b.shape and bool(np.linalg.norm(a - b) <= ROUNDING * np.linalg.norm(b))  # NaN is not
+        return a.shape == b.shape and bool(np.linalg.norm(a - b) <= most * np.linalg.norm(b))  # NaN is not
 
-    return [part for part, values in found.items() if not same(values, wanted[part])]
+    return [name for name, values in found.items() if not same(values, wanted[name])]
+
+
+# ---------------------------------------------------------------- ONNX
+
+
+def export_onnx(model: str | Path, folder: Path) -> list[Path]:
+    """A model as ONNX files, which many runtimes read (examples/onnx_example.py). Each is run in ONNX Runtime when it is
+    made, and compared with model.py. -> their paths
+
+    encoder.onnx        image (1, 3, 256, 256) float32, see enhance.network_input   -> embedding (1, 256, 64, 64)
+    decoder-KIND.onnx   embedding, boxes (N, 4) x0 y0 x1 y1 on the 256 grid         -> logits (N, 1, 256, 256), iou (N, 1)
+    InputError if a package is missing, or if a file answers differently."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  PyTorch's exporter needs it
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed; run: pip install -r requirements-onnx.txt") from error
+    engine = segment.load(model).engine
+    network, random = engine.network, torch.Generator().manual_seed(0)
+    image, corner = torch.rand(1, 3, GRID, GRID, generator=random), torch.rand(5, 2, generator=random) * GRID / 2
+    with torch.no_grad():
+        embedding = network.image_encoder(image)
+    boxes = torch.cat([corner, corner + GRID / 3], dim=1)
+    parts = {"encoder": (network.image_encoder, {"image": image}, ["embedding"], None)}
+    for kind in engine.kinds:
+        decoder = Traceable(partial(network.decode, boxes_are=kind), network).eval()
+        any_number = ((None, {0: torch.export.Dim("boxes", min=1)}),)
+        parts[f"decoder-{kind}"] = (decoder, {"embedding": embedding, "boxes": boxes}, ["logits", "iou"], any_number)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (module, inputs, outputs, shapes) in parts.items():
+        path, names = folder / f"{name}.onnx", {"input_names": list(inputs), "output_names": outputs}
+        with tempfile.TemporaryDirectory(dir=folder) as scratch, torch.no_grad():
+            # Noted with two boxes, compared with five
+            made, example = Path(scratch) / path.name, tuple(value[:2] for value in inputs.values())
+            torch.onnx.export(module, example, made, dynamic_shapes=shapes, external_data=False, verbose=False, **names)
+            found = onnxruntime.InferenceSession(made).run(None, {key: value.numpy() for key, value in inputs.items()})
+            wanted = module(*inputs.values())
+            wanted = [value.numpy() for value in (wanted if len(outputs) > 1 else (wanted,))]
+            if differing(dict(zip(outputs, found, strict=True)), dict(zip(outputs, wanted, strict=True)), most=1e-4):
+                raise InputError(f"{path}: ONNX Runtime computes something else than model.py; it was not written")
+            made.replace(path)
+    return [folder / f"{name}.onnx" for name in parts]

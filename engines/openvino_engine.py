@@ -25,16 +25,14 @@ from grid import GRID
 
 INSTALL = "pip install -r requirements-fast.txt"
 MAKE_STATIC = "make it again with python -m engines static"
-OF_BOXES = ("image", "prompt", "box")  # graphs of a kind of boxes
-FORM = 4  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
+FORM = 5  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
 CELL = 4  # pixels of the grid along a cell's side
 CELLS = GRID // CELL  # cells along the grid's side
 OUTSIDE = -100.0  # the logit of pixels that were not asked for
 # Of `prompt`. OpenVINO's own choice is bfloat16 where the processor has it, which would move a box's corner by up to
 # half a pixel.
 EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
-# The graph `box` is compiled as `one`, all threads on one box, or as `many`, a box on each thread: quicker for several
-# boxes, of which at most so many run at once (those of a chunk, segment.BOX_CHUNK).
+# At most so many boxes run at once, each on its thread: those of a chunk, segment.BOX_CHUNK
 AT_ONCE = 6
 
 
@@ -71,16 +69,6 @@ def cell_range(within: list[float] | None) -> tuple[slice, slice]:
     return slice(y0, y1 + 1), slice(x0, x1 + 1)
 
 
-class BoxGraphs:
-    """The compiled graphs of the decoder for a kind of boxes, and what was computed last."""
-
-    def __init__(self, kind: str, image, prompt, box) -> None:
-        self.kind, self.image, self.prompt, self.one = kind, image, prompt, box
-        self.many = None  # an AsyncInferQueue, when first needed
-        self.seen: np.ndarray | None = None  # the embedding that `image_side` was last computed of
-        self.image_side: list[np.ndarray] = []
-
-
 class OpenVINOEngine:
     """The graphs of a folder, compiled. It serves one call after another, whatever threads they come from: a call takes
     all cores already, and OpenVINO's memory for inputs and results is there once."""
@@ -101,28 +89,42 @@ class OpenVINOEngine:
             self.core.set_property({"CACHE_DIR": str(compiled)})
         # D23: bfloat16 where the processor has it
         self.hint = {} if precision == "auto" else {"INFERENCE_PRECISION_HINT": precision}
-        first = self.kinds[0]
-        self.encoder, *of_boxes = self.compile(["encoder", *(f"{name}-{first}" for name in OF_BOXES)])
-        self.decoders = {first: BoxGraphs(first, *of_boxes)}  # other kinds follow when they are asked for
-
-    def compile(self, names: list[str], settings: dict | None = None) -> list:
-        """Graphs of the folder, ready to run. Programs beside this one want cores too: no thread is bound to a core."""
-        common = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": self.threads, "ENABLE_CPU_PINNING": False}
-
-        def compiled(name: str):
-            chosen = EXACT if name.startswith("prompt") else self.hint
-            return self.core.compile_model(str(self.folder / f"{name}.xml"), "CPU", common | chosen | (settings or {}))
-
+        self.decoders: dict[str, list] = {}  # kind -> its graphs `image` and `prompt`
+        self.queues: dict[str, list] = {}  # kind -> how many boxes at once, and requests for them
+        self.seen, self.image_side = (None, ""), []  # what graph `image` made last, and of which embedding and kind
+        # OpenVINO sets the locale "C" while it reads, then what it found before. With two threads "C" may stay, and then
+        # text files are read as ASCII
         before = locale.setlocale(locale.LC_ALL)
         try:
-            with ThreadPoolExecutor(len(names)) as pool:  # reading weights and laying them out keeps one core busy
-                return list(pool.map(compiled, names))
+            with ThreadPoolExecutor(1) as pool:  # reading weights and laying them out keeps one core busy
+                encoder = pool.submit(self.compile, "encoder")
+                self.queue(self.kinds[0], 1)  # other kinds follow when they are asked for: most runs have one
+            self.encoder = encoder.result()
+        finally:
+            locale.setlocale(locale.LC_ALL, before)
+
+    def compile(self, name: str, streams: int = 1):
+        """A graph of the folder, ready to run so many times at once.
+
+        Programs beside this one want cores too: no thread is bound to a core."""
+        settings = {"INFERENCE_NUM_THREADS": self.threads, "ENABLE_CPU_PINNING": False, "NUM_STREAMS": streams}
+        settings |= {"PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT"}
+        settings |= EXACT if name.startswith("prompt") else self.hint
+        try:
+            return self.core.compile_model(str(self.folder / f"{name}.xml"), "CPU", settings)
         except RuntimeError as error:
             raise damaged(self.folder) from error
-        finally:
-            # OpenVINO sets the locale "C" while it reads, then what it found before. With several threads "C" may stay,
-            # and then text files are read as ASCII.
-            locale.setlocale(locale.LC_ALL, before)
+
+    def queue(self, kind: str, boxes: int):
+        """Requests for so many boxes of a kind: all threads on one box, or several boxes at once, each on its thread."""
+        streams, (made, queue) = min(self.threads, AT_ONCE) if boxes > 1 else 1, self.queues.get(kind, (0, None))
+        if kind not in self.decoders:
+            self.decoders[kind] = [self.compile(f"{name}-{kind}") for name in ("image", "prompt")]
+        if made < streams:
+            # Twice as many requests as streams: while the result of one is copied, its stream goes on with another
+            queue = import_openvino().AsyncInferQueue(self.compile(f"box-{kind}", streams), 2 * streams)
+            self.queues[kind] = [streams, queue]
+        return queue
 
     def encode(self, image: np.ndarray) -> np.ndarray:
         """image (3, 256, 256) float32, see enhance.network_input -> its embedding, (4096, 256)"""
@@ -137,51 +139,28 @@ class OpenVINOEngine:
         within: (N, 4) x0 y0 x1 y1 on the grid, where each mask is wanted; elsewhere logits are OUTSIDE.
         boxes_are: their kind; where the network has no decoder for it, that of exact boxes answers."""
         logits, iou = np.full((len(boxes), GRID, GRID), OUTSIDE, np.float32), np.zeros(len(boxes), np.float32)
+        kind = boxes_are if boxes_are in self.kinds else self.kinds[0]
         ranges = [cell_range(None if within is None else within[i].tolist()) for i in range(len(boxes))]
 
-        def keep(found, i: int) -> None:
+        def keep(request, i: int) -> None:
             rows, columns = (slice(CELL * cells.start, CELL * cells.stop) for cells in ranges[i])
-            logits[i, rows, columns], iou[i] = found[0], found[1][0, 0]
+            pixels, sure = (output.data for output in request.output_tensors)
+            logits[i, rows, columns], iou[i] = pixels, sure[0, 0]
 
-        if not len(boxes):
-            return logits, iou
         with self.lock:
-            graphs = self.graphs_of(boxes_are if boxes_are in self.kinds else self.kinds[0])
+            queue, (image_side, prompt) = self.queue(kind, len(boxes)), self.decoders[kind]
             # Results are used without a copy, in OpenVINO's own memory, which the next call overwrites
-            if embedding is not graphs.seen:  # chunks of boxes of one image come one after another
-                found = graphs.image([embedding], share_inputs=True, share_outputs=True)
-                graphs.image_side, graphs.seen = list(found.values()), embedding
-            prompts = graphs.prompt([np.float32(boxes)], share_inputs=True, share_outputs=True)[0]
-            asked = [
-                [prompt[None], np.array([r.start, r.stop, c.start, c.stop]), *graphs.image_side]
-                for prompt, (r, c) in zip(prompts, ranges, strict=True)
-            ]
-            if len(boxes) == 1 and graphs.many is None:
-                keep(graphs.one(asked[0], share_inputs=True, share_outputs=True), 0)
-            else:
-                queue = self.queue(graphs)
-                queue.set_callback(lambda request, i: keep([output.data for output in request.output_tensors], i))
-                for i, inputs in enumerate(asked):
-                    queue.start_async(inputs, i, share_inputs=True)
-                queue.wait_all()
+            if self.seen[0] is not embedding or self.seen[1] != kind:  # chunks of boxes of one image follow one another
+                self.image_side = list(image_side([embedding], share_inputs=True, share_outputs=True).values())
+                self.seen = embedding, kind
+            queue.set_callback(keep)
+            prompts = prompt([np.float32(boxes)], share_inputs=True, share_outputs=True)[0] if len(boxes) else ()
+            # Held here while they are read: OpenVINO does not copy its inputs
+            corners = [np.array([r.start, r.stop, c.start, c.stop]) for r, c in ranges]
+            for i, corner in enumerate(corners):
+                queue.start_async([prompts[i : i + 1], corner, *self.image_side], i, share_inputs=True)
+            queue.wait_all()
         return logits, iou
-
-    def graphs_of(self, kind: str) -> BoxGraphs:
-        """The decoder's graphs of a kind of boxes, compiled when it is first asked for: most runs have one kind."""
-        if kind not in self.decoders:
-            self.decoders[kind] = BoxGraphs(kind, *self.compile([f"{name}-{kind}" for name in OF_BOXES]))
-        return self.decoders[kind]
-
-    def queue(self, graphs: BoxGraphs):
-        """Requests for several boxes at once, each on a thread of its own."""
-        if graphs.many is None:
-            streams = min(self.threads, AT_ONCE)
-            settings = self.hint | {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": streams}
-            graphs.one = None  # 100 MB: where several boxes were asked for once, `many` serves single ones too
-            # twice as many requests as streams: while the result of one is copied, its stream goes on with another
-            compiled = self.compile([f"box-{graphs.kind}"], settings)[0]
-            graphs.many = import_openvino().AsyncInferQueue(compiled, 2 * streams)
-        return graphs.many
 
 
 def write_info(folder: Path, info: dict) -> None:

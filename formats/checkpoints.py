@@ -180,15 +180,10 @@ def export_checkpoint(source: Path, target: Path) -> dict:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """Read a checkpoint file, or a folder of its parts (recipe/pack.py), without running any code in it.
+    """Read a checkpoint file without running any code in it.
 
     InputError if it is missing, damaged or unsafe.
     """
-    if path.is_dir() and (parts := [read_checkpoint(part) for part in sorted(path.glob("*.pt"))]):
-        weights = [one for part in parts for one in state_dict_of(part).items()]
-        if len(dict(weights)) < len(weights):
-            raise InputError(f"{path}: holds {len(parts)} checkpoints with weights of the same names; name one of them")
-        return parts[0] | {"model": dict(weights)}
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; check the path")
     try:

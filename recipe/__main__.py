@@ -69,7 +69,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                    help="which runs")  # fmt: skip
     p.add_argument("--init", type=Path, metavar="CHECKPOINT", help="where the first run starts (default: best.pt of "
                    "the run before)")  # fmt: skip
-    p.add_argument("--pack", type=Path, metavar="FOLDER", help="train nothing: write archives with all that it needs")
+    p.add_argument(
+        "--pack", type=Path, metavar="FOLDER", help="train nothing: write all that it needs, in files of 60 MB"
+    )
     p.add_argument("--average", type=Path, nargs="+", metavar="CHECKPOINT", help="train nothing: write the mean of these "
                    "checkpoints' weights")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="go on from last.pt where there is one")

@@ -51,7 +51,7 @@ LONG = [pytest.param(c, marks=pytest.mark.long) if "demo" in c else c for c in P
 def test_command_runs(clone, command):
     words = shlex.split(command)
     if "demo_data" in words:
-        words.append("--smoke")  # two tiny cases in place of twelve
+        words.append("--smoke")  # two tiny cases in place of nine
     if words[1] == "02_train.py":
         words[words.index("--steps") + 1] = "1"
     if words[1] == "03_quantize.py":

@@ -1,5 +1,6 @@
 """recipe/: batches made on the device are data.py's, drawn evenly, augmented without losing objects; runs resume exactly."""
 
+import io
 import shutil
 import subprocess
 import sys
@@ -278,17 +279,17 @@ def test_another_kinds_decoder_starts_as_a_copy_and_step_2_leaves_it_out(tmp_pat
     assert not one.mask_decoders and "all weights" in told
 
 
-def test_archives_hold_all_that_training_needs_and_each_fits(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack, "MEGABYTES", 20)
+def test_the_pieces_hold_all_that_training_needs_and_each_fits(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "PIECE", 20_000_000)
     network, _ = starting_network("proposed", PRESETS["fixed"], None, 0, kinds=("drawn",))
-    save_checkpoint(tmp_path / "start.pt", {"model": network.state_dict(), "preset": "fixed"})
-    names = pack.write_pack(tmp_path / "pack", cache, tmp_path / "start.pt")
-    assert len(names) > 3 and all((tmp_path / "pack" / name).stat().st_size <= 20e6 for name in names)
-    for name in names:
-        with tarfile.open(tmp_path / "pack" / name) as archive:
-            archive.extractall(tmp_path / "there", filter="data")
+    save_checkpoint(tmp_path / "a.pt", {"model": network.state_dict(), "preset": "fixed"})
+    names = pack.write_pack(tmp_path / "pack", cache, tmp_path / "a.pt")
+    pieces = [(tmp_path / "pack" / name).read_bytes() for name in names]
+    assert len(names) > 3 and all(len(piece) <= 20e6 for piece in pieces) and names == sorted(names)
     there = tmp_path / "there"
-    again, told = starting_network("proposed", PRESETS["fixed"], there / "start", 0, kinds=("drawn",))
+    with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+        archive.extractall(there, filter="data")
+    again, told = starting_network("proposed", PRESETS["fixed"], there / "start.pt", 0, kinds=("drawn",))
     assert "all weights" in told
     pairs = zip(again.state_dict().values(), network.state_dict().values(), strict=True)
     assert all(torch.equal(a, b.half().float() if b.is_floating_point() else b) for a, b in pairs)
