@@ -33,7 +33,7 @@ from enhance import is_gray
 from formats import cache, person_of, usable_cores
 from formats.case import Case
 from formats.sources import list_sources, write_validation_cases
-from formats.writing import save_image, script
+from formats.writing import one_run, save_image, script
 from grid import GRID, pad_to_square, resize_labels_to_grid, resize_to_grid
 
 
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> list[cache.CacheEntry]:
     """Returns the rows of index.csv."""
     args = parse(argv)
     again = "; mend that and run the same command again, what is done is kept"
-    with script("01_preprocess.py", args, "demo_data:smoke_preprocess", again):
+    with script("01_preprocess.py", args, "demo_data:smoke_preprocess", again), one_run(args.out, *cache.FOLDERS):
         return run(args)
 
 

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 
 from data import SliceDataset, read_split, validation_item
-from formats.writing import script
+from formats.writing import one_run, script
 from presets import PRESETS, override
 from segment import MODELS
 from training import Run, decode_batch, dice_loss, join_processes, mask_iou, starting_network, validate
@@ -117,7 +117,7 @@ def parse(argv: list[str] | None) -> Namespace:
 def main(argv: list[str] | None = None) -> dict:
     """Returns the last row of log.csv."""
     args = parse(argv)
-    with script("02_train.py", args, "demo_data:smoke_train"):
+    with script("02_train.py", args, "demo_data:smoke_train"), one_run(args.out):
         return run(args)
 
 

@@ -36,7 +36,7 @@ from demo_data import tiny_folder
 from formats.checkpoints import int8_path
 from formats.readers import list_cases
 from formats.truth import read_scored
-from formats.writing import script
+from formats.writing import one_run, script
 from metrics import case_scores
 from presets import preset_options
 from quantize import compare_speed, int8_reach, pytorchs_int8, quantize_linear_layers, save_int8
@@ -63,10 +63,11 @@ def run(args: Namespace, cases: list[Path]) -> dict:
     # 3. Less memory [P 2.3]? An int8 weight has one byte, a float32 weight four. What share of all
     #    weights was reached, and of the multiply-adds of encoder and decoder, which could become faster?
     reach = int8_reach(network)
-    out = args.out or int8_path(path, args.model in segment.MODELS)
-    int8_bytes = save_int8(out, quantized, preset.weight_int8, architecture=model, preset=stored.get("preset"))
+    int8_bytes = save_int8(args.out, quantized, preset.weight_int8, architecture=model, preset=stored.get("preset"))
     reach["bytes"] = (int8_bytes, sum(value.numel() * value.element_size() for value in network.state_dict().values()))
-    int8 = segment.load(model, out, preset.name, "torch-int8", force, settings)  # from here on, what the file holds
+    int8 = segment.load(
+        model, args.out, preset.name, "torch-int8", force, settings
+    )  # from here on, what the file holds
 
     # 4. Faster [P 4.3]? The paper compares its int8 model with the baseline, which has another encoder:
     #    three times as fast on average. Here each network is compared with itself: median seconds of the
@@ -82,7 +83,7 @@ def run(args: Namespace, cases: list[Path]) -> dict:
     rows, left_out = score_cases(lambda path: score(path, systems), cases)
 
     title = f"{model}, dynamic int8, one weight scale per {preset.weight_int8}"
-    return finish_int8(out, title, layers, reach, seconds, rows, left_out, vars(args))
+    return finish_int8(args.out, title, layers, reach, seconds, rows, left_out, vars(args))
 
 
 def score(path: Path, systems: dict[str, segment.Segmenter]) -> list[dict]:
@@ -116,7 +117,9 @@ def main(argv: list[str] | None = None) -> dict:
     """Returns the report."""
     args = parse(argv)
     with script("03_quantize.py", args, "demo_data:smoke_quantize") as scratch:
-        return run(args, list_cases(args.input or tiny_folder(scratch)))
+        args.out = args.out or int8_path(segment.file_of(args.model), args.model in segment.MODELS)
+        with one_run(args.out.parent, file=args.out.name.removesuffix(".pt")):
+            return run(args, list_cases(args.input or tiny_folder(scratch)))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ All flags: --help. What it reads, and every file that it writes: docs/formats.md
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -43,7 +42,7 @@ import numpy as np
 import segment
 from enhance import network_input
 from figures import PALETTE, flat_view, overlay
-from formats import InputError, readers, results, writing
+from formats import readers, results, writing
 from formats.case import Case
 from presets import preset_options
 from volumes import Found, segment_volume
@@ -115,7 +114,7 @@ def run(args: argparse.Namespace) -> list[dict]:
             # Image, boxes and masks in one picture [P Fig. 3]. The challenge asks for none; no clock runs here
             if picture := job.picture(path, case):
                 writing.save_image(picture, overlay(*flat_view(case.image, found.labels, case.boxes), numbers=True))
-    print(f"04_infer.py: {job.finish(vars(args), segmenter.engine.kinds)}")
+    writing.tell(f"04_infer.py: {job.finish(vars(args), segmenter.engine.kinds)}")
     return job.rows
 
 
@@ -157,21 +156,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> list[dict]:
     args = parse(argv)
-    try:
+    with writing.script("04_infer.py", args, "demo_data:smoke_infer"):
         if args.page:
             from page.app import Desk, serve  # only here: it needs a package more
 
             asked, settings = readers.window_of(args.read), {"model": args.model, "boxes_are": args.boxes or "drawn"}
             load = lambda model: load_model(argparse.Namespace(**vars(args) | {"model": model}))  # noqa: E731
             return serve(Desk(load, asked, settings | {"overlap": "keep"}, args.input, args.output, vars(args)))
-        if args.smoke:
-            from demo_data import tiny_inputs  # only here: it brings pydicom, a third of a second
-
-            with tiny_inputs() as (args.input, args.output):
-                return run(args)
-        return run(args)
-    except (InputError, OSError) as error:
-        sys.exit(f"04_infer.py: {error}")
+        with writing.one_run(args.output, "overlays"):
+            return run(args)
 
 
 if __name__ == "__main__":

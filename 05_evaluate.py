@@ -32,16 +32,15 @@ Writes table.md, report.html and .csv files; with --images also figure2.png and 
 
 import argparse
 from collections.abc import Iterator
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import tables
-from demo_data import tiny_predictions
 from figures import draw_figures
-from formats import InputError, usable_cores
+from formats import usable_cores
+from formats.writing import one_run, script, tell
 from metrics import PROTOCOLS, case_scores
 from page.report import write_report
 
@@ -103,7 +102,7 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
     # 4. Tables 4 and 6: a row a modality, for each system a column of DSC, NSD and seconds. Read
     #    the rows, not the average alone. In the paper microscopy gains 17 of DSC, while X-ray,
     #    endoscopy and fundus lose a little [P 4.1].
-    print(tables.write_tables(vars(args), rows, summary, differences, protocols))
+    tell(tables.write_tables(vars(args), rows, summary, differences, protocols))
 
     # 5. Figures 2 and 3. In the paper's Figure 3 the lower two rows are failures: their boxes hold
     #    more than one thing, and the network takes the wrong one [P 4.2]. report.html shows the
@@ -115,7 +114,7 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
         draw_figures(args.out, [row for row in rows if row["system"] == shown], args.figures, *folders)
     written = "report.html, table.md, .csv files" + " and figures" * bool(args.images)
     count = len({row["case"] for row in rows})
-    print(f"05_evaluate.py: {count} cases, problems: {len(problems)}; wrote {written} to {args.out}")
+    tell(f"05_evaluate.py: {count} cases, problems: {len(problems)}; wrote {written} to {args.out}")
     return summary, problems
 
 
@@ -143,11 +142,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict]:
     """Returns {(system, modality or "Average"): cases, objects, mean scores 0..1, mean seconds}."""
     args = parse(argv)
-    try:
-        with tiny_predictions() if args.smoke else nullcontext((args.segs, args.gts)) as (args.segs, args.gts):
-            summary, problems = run(args)
-    except (InputError, OSError) as error:
-        raise SystemExit(f"05_evaluate.py: {error}") from error
+    with script("05_evaluate.py", args, "demo_data:smoke_evaluate"), one_run(args.out):
+        summary, problems = run(args)
     if problems:
         raise SystemExit(1)
     return summary

@@ -33,7 +33,7 @@ Conventions. Every row is a test in tests/test_metrics.py, computed by hand, in 
 import itertools
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -160,6 +160,9 @@ def element_sizes(spacing_mm: tuple[float, ...]) -> np.ndarray:
     return np.linalg.norm(_patch_normals() * (dy * dx, dz * dx, dz * dy), axis=2).sum(axis=1)
 
 
+_sizes_of = lru_cache(maxsize=64)(element_sizes)  # a case may have 65,535 objects, and one spacing
+
+
 # Which elements lie within the tolerance? --------------------------------------------------------------------------
 
 
@@ -169,16 +172,23 @@ def _ball(spacing_mm: tuple[float, ...], tolerance_mm: float, extent: tuple[int,
     extent: number of grid points along each axis; no offset reaches further, however large the tolerance is."""
     # one more than the quotient: rounding may have lowered it, the comparison below decides
     margin = [min(int(min(tolerance_mm / step, n)) + 1, n) for step, n in zip(spacing_mm, extent, strict=True)]
+    return _offsets(spacing_mm, tolerance_mm, tuple(margin)), np.array(margin)
+
+
+@lru_cache(maxsize=64)
+def _offsets(spacing_mm: tuple[float, ...], tolerance_mm: float, margin: tuple[int, ...]) -> np.ndarray:
+    """The offsets of `_ball`."""
     axes = np.meshgrid(*(np.arange(-m, m + 1) for m in margin), indexing="ij")
     offsets = np.stack(axes, axis=-1).reshape(-1, len(margin))
     distances = np.sqrt(((offsets * np.asarray(spacing_mm)) ** 2).sum(axis=1))  # (n,) mm
     order = np.argsort(distances, kind="stable")
-    return offsets[order[: np.count_nonzero(distances <= tolerance_mm)]], np.array(margin)
+    return offsets[order[: np.count_nonzero(distances <= tolerance_mm)]]
 
 
 def _element_codes(mask: np.ndarray, margin: np.ndarray) -> np.ndarray:
     """Codes of all 2x2(x2) neighbourhoods of a bool mask, uint8; shape: mask's + 1 + 2 * margin, zeros around it."""
-    codes = np.pad(mask, [(m + 1, m + 1) for m in margin]).view(np.uint8)
+    codes = np.zeros(mask.shape + 2 * (margin + 1), np.uint8)  # np.pad takes longer than all the rest of a small object
+    codes[tuple(slice(m + 1, m + 1 + n) for m, n in zip(margin, mask.shape, strict=True))] = mask
     for axis in reversed(range(mask.ndim)):
         before = codes[(slice(None),) * axis + (slice(None, -1),)]
         after = codes[(slice(None),) * axis + (slice(1, None),)]
@@ -213,13 +223,17 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
         raise ValueError(f"tolerance must be a finite number of mm, 0 or more, found {tolerance_mm}")
     if not pred.any() or not gt.any():
         return 0.0 if pred.any() or gt.any() else math.nan
-    crop = _window([label_bounds((pred | gt).view(np.uint8))[1]])
+    if np.array_equal(pred, gt):
+        return 1.0
+    either, axes = pred | gt, range(gt.ndim)
+    used = [np.flatnonzero(either.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
+    crop = tuple(slice(at[0], at[-1] + 1) for at in used)
     pred, gt = pred[crop], gt[crop]
     offsets, margin = _ball(spacing_mm, tolerance_mm, tuple(n + 1 for n in gt.shape))
     codes = [_element_codes(mask, margin) for mask in (pred, gt)]
     full = 2 ** (2**gt.ndim) - 1
     surfaces = [(code != 0) & (code != full) for code in codes]
-    sizes = element_sizes(spacing_mm)
+    sizes = _sizes_of(spacing_mm)
     total, missed = 0.0, 0.0  # |S_P| + |S_G|, and what of it is further than t from the other
     for code, of, other in ((codes[0], *surfaces), (codes[1], *reversed(surfaces))):
         total += np.bincount(code[of], minlength=len(sizes)) @ sizes
@@ -360,8 +374,8 @@ def filled_box(boxes_xyxy: np.ndarray, shape: tuple[int, ...], ellipse: bool = F
 
 def _window(bounds: list[tuple[np.ndarray, np.ndarray]]) -> tuple[slice, ...]:
     """The smallest window that holds all of some bounds, each (low, high) as `label_bounds` gives them."""
-    low, high = np.min([b[0] for b in bounds], axis=0), np.max([b[1] for b in bounds], axis=0)
-    return tuple(slice(a, b + 1) for a, b in zip(low, high, strict=True))
+    low, high = reduce(np.minimum, [b[0] for b in bounds]), reduce(np.maximum, [b[1] for b in bounds])
+    return tuple(slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))
 
 
 def _check_masks(pred: np.ndarray, gt: np.ndarray) -> None:

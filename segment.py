@@ -240,6 +240,12 @@ def name_and_file(model: str | Path, weights: Path | None = None) -> tuple[str |
     return (None, Path(model)) if Path(model).suffix else (str(model), weights)
 
 
+def file_of(model: str | Path, weights: Path | None = None) -> Path:
+    """The file of a model: the one that was named, or the model's own."""
+    name, path = name_and_file(model, weights)
+    return path or architecture(name).weights()
+
+
 def load_torch(engine: str, name: str | None, path: Path | None, choose: Callable) -> tuple:
     """Makes the engines torch and torch-int8. The latter quantizes a float checkpoint as the preset's weight_int8 says.
 
@@ -269,8 +275,7 @@ def load_torch(engine: str, name: str | None, path: Path | None, choose: Callabl
 def read_model(model: str | Path, weights: Path | None = None) -> tuple[str, Path, dict]:
     """What `load` is told of a model -> its name, its file and what that holds. A file belongs to the model that it
     names, else to the one whose layers have its names."""
-    name, path = name_and_file(model, weights)
-    path = path or architecture(name).weights()
+    (name, _), path = name_and_file(model, weights), file_of(model, weights)
     stored = checkpoints.read_checkpoint(path)
     name = name or stored.get("architecture")
     if name is None:

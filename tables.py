@@ -8,18 +8,17 @@ import csv
 import itertools
 import math
 import re
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from formats import MODALITIES, InputError
+from formats import MODALITIES, InputError, printable
+from formats.cache import in_parallel
 from formats.case import told_in_a_sentence
 from formats.truth import Truth, read_labels, read_prediction, read_truth  # noqa: F401  two for step 5, page, notebooks
-from formats.writing import csv_text, progress, save_json, save_text, tell
+from formats.writing import csv_cell, csv_text, progress, save_json, save_text, tell
 from metrics import METRICS, PROTOCOLS, CaseScores, filled_box, inscribed_ellipse
 
 # D11: two systems that never look at the image, to show what a box alone is worth
@@ -32,10 +31,14 @@ PAPER_TABLES = Path(__file__).with_name("results") / "paper"
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, each {column: text}. Or InputError."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited on for ever
+            raise OSError(0, "no file")
         with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+            return [{name: csv_cell(text or "") for name, text in row.items() if name} for row in csv.DictReader(file)]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); a clone of the repository holds it") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is no CSV in UTF-8 ({error}); write it again") from error
 
 
 def paper_scores(quantized: tuple[bool, ...] = (False,)) -> dict[str, dict[str, float]]:
@@ -130,7 +133,9 @@ def with_times(rows: list[dict], systems: dict[str, Path]) -> list[dict]:
         try:
             for line in read_rows(path) if path.is_file() else ():
                 found[system, line["case"]] = float(line["total_s"]), line.get("boxes_are", "")
-        except (KeyError, TypeError, ValueError) as error:
+                if not 0 <= found[system, line["case"]][0] < math.inf:
+                    raise ValueError(f"total_s is {line['total_s']}")
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise InputError(f"{path}: needs columns case and total_s ({error!r}); run 04_infer.py again") from error
     of_rows = [found.get((row["system"], row["case"]), (math.nan, "")) for row in rows]
     return [row | {"seconds": s, "boxes_are": kind} for row, (s, kind) in zip(rows, of_rows, strict=True)]
@@ -142,11 +147,11 @@ def score_all(
     """The rows of `score`, step 5's `score_case`, for every file, system by system; InputError if there are none.
 
     problems: sentences so far. Those of the cases are added, and all are told."""
-    with ProcessPoolExecutor(min(jobs, 61)) as pool:  # the most that Windows allows
-        scored = (pool.map if jobs > 1 else map)(partial(_score_file, score, systems, looseness), files)
-        scored = list(progress(scored, "evaluate", len(files), unit="case"))
+    scored = in_parallel(partial(_score_file, score, systems, looseness), files, jobs)
+    scored = list(progress(scored, "evaluate", len(files), unit="case"))
     problems += [problem for _, found in scored for problem in found]
-    sys.stderr.writelines(f"05_evaluate.py: {problem}\n" for problem in problems)
+    for problem in problems:
+        tell(f"05_evaluate.py: {problem}", error=True)
     rows = [row for found, _ in scored for row in found]
     if not rows:
         raise InputError("no case could be scored; the problems are told above")
@@ -327,6 +332,7 @@ def difference_table(lines: list[dict], columns: dict[str, str], scores: dict[st
 
 def pipe_table(rows: list[list[str]]) -> str:
     """Rows of cells, the first one the header, as a Markdown table without a line end at its end."""
+    rows = [[printable(text).replace("|", "\\|").replace("<", "&lt;") for text in cells] for cells in rows]
     header, *body = ["| " + " | ".join(cells) + " |" for cells in rows]
     return "\n".join([header, "| " + " | ".join(["---"] * len(rows[0])) + " |", *body])
 

@@ -10,9 +10,6 @@ A score on it says nothing about patients, so step 5 leaves it out of its averag
 import gzip
 import importlib
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.resources import files as packaged_files
@@ -157,19 +154,16 @@ def smoke_quantize(args, folder: Path) -> None:
     args.out, args.repeats = folder / "smoke.dynamic.pt", 1
 
 
-@contextmanager
-def tiny_inputs() -> Iterator[tuple[Path, Path]]:
-    """Step 4's --smoke: a folder of a tiny image and a tiny volume, and one for results; both are removed afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        for dims in (2, 3):
-            write_case(Path(folder), tiny_case(dims=dims))
-        yield Path(folder) / "imgs", Path(folder) / "segs"
+def smoke_infer(args, folder: Path) -> None:
+    """Step 4's --smoke: a tiny image and a tiny volume."""
+    args.input, args.output = folder / "imgs", folder / "segs"
+    for dims in (2, 3):
+        write_case(folder, tiny_case(dims=dims))
 
 
-@contextmanager
-def tiny_predictions() -> Iterator[tuple[list[str], Path]]:
-    """Step 5's --smoke: a tiny image and a tiny volume, predicted one pixel off, as --segs and --gts; removed afterwards."""
-    with tiny_inputs() as (images, segs):
-        for case in (tiny_case(dims=2), tiny_case(dims=3)):
-            save_npz(segs.with_name("shifted") / f"{case.name}.npz", segs=np.roll(case.labels, 1, axis=-1))
-        yield [str(segs.with_name("shifted"))], images.with_name("gts")
+def smoke_evaluate(args, folder: Path) -> None:
+    """Step 5's --smoke: a tiny image and a tiny volume, predicted one pixel off."""
+    args.segs, args.gts = [str(folder / "shifted")], folder / "gts"
+    for case in (tiny_case(dims=2), tiny_case(dims=3)):
+        write_case(folder, case)
+        save_npz(folder / "shifted" / f"{case.name}.npz", segs=np.roll(case.labels, 1, axis=-1))

@@ -28,9 +28,18 @@ class InputError(ValueError):
     """Bad input, told in one sentence: which file, what was found, what to do. At most 300 characters, all printable."""
 
     def __init__(self, text: str) -> None:
-        # a name may hold anything but / and \0: line ends, what moves a terminal's cursor, bytes that are not UTF-8
-        text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)
+        text = printable(text)
         super().__init__(text if len(text) <= 300 else f"{text[:170]} ... {text[-125:]}")
+
+
+def printable(text: str) -> str:
+    """One line that a terminal shows as it is. A name may hold anything but / and \\0: line ends, what moves the cursor,
+    bytes that are not UTF-8. Those are written as Python writes them.
+
+    >>> printable("a\\x1b[2J")
+    'a\\\\x1b[2J'
+    """
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)
 
 
 def usable_cores() -> int:

@@ -28,12 +28,13 @@ import numpy as np
 
 from formats import InputError, patient_of, submodality_of
 from formats.case import Case, told_in_a_sentence
-from formats.writing import csv_text, progress, save_json, save_text, tell
+from formats.writing import csv_cell, csv_text, progress, save_bytes, save_json, tell
 from grid import label_ids
 
 CACHE_VERSION = 3  # 3: masks are pickles that name nothing
 SPLITS = ("train", "val")
 JOURNAL = "done.jsonl"
+FOLDERS = ("imgs", "masks", "cases/imgs", "cases/gts")
 CHUNK = 4  # jobs that a worker gets at once
 AHEAD = 4  # chunks a worker that are handed out before the first one's results are taken
 
@@ -113,7 +114,8 @@ def write_index(folder: Path, entries: list[CacheEntry]) -> None:
     start_cache(folder)
     entries = sorted(entries, key=lambda entry: entry.name)
     rows = ({column: getattr(entry, column) for column in COLUMNS} for entry in entries)
-    save_text(folder / "index.csv", csv_text(rows, COLUMNS, number=""))
+    # a name that is not UTF-8 comes back as it is
+    save_bytes(folder / "index.csv", csv_text(rows, COLUMNS, number="").encode(errors="surrogateescape"))
 
 
 def read_index(folder: Path) -> list[CacheEntry]:
@@ -121,12 +123,12 @@ def read_index(folder: Path) -> list[CacheEntry]:
     check_version(folder)
     path, entries = folder / "index.csv", []
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = csv.reader(file)
             header = next(rows, [])
             if tuple(header) != COLUMNS:
                 raise ValueError(f"its columns are {', '.join(header)}")
-            for row in rows:
+            for row in ([csv_cell(cell) for cell in row] for row in rows):
                 low, high = (float(value) if value else None for value in row[9:11])
                 entry = CacheEntry(*row[:5], *map(int, row[5:7]), row[7], int(row[8]), low, high, row[11])
                 if entry.split not in SPLITS or Path(entry.name).name != entry.name:
@@ -164,9 +166,6 @@ def cache_sources(
     excluded : names that the index must not have.   cache_case(folder, case, source, stamp) writes a
     case's files.   load_entry(folder, entry) reads an image's back.
     """
-    for place in ("", "imgs", "masks", "cases/imgs", "cases/gts"):  # what a killed run left
-        for path in (folder / place).glob("*.tmp"):
-            path.unlink(missing_ok=True)
     known, done = read_journal(folder), []
     jobs = [(source, known.get(source.name)) for source in sources]
     results = in_parallel(partial(cache_source, folder, cache_case, load_entry), jobs, workers)

@@ -23,7 +23,17 @@ import numpy as np
 from formats import InputError
 from formats.case import Case, told_in_a_sentence
 from formats.readers import DICOM_ENDINGS, ending_of, imported, list_cases, name_of, read_boxed
-from formats.writing import csv_text, progress, save_bytes, save_image, save_json, save_npz, save_text, tell
+from formats.writing import (
+    check_folder,
+    csv_text,
+    progress,
+    save_bytes,
+    save_image,
+    save_json,
+    save_npz,
+    save_text,
+    tell,
+)
 from grid import label_ids
 
 OBJECT_COLUMNS = ("case", "label", "name", "box", "boxes_are", "pixels", "mm3", "predicted_iou", "seconds", "note")
@@ -148,8 +158,7 @@ def files_to_do(source: Path | None, folder: Path, one: str, with_boxes: bool) -
     if folder.resolve() in (source.resolve(), files[0].parent.resolve()):
         what = "the same folder as the input's; results would replace files of yours"
         raise InputError(f"{folder}: {what}: name another")
-    if in_the_way := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
-        raise InputError(f"{folder}: {in_the_way} is a file, so no folder can be made there; name another")
+    check_folder(folder)
     name, count = Counter(map(name_of, files)).most_common(1)[0]
     if count > 1:
         raise InputError(f"{source}: holds {name} in {count} formats, and each would give {name}.npz; rename one")

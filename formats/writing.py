@@ -1,36 +1,49 @@
 """What a run writes: files, each whole or not at all; on the screen a progress bar, messages, how it ended."""
 
 import csv
+import errno
 import importlib
 import io
 import json
 import math
 import os
+import platform
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 
-from formats import InputError
+from formats import InputError, printable
+
+# Text cells that a spreadsheet may run, and those that would be taken for one that was mended; numbers are none
+RISKY = re.compile(r"(?![-+]?[\d.]+(e[-+]?\d+)?$)[-=+@'\x00-\x1f\x7f]")
+SHOWN = 50  # letters of a file's name that its temporary one keeps, at most 200 bytes
 
 
 def save_bytes(path: Path, content: bytes) -> int:
     """Write a file whole or not at all, and its folder if need be. -> the number of bytes. OSError if that can't be done.
 
     The content first goes into a file NAME.xxxxxxxx.tmp, which is then renamed. Its name is random, because two machines
-    may write one file at the same time: the later one stays. A process that is killed leaves its .tmp file behind.
+    may write one file at the same time: the later one stays. A process that is killed leaves its .tmp file behind, which
+    `one_run` removes. InputError for a name that is too long.
     """
-    partial = path.with_name(f"{path.name}.{os.urandom(4).hex()}.tmp")
+    # cut, so that a name fits as long as the file's own does
+    partial = path.with_name(f"{path.name[:SHOWN]}.{os.urandom(4).hex()}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         partial.write_bytes(content)
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{path}: this name is too long for the disk; give the case a shorter one") from error
         raise
     return len(content)
 
@@ -53,14 +66,28 @@ def save_json(path: Path, content: dict) -> None:
 
 
 def csv_text(rows: list[dict], columns: tuple[str, ...], number: str = ".6f") -> str:
-    """Rows as CSV; a missing value or nan stays blank.   number: format of floats, "" for all digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    """Rows as CSV; a missing value or nan stays blank.   number: format of floats, "" for all digits.
+
+    A spreadsheet runs text that begins with = + - or @: it gets an apostrophe in front, which `csv_cell` takes away again.
+    """
+    lines = []
+    # with \r\n at its ends, csv puts a cell that holds one of the two in quotation marks
+    writer = csv.writer(SimpleNamespace(write=lambda line: lines.append(line[:-2])))
     writer.writerow(columns)
     for row in rows:
         cells = [row.get(column, "") for column in columns]
-        writer.writerow([("" if math.isnan(c) else f"{c:{number}}") if isinstance(c, float) else c for c in cells])
-    return text.getvalue()
+        cells = [("" if math.isnan(c) else f"{c:{number}}") if isinstance(c, float) else c for c in cells]
+        writer.writerow([f"'{c}" if isinstance(c, str) and RISKY.match(c) else c for c in cells])
+    return "\n".join([*lines, ""])
+
+
+def csv_cell(text: str) -> str:
+    """The text that `csv_text` made a cell of.
+
+    >>> csv_cell("'=1+1"), csv_cell("US_1")
+    ('=1+1', 'US_1')
+    """
+    return text.removeprefix("'")
 
 
 def save_image(path: Path, image: np.ndarray) -> int:
@@ -75,6 +102,77 @@ def save_figure(path: Path, figure) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
     save_bytes(path, buffer.getvalue())
+
+
+# ---------------------------------------------------------------- one run at a time
+
+
+def check_folder(folder: Path) -> None:
+    """InputError if a file stands where an output folder should be, or one above it."""
+    if in_the_way := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        raise InputError(f"{folder}: {in_the_way} is a file, so no folder can be made there; name another")
+
+
+@contextmanager
+def one_run(folder: Path, *below: str, file: str = "") -> Iterator[None]:
+    """Hold an output folder, made if need be, while a run writes there. InputError that says who else holds it.
+
+    below : folders in it that the run writes to as well.   file : hold only the files whose names begin so.
+    What a killed run has left there is removed: its .tmp files. An empty folder that was made goes again.
+    """
+    check_folder(folder)
+    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun starts the first one writes
+        yield
+        return
+    is_new, lock = not folder.exists(), folder / f"{file}.lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    held = _locked(lock)
+    try:
+        for path in (path for name in ("", *below) for path in (folder / name).glob("*.tmp")):
+            if re.search(r"\.[0-9a-f]{8}\.tmp$", path.name) and path.name.startswith(file[:SHOWN]):
+                with suppress(OSError):
+                    path.unlink()
+        yield
+    finally:
+        # Windows removes no open file; elsewhere, after closing, the file may be another run's
+        for end in (held.close, lock.unlink) if os.name == "nt" else (lock.unlink, held.close):
+            with suppress(OSError):
+                end()
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _locked(path: Path) -> io.TextIOWrapper:
+    """The file, locked by this process. The system's own lock: it ends with its process, however that ends, so that no
+    number of a dead process, or of its successor, has to be judged; and forked workers do not keep it."""
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            if os.name == "nt":
+                import msvcrt
+
+                file.seek(2**30)  # not the text, which others could then not read
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                file.seek(0)
+                who = file.read(100) or "another process"
+                file.close()
+                told = f"{who} is writing here; wait for it, or name another folder"
+                raise InputError(f"{path.parent}: {told}") from error
+            tell(f"{path.parent}: this disk has no locks ({error.strerror}): start no second run there", error=True)
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):  # else its holder has just removed it
+                file.truncate(0)
+                file.write(f"process {os.getpid()} of {platform.node()}")
+                file.flush()
+                return file
+        file.close()
 
 
 # ---------------------------------------------------------------- progress, messages, the end of a script
@@ -112,13 +210,13 @@ def progress_bar(iterable: Iterable | None, what: str, total: int | None = None,
         from tqdm.notebook import tqdm as bar  # needs Jupyter's widgets
     elif not sys.stderr.isatty():
         options["disable"] = True
-    return bar(iterable, desc=what, total=total, unit=unit, **options)
+    return bar(iterable, desc=printable(what), total=total, unit=unit, **options)
 
 
 def tell(text: str, error: bool = False) -> None:
-    """Print a line on stdout, or an error on stderr, without breaking a progress bar."""
+    """Print lines on stdout, or an error on stderr, without breaking a progress bar. Nothing in them moves the cursor."""
     write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
-    write(text, file=sys.stderr if error else sys.stdout)
+    write("\n".join(map(printable, text.split("\n"))), file=sys.stderr if error else sys.stdout)
 
 
 def someone_is_there() -> bool:

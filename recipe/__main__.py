@@ -35,7 +35,7 @@ from figures import plot_dice
 from formats import InputError
 from formats.cache import fingerprint
 from formats.checkpoints import export_checkpoint, read_checkpoint, save_checkpoint, state_dict_of
-from formats.writing import progress, save_figure, save_json, script
+from formats.writing import one_run, progress, save_figure, save_json, script
 from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override
 from recipe.batches import ResidentSlices
@@ -190,7 +190,7 @@ def run_all(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    with script("recipe", args, "demo_data:smoke_train"):
+    with script("recipe", args, "demo_data:smoke_train"), one_run(args.out, *STAGES):
         args.steps = 2 if args.smoke else args.steps
         run_all(args)
 

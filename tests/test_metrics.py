@@ -511,3 +511,16 @@ def test_bad_arguments_are_named_in_one_sentence(call, words):
     with pytest.raises(ValueError, match=words) as error:
         call(np.zeros((4, 5), bool))
     assert "\n" not in str(error.value)
+
+
+def test_an_object_among_thousands_scores_as_it_does_alone():
+    labels = np.arange(2500).reshape(50, 50).repeat(5, 0).repeat(5, 1).astype(np.uint16)
+    labels[::5], labels[:, ::5] = 0, 0
+    found = np.roll(labels, 3, axis=1)
+    scores = case_scores(found, labels, None)
+    for label in (1, 49, 1234, 2499):
+        at = scores.labels.index(label)
+        alone = nsd(found == label, labels == label, (1.0, 1.0)), dsc(found == label, labels == label)
+        assert (scores.scores["nsd"][at], scores.scores["dsc"][at]) == alone
+    assert len(scores.labels) == 2499 and 0 < scores.means["nsd"] < 1
+    assert set(case_scores(labels, labels.copy(), None).scores["nsd"]) == {1.0}

@@ -23,7 +23,7 @@ from formats.cache import executor_of, in_parallel, read_index, write_index
 from formats.case import Case
 from formats.npz import load_npz
 from formats.sources import instances_of, without_small
-from formats.writing import save_npz
+from formats.writing import one_run, save_npz
 
 preprocess = importlib.import_module("01_preprocess")  # `import 01_preprocess` is a syntax error
 cache_case = preprocess.cache_case
@@ -266,12 +266,26 @@ def test_workers_end_when_the_main_process_alone_is_killed(tmp_path):
     assert workers(process.pid) == []
 
 
+def test_of_two_runs_on_one_cache_the_second_is_refused_and_the_index_is_one_runs(tmp_path, capsys):
+    write_cases(tmp_path / "first", 300, 0)
+    write_cases(tmp_path / "second", 4, 1)
+    process, limit = start(tmp_path / "first", tmp_path / "cache"), time.monotonic() + 60
+    while lines_of(tmp_path / "cache") < 8 and time.monotonic() < limit:
+        time.sleep(0.001)
+    with pytest.raises(SystemExit, match=f"process {process.pid} of .* is writing here"):
+        main(["-i", str(tmp_path / "second"), "-o", str(tmp_path / "cache")])
+    assert process.wait(timeout=120) == 0
+    found = {Path(entry.source).name for entry in read_index(tmp_path / "cache")}
+    assert found == {path.name for path in (tmp_path / "first").iterdir()}
+    assert not (tmp_path / "cache" / ".lock").exists()
+
+
 def test_a_run_removes_what_a_killed_one_left(tmp_path):
     for place in ("", "imgs", "masks", "cases/imgs", "cases/gts"):
         (tmp_path / place).mkdir(parents=True, exist_ok=True)
         for name in ("US_1.png.0123abcd.tmp", "US_1.png"):
             (tmp_path / place / name).write_bytes(b"half")
-    with pytest.raises(InputError, match="nothing to train on"):
+    with pytest.raises(InputError, match="nothing to train on"), one_run(tmp_path, *cache.FOLDERS):
         cache.cache_sources(tmp_path, [], 1, set(), cache_case, load_entry)
     assert {path.name for path in tmp_path.rglob("*.*") if path.is_file()} == {"US_1.png", "done.jsonl"}
 
