@@ -16,11 +16,27 @@ from functools import lru_cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
+from warnings import catch_warnings
 
 import numpy as np
 import torch
-from commands import Done, command, small_checkpoint
-from test_robust import BAD, GOOD, MOST_LETTERS, PICTURE, coco, device, fifo, npz_bomb, pickled, png_header, written
+from commands import Done, command, proper_command, small_checkpoint
+from test_robust import (
+    BAD,
+    GOOD,
+    MOST_LETTERS,
+    PICTURE,
+    device,
+    fifo,
+    itk,
+    nifti,
+    npz_bomb,
+    pickled,
+    picture,
+    png_header,
+    tiff,
+    written,
+)
 
 from demo_data import tiny_cache, tiny_case
 from formats.checkpoints import read_checkpoint, save_checkpoint
@@ -98,6 +114,10 @@ def zipped(**members: bytes) -> Callable[[Path], Path]:
     return make
 
 
+def renamed(make: Callable) -> Callable[[Path], Path]:
+    return lambda folder: make(folder).rename(folder / "2DBox_US_bad.npz")
+
+
 def under(name: str, kind: str) -> Callable[[Path], Path]:
     """Something of this name that is no plain file."""
 
@@ -118,7 +138,12 @@ def under(name: str, kind: str) -> Callable[[Path], Path]:
     return make
 
 
-HEAD = {"type": "GIF89a", "text": b"once upon a time\n", "page": b"<html><script>alert(1)</script>", "zeros": bytes(5000)}
+HEAD = {
+    "type": "GIF89a",
+    "text": b"once upon a time\n",
+    "page": b"<html><script>alert(1)</script>",
+    "zeros": bytes(5000),
+}
 ARRAY = np.array
 BAD_NPZ = {
     "no key": npz_of(imgs=None), "neither boxes nor gts": npz_of(boxes=None, gts=None), "4D image": npz_of(imgs=np.zeros((2, 2, 2, 2))),
@@ -144,8 +169,8 @@ BAD_NPZ = {
     "a header of a million letters": zipped(**{"imgs.npy": b"\x93NUMPY\x02\0" + struct.pack("<I", 10**6) + b"(" * 10**6, "gts.npy": b""}),
     "a header that is code": zipped(**{"imgs.npy": b"\x93NUMPY\x01\0" + struct.pack("<H", 30) + b"__import__('os').mkdir('CODE')", "gts.npy": b""}),
     "a shape that is no number": zipped(**{"imgs.npy": b"\x93NUMPY\x01\0" + struct.pack("<H", 58) + b"{'descr':'|u1','fortran_order':False,'shape':('a','b'),}   \n"}),
-    "claims 2^62": npz_bomb((1, 100), (2**62,)), "claims 4 GB": npz_bomb((1, 100), (2**32,)), "claims -1": npz_bomb((1, 100), (-1, 5)),
-    "claims wide letters": npz_bomb((1, 100), (2,), "<U500000000"), "of 1,000 members": BAD["npz of 1,000 members"],
+    "claims 2^62": renamed(npz_bomb((1, 100), (2**62,))), "claims 4 GB": renamed(npz_bomb((1, 100), (2**32,))), "claims -1": renamed(npz_bomb((1, 100), (-1, 5))),
+    "claims wide letters": renamed(npz_bomb((1, 100), (2,), "<U500000000")), "of 1,000 members": renamed(BAD["npz of 1,000 members"]),
     **{f"of {name}": other_content(npz_of(), content) for name, content in HEAD.items() if isinstance(content, bytes)},
     **{f"cut at {share}": cut(npz_of(), share) for share in (0, 0.001, 0.1, 0.5, 0.9, 0.99)},
     **{kind: under("2DBox_US_bad.npz", kind) for kind in ("folder", "socket", "dead link", "circle", "link out")},
@@ -162,7 +187,19 @@ NAMES = {
     "is a tag": "2DBox_US_<script>alert(1)<", "has lines": "2DBox_US_a\nb\r\nc", "has 251 letters": LONG, "is a flag": "-o", "has %": "2DBox_US_%s%n%d",
     "has quotes": "2DBox_US_\"';,", "is ..": "2DBox_US_..", "moves the text": "2DBox_US_\u202egnp", "has braces": "2DBox_US_{0}{x!r}", "has a star": "2DBox_US_[a-z]*?",
 }  # fmt: skip
-FOREIGN = (b"", b"x", HEAD["text"], HEAD["page"], HEAD["zeros"], b"\x89PNG\r\n\x1a\n", b"\x1f\x8b", b"PK\x03\x04", b"NRRD0004\n", b"II*\0", b"\xff\xd8\xff")
+FOREIGN = (
+    b"",
+    b"x",
+    HEAD["text"],
+    HEAD["page"],
+    HEAD["zeros"],
+    b"\x89PNG\r\n\x1a\n",
+    b"\x1f\x8b",
+    b"PK\x03\x04",
+    b"NRRD0004\n",
+    b"II*\0",
+    b"\xff\xd8\xff",
+)
 
 
 def good_beside(folder: Path, of_npz: bool) -> None:
@@ -181,10 +218,10 @@ def read_by(step: str, make: Callable[[Path], Path], folder: Path, as_mask: bool
     cases.mkdir()
     bad = make(cases)
     good_beside(cases, bad.suffix == ".npz")
-    if as_mask:
+    if as_mask:  # of a good image of this name
         stem, _, ending = bad.name.partition(".")
         bad.rename(cases / f"{stem}_mask.{ending}")
-        GOOD_OF[ending](cases / f"{stem}.{ending}")
+        IMAGES[ending](cases)
     if step == "1":
         return "01_preprocess.py", "-i", cases, "-o", folder / "cache", "--jobs", "1"
     boxes = () if bad.suffix == ".npz" or (cases / "boxes.csv").exists() else ("--boxes-from-masks",)
@@ -195,27 +232,64 @@ def model(folder: Path) -> Path:
     return small_checkpoint(folder / "small.pt")
 
 
-WRITTEN_BY = {"1": (f"cache/imgs/{GOOD_CASE}.png", "cache/index.csv"), "4": (f"segs/{GOOD_CASE}.npz", "segs/objects.csv")}
+IMAGES = {
+    **{ending: partial(lambda ending, folder: picture(folder, f"US_a.{ending}"), ending) for ending in ("png", "jpg", "bmp")},
+    **{ending: partial(lambda ending, folder: nifti(folder, f"CT_a.{ending}"), ending) for ending in ("nii", "nii.gz")},
+    **{ending: partial(lambda ending, folder: itk(folder, f"CT_a.{ending}"), ending) for ending in ("mha", "nrrd")},
+    "tif": tiff, "mhd": partial(itk, name="CT_a.mhd"), "nhdr": partial(itk, name="CT_a.nhdr"),
+}  # fmt: skip
+WRITTEN_BY = {
+    "1": (f"cache/imgs/{GOOD_CASE}.png", "cache/index.csv"),
+    "4": (f"segs/{GOOD_CASE}.npz", "segs/objects.csv"),
+}
 
 
-def files_of_cases() -> Iterator[Attack]:
+def bad_files() -> Iterator[Attack]:
+    """The rows of test_robust.BAD, which are what is read, or the mask of what is read."""
     for name, make in BAD.items():
-        if name.startswith(("PKL", "boxes.csv")) or any(ending in name for ending in (".pkl", ".pt", "a is a FIFO")) or "bomb" in name:
+        if (
+            name.startswith(("PKL", "boxes.csv"))
+            or any(ending in name for ending in (".pkl", ".pt", "a is a FIFO"))
+            or "bomb" in name
+        ):
             continue
         bad = "" if "UTF-8" in name else "s" if "slice" in name else "a."
         for step in "14":
             if not (step == "1" and name.startswith("COCO")):
                 yield Attack(f"step {step}: {name}", partial(read_by, step, make), bad, WRITTEN_BY[step])
+        if (
+            name.startswith(("NIfTI", "NRRD", "MHA", "PNG", "JPEG", "BMP", "TIFF"))
+            and "UTF-8" not in name
+            and "FIFO" not in name
+        ):
+            attack = partial(read_by, "1", make, as_mask=True)
+            yield Attack(f"step 1: mask, {name}", attack, "a_mask", WRITTEN_BY["1"])
+
+
+def files_of_cases() -> Iterator[Attack]:
     for name, make in BAD_NPZ.items():
         for step in "14":
-            fine = step == "4" and (name.startswith("labels") or "no labels" in name or "spacing" in name) or "no boxes" in name
+            fine = (
+                step == "4"
+                and (name.startswith("labels") or "no labels" in name or "spacing" in name)
+                or "no boxes" in name
+            )
             volume = "volume" in name or "spacing" in name
             if step == "4" and volume:
                 continue
-            yield Attack(f"step {step}: npz {name}", partial(read_by, step, make), "_bad", WRITTEN_BY[step], None if fine else True)
+            yield Attack(
+                f"step {step}: npz {name}",
+                partial(read_by, step, make),
+                "cases/",
+                WRITTEN_BY[step],
+                None if fine else True,
+            )
     for name, boxes in BAD_BOXES.items():
         make = npz_of(boxes=np.array(boxes))
         yield Attack(f"step 4: boxes {name}", partial(read_by, "4", make), "_bad", WRITTEN_BY["4"])
+
+
+def spoilt_files() -> Iterator[Attack]:
     for name, make in GOOD.items():
         if name == "npz":
             continue
@@ -226,13 +300,22 @@ def files_of_cases() -> Iterator[Attack]:
             yield Attack(f"step {step}: {name} that holds {content[:12]!r}", attack, bad, WRITTEN_BY[step])
         for share in (0.05, 0.3):
             for step in "14":
-                yield Attack(f"step {step}: {name} cut at {share}", partial(read_by, step, cut(make, share)), bad, WRITTEN_BY[step])
+                yield Attack(
+                    f"step {step}: {name} cut at {share}",
+                    partial(read_by, step, cut(make, share)),
+                    bad,
+                    WRITTEN_BY[step],
+                )
     for name, letters in NAMES.items():
         for step in "14":
             make = npz_of(f"{letters}.npz", imgs=None)
-            yield Attack(f"step {step}: a bad file whose name {name}", partial(read_by, step, make), "", WRITTEN_BY[step])
+            yield Attack(
+                f"step {step}: a bad file whose name {name}", partial(read_by, step, make), "", WRITTEN_BY[step]
+            )
             make = npz_of(f"{letters}.npz")
-            yield Attack(f"step {step}: a good file whose name {name}", partial(read_by, step, make), "", WRITTEN_BY[step], None)
+            yield Attack(
+                f"step {step}: a good file whose name {name}", partial(read_by, step, make), "", WRITTEN_BY[step], None
+            )
 
 
 # ---------------------------------------------------------------- step 2: the cache, checkpoints
@@ -264,7 +347,10 @@ def row_of(**changed) -> Callable[[Path], None]:
     def damage(cache: Path) -> None:
         header, first, *others = (cache / "index.csv").read_text().splitlines()
         row = dict(zip(header.split(","), first.split(","), strict=True)) | changed
-        written(cache / "index.csv", "\n".join([header, ",".join(map(str, row.values())), *others]).encode("utf-8", "surrogateescape"))
+        written(
+            cache / "index.csv",
+            "\n".join([header, ",".join(map(str, row.values())), *others]).encode("utf-8", "surrogateescape"),
+        )
 
     return damage
 
@@ -286,16 +372,40 @@ def caches() -> Iterator[Attack]:
         "a column more": {"window": "1,2,3"}, "a long field": {"window": "1" * 200000},
     }  # fmt: skip
     for name, fields in rows.items():
-        yield Attack(f"step 2: index.csv with {name}", partial(damaged_cache, row_of(**fields)), "", (), True if name not in ("a column more",) else None)
-    contents = {"empty": b"", "text": HEAD["text"], "zeros": bytes(5000), "binary": bytes(range(256)) * 20, "brackets": b"[" * 10**5, "header alone": b"name\n"}
+        yield Attack(
+            f"step 2: index.csv with {name}",
+            partial(damaged_cache, row_of(**fields)),
+            "",
+            (),
+            True if name not in ("a column more",) else None,
+        )
+    contents = {
+        "empty": b"",
+        "text": HEAD["text"],
+        "zeros": bytes(5000),
+        "binary": bytes(range(256)) * 20,
+        "brackets": b"[" * 10**5,
+        "header alone": b"name\n",
+    }
     for file in ("index.csv", "version.json"):
         for name, content in contents.items():
-            yield Attack(f"step 2: {file} is {name}", partial(damaged_cache, replaced(file, content)), file.partition(".")[0] if file != "version.json" else "")
-        for name, make in {"FIFO": fifo, "device": device, "folder": lambda name: under(name, "folder"), "dead link": lambda name: under(name, "dead link")}.items():
+            yield Attack(
+                f"step 2: {file} is {name}",
+                partial(damaged_cache, replaced(file, content)),
+                file.partition(".")[0] if file != "version.json" else "",
+            )
+        for name, make in {
+            "FIFO": fifo,
+            "device": device,
+            "folder": lambda name: under(name, "folder"),
+            "dead link": lambda name: under(name, "dead link"),
+        }.items():
             yield Attack(f"step 2: {file} is a {name}", partial(damaged_cache, replaced(file, make)))
     for version in ("0", "99", "null", '"6"', "[6]", "1e999", "9" * 5000):
         content = b'{"cache": ' + version.encode() + b"}"
-        yield Attack(f"step 2: a cache of version {version[:9]}", partial(damaged_cache, replaced("version.json", content)))
+        yield Attack(
+            f"step 2: a cache of version {version[:9]}", partial(damaged_cache, replaced("version.json", content))
+        )
     yield Attack("step 2: no cache", lambda folder: training(folder))
     for name, make in BAD.items():
         if name.startswith("PKL") or ".pkl" in name:
@@ -310,12 +420,23 @@ def caches() -> Iterator[Attack]:
     }  # fmt: skip
     for name, make in others.items():
         yield Attack(f"step 2: PKL of {name}", partial(damaged_cache, each("masks/*.pkl", make)), "masks/")
-    small = {"of 2 pixels": png_header(2, 2), "of another size": lambda folder: save_image(folder / "a.png", PICTURE) and folder / "a.png"}
+    small = {
+        "of 2 pixels": png_header(2, 2),
+        "of another size": lambda folder: save_image(folder / "a.png", PICTURE) and folder / "a.png",
+    }
     for name, make in small.items():
         yield Attack(f"step 2: an image {name}", partial(damaged_cache, each("imgs/*.png", make)), "imgs/")
 
 
-ODD = {"none": None, "text": "x", "a list": [], "below 0": -1, "NaN": float("nan"), "2^70": 2**70, "nested": {"a": {"b": []}}}
+ODD = {
+    "none": None,
+    "text": "x",
+    "a list": [],
+    "below 0": -1,
+    "NaN": float("nan"),
+    "2^70": 2**70,
+    "nested": {"a": {"b": []}},
+}
 
 
 @lru_cache
@@ -345,7 +466,7 @@ def bad_tensors() -> dict[str, Callable[[dict], object]]:
         "NaN": to(lambda t: t * float("nan")), "infinity": to(lambda t: t / 0), "integers": to(lambda t: t.int()), "complex": to(lambda t: t.cfloat()),
         "another shape": to(lambda t: t[:1]), "sparse": to(lambda t: t.to_sparse()), "a number": to(lambda t: 5), "text": to(lambda t: "x"), "quantized": to(
             lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)), "meta": to(lambda t: t.to("meta")), "bool": to(lambda t: t.bool()),
-        "one lacks": lambda stored: stored["model"].pop(first) * 0 if False else stored["model"].pop(first) is None, "one more": lambda stored: stored["model"].update(x=torch.zeros(1)),
+        "one lacks": lambda stored: stored["model"].pop(first) is None, "one more": lambda stored: stored["model"].update(x=torch.zeros(1)),
         "kinds of an odd name": lambda stored: stored["model"].update({"mask_decoders.a b/../c.x": torch.zeros(1)}),
         "a kind without a name": lambda stored: stored["model"].update({"mask_decoders.": torch.zeros(1)}),
         "an overlapping view": to(lambda t: torch.zeros(1).expand(t.shape)),
@@ -353,17 +474,46 @@ def bad_tensors() -> dict[str, Callable[[dict], object]]:
 
 
 def checkpoints() -> Iterator[Attack]:
-    keys = ("model", "architecture", "preset", "preset_fields", "optimiser", "schedule", "rng", "must_match", "step", "best", "log", "losses")
+    keys = (
+        "model",
+        "architecture",
+        "preset",
+        "preset_fields",
+        "optimiser",
+        "schedule",
+        "rng",
+        "must_match",
+        "step",
+        "best",
+        "log",
+        "losses",
+    )
     for key in keys:
         for name, value in ODD.items():
             if (key, name) in {("best", "below 0"), ("best", "2^70"), ("preset", "x")}:
                 continue
             may = None if key in ("preset", "best", "losses", "log", "architecture", "step") else True
-            yield Attack(f"step 2: last.pt, {key} is {name}", partial(resumed, lambda stored, key=key, value=value: stored.update({key: value})), "last.pt", (), may)
-        yield Attack(f"step 2: last.pt without {key}", partial(resumed, lambda stored, key=key: stored.pop(key) and None), "last.pt", (), None)
+            yield Attack(
+                f"step 2: last.pt, {key} is {name}",
+                partial(resumed, lambda stored, key=key, value=value: stored.update({key: value})),
+                "last.pt",
+                (),
+                may,
+            )
+        yield Attack(
+            f"step 2: last.pt without {key}",
+            partial(resumed, lambda stored, key=key: stored.pop(key) and None),
+            "last.pt",
+            (),
+            None,
+        )
     for field in ("state", "param_groups"):
         for name, value in ODD.items():
-            yield Attack(f"step 2: last.pt, optimiser's {field} is {name}", partial(resumed, lambda stored, field=field, value=value: stored["optimiser"].update({field: value})), "last.pt")
+            yield Attack(
+                f"step 2: last.pt, optimiser's {field} is {name}",
+                partial(resumed, lambda stored, field=field, value=value: stored["optimiser"].update({field: value})),
+                "last.pt",
+            )
     weights = {name: lambda folder, change=change: _changed(folder, change) for name, change in bad_tensors().items()}
     weights |= {
         "payload": lambda folder: _saved(folder, {"model": Payload(folder / "CODE")}), "a list": lambda folder: _saved(folder, [1]),
@@ -384,11 +534,28 @@ def checkpoints() -> Iterator[Attack]:
         "safetensors of text": lambda folder: written(folder / "bad.safetensors", HEAD["text"]),
         "onnx": lambda folder: written(folder / "bad.onnx", HEAD["text"]), "static": lambda folder: written(folder / "bad.static", HEAD["text"]),
     }  # fmt: skip
-    fine = ("an overlapping view", "architecture of another", "architecture is a list", "a preset of its own", "preset is a dict", "int8 is a list")
+    fine = (
+        "an overlapping view",
+        "architecture of another",
+        "architecture is a list",
+        "a preset of its own",
+        "preset is a dict",
+        "int8 is a list",
+    )
     for name, make in weights.items():
-        for step, script in {"2": lambda f, bad: training(_with_cache(f), "--init", bad), "3": quantizing, "4": lambda f, bad: inferring(f, "--model", bad)}.items():
+        for step, script in {
+            "2": lambda f, bad: training(_with_cache(f), "--init", bad),
+            "3": quantizing,
+            "4": lambda f, bad: inferring(f, "--model", bad),
+        }.items():
             may = None if name in fine or step == "2" and name.startswith("int8") else True
-            yield Attack(f"step {step}: weights, {name}", lambda folder, make=make, script=script: script(folder, make(folder)), "", (), may)
+            yield Attack(
+                f"step {step}: weights, {name}",
+                lambda folder, make=make, script=script: script(folder, make(folder)),
+                "",
+                (),
+                may,
+            )
 
 
 def _with_cache(folder: Path) -> Path:
@@ -410,7 +577,18 @@ def _changed(folder: Path, change: Callable[[dict], object]) -> Path:
 
 def quantizing(folder: Path, weights: Path, *more: object) -> tuple:
     write_case(folder, tiny_case())
-    return "03_quantize.py", "--model", weights, "-o", folder / "int8.dynamic.pt", "-i", folder / "imgs", "--repeats", "1", *more
+    return (
+        "03_quantize.py",
+        "--model",
+        weights,
+        "-o",
+        folder / "int8.dynamic.pt",
+        "-i",
+        folder / "imgs",
+        "--repeats",
+        "1",
+        *more,
+    )
 
 
 def inferring(folder: Path, *more: object) -> tuple:
@@ -435,7 +613,7 @@ def evaluating(folder: Path, *more: object) -> tuple:
 def scored(where: str, make: Callable[[Path], Path], folder: Path) -> tuple:
     arguments = evaluating(folder)
     name = make(folder / where).name
-    for kind, key in (("gts", "gts"), ("segs", "segs")):
+    for kind in ("gts", "segs"):
         if kind != where:
             whole = volume_of() if name.startswith("3D") else npz_of(name, segs=tiny_case().labels)
             whole(folder / kind)
@@ -444,18 +622,36 @@ def scored(where: str, make: Callable[[Path], Path], folder: Path) -> tuple:
 
 def truth_and_predictions() -> Iterator[Attack]:
     for name, make in BAD_NPZ.items():
-        if "image" in name or "neither" in name or name in ("no key", "records", "an object array", "empty volume", "volume of 2 axes"):
+        if (
+            "image" in name
+            or "neither" in name
+            or name in ("no key", "records", "an object array", "empty volume", "volume of 2 axes")
+        ):
             continue
         may = None if "spacing" in name or "labels" in name else True
-        yield Attack(f"step 5: truth, npz {name}", partial(scored, "gts", make), "_bad", ("eval/cases.csv",), True if name != "spacing is an object" else None)
+        yield Attack(
+            f"step 5: truth, npz {name}",
+            partial(scored, "gts", make),
+            "_bad",
+            ("eval/cases.csv",),
+            True if name != "spacing is an object" else None,
+        )
         if not name.startswith(("labels", "no labels", "spacing")):
-            yield Attack(f"step 5: prediction, npz {name}", partial(scored, "segs", make), "_bad", ("eval/cases.csv",), may)
+            yield Attack(
+                f"step 5: prediction, npz {name}", partial(scored, "segs", make), "_bad", ("eval/cases.csv",), may
+            )
         if not name.startswith("spacing"):
-            yield Attack(f"step 3: truth, npz {name}", partial(_scored_by_3, make), "_bad", ("int8.dynamic.pt", "int8.dynamic.json"), True)
+            yield Attack(
+                f"step 3: truth, npz {name}",
+                partial(_scored_by_3, make),
+                "_bad",
+                ("int8.dynamic.pt", "int8.dynamic.json"),
+                True,
+            )
     case = tiny_case()
     predictions = {
         "no key": {"x": case.labels}, "another shape": {"segs": case.labels[1:]}, "floats": {"segs": case.labels * 1.5}, "below 0": {"segs": case.labels.astype(int) - 5},
-        "too high": {"segs": case.labels * 10**6}, "other labels": {"segs": (case.labels > 0) * 77}, "3 axes": {"segs": case.labels[None]}, "NaN": {"segs": case.labels * np.nan},
+        "too high": {"segs": case.labels.astype(int) * 10**6}, "other labels": {"segs": (case.labels > 0) * 77}, "3 axes": {"segs": case.labels[None]}, "NaN": {"segs": case.labels * np.nan},
         "letters": {"segs": np.array(["a"])}, "objects": {"segs": np.array([{}])}, "empty": {"segs": np.zeros((0, 0), int)}, "complex": {"segs": case.labels * 1j},
     }  # fmt: skip
     for name, arrays in predictions.items():
@@ -465,19 +661,35 @@ def truth_and_predictions() -> Iterator[Attack]:
         make = npz_of(f"{letters}.npz", gts=np.zeros((64, 64), int))
         yield Attack(f"step 5: a bad truth whose name {name}", partial(scored, "gts", make), "", ("eval/cases.csv",))
         make = npz_of(f"{letters}.npz", segs=case.labels)
-        yield Attack(f"step 5: a good truth whose name {name}", partial(scored, "gts", make), "", ("eval/cases.csv",), None)
+        yield Attack(
+            f"step 5: a good truth whose name {name}", partial(scored, "gts", make), "", ("eval/cases.csv",), None
+        )
     times = {"empty": b"", "text": HEAD["text"], "zeros": bytes(5000), "no number": b"case,total_s\na.npz,x\n", "a row short": b"case,total_s\na.npz\n", "not UTF-8": b"case,total_s\n\xff,1\n",
              "NaN": b"case,total_s\na.npz,nan\n", "1e999": f"case,total_s\n{GOOD_CASE}.npz,1e999\n".encode(), "a long field": b"case,total_s\n" + b"a" * 200000 + b",1\n"}  # fmt: skip
     for name, content in times.items():
+
         def make(folder: Path, content=content) -> tuple:
             arguments = evaluating(folder)
             written(folder / "segs" / "efficiency.csv", content)
             return arguments
 
-        yield Attack(f"step 5: efficiency.csv of {name}", make, "efficiency", (), None if name in ("empty", "NaN", "1e999") else True)
-    yield Attack("step 5: efficiency.csv is a FIFO", lambda folder: (evaluating(folder), fifo("efficiency.csv")(folder / "segs"))[0], "", (), None)
+        yield Attack(
+            f"step 5: efficiency.csv of {name}",
+            make,
+            "efficiency",
+            (),
+            None if name in ("empty", "NaN", "1e999") else True,
+        )
+    yield Attack(
+        "step 5: efficiency.csv is a FIFO",
+        lambda folder: (evaluating(folder), fifo("efficiency.csv")(folder / "segs"))[0],
+        "",
+        (),
+        None,
+    )
     for name, make in (BAD_NPZ | {}).items():
         if "image" in name or name in ("FIFO", "device", "folder", "cut at 0.5", "claims 2^62", "an object array"):
+
             def attack(folder: Path, make=make) -> tuple:
                 arguments = evaluating(folder, "--images", folder / "imgs")
                 (folder / "imgs" / f"{GOOD_CASE}.npz").unlink()
@@ -497,14 +709,45 @@ def _scored_by_3(make: Callable[[Path], Path], folder: Path) -> tuple:
 
 # ---------------------------------------------------------------- flags
 
-NUMBERS = ("", "x", "nan", "inf", "-inf", "-1", "0", "1e999", "1.5", "1" * 5000, "0x10", "１", "\x1b[2J", os.fsdecode(b"\xff"), "=cmd")
-PATHS = ("", "MISSING", "FILE", "FOLDER", "FIFO", "a" * 255, "a" * 5000, os.fsdecode(b"\xff"), "\x1b[2J", "-", "/dev/zero", "LOCKED/x", "/proc/self/mem", "nul\tl")
+NUMBERS = (
+    "",
+    "x",
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "0",
+    "1e999",
+    "1.5",
+    "1" * 5000,
+    "0x10",
+    "１",
+    "\x1b[2J",
+    os.fsdecode(b"\xff"),
+    "=cmd",
+)
+PATHS = (
+    "",
+    "MISSING",
+    "FILE",
+    "FOLDER",
+    "FIFO",
+    "a" * 255,
+    "a" * 5000,
+    os.fsdecode(b"\xff"),
+    "\x1b[2J",
+    "-",
+    "/dev/zero",
+    "LOCKED/x",
+    "/proc/self/mem",
+    "nul\tl",
+)
 WORDS = ("", "x", "=", "a=", "=a", "window=", "window=nan", "window=inf/1", "window=-1/1", "window=1e999/0", "modality=../x", "modality=x", "smallest=-1", "smallest=9" + "9" * 5000,
          "channel=9", "time=-1", "instances=maybe", "dataset=x", "dataset=../..", os.fsdecode(b"\xff=\xff"), "\x1b[2J=1", "window=CT", "x" * 5000)  # fmt: skip
 SETTINGS = ("", "x", "x=1", "=", "epochs=", "epochs=nan", "epochs=-1", "learning_rate=nan", "learning_rate=inf", "learning_rate=-1", "learning_rate=1e999", "objects=0", "objects=-1",
             "objects=1e9", "jitter=nan", "sampling=x", "flips=maybe", "pad=", os.fsdecode(b"\xff=1"), "epochs=" + "9" * 5000, "preset=x", "name=x")  # fmt: skip
 FLAGS = {
-    "1": {"-i": PATHS, "--masks": PATHS, "-o": PATHS, "--val": PATHS, "--exclude": PATHS, "--val-share": NUMBERS, "--seed": NUMBERS, "--jobs": (*NUMBERS, "tcp://", "tcp://x:1", "9" * 30), "--read": WORDS},
+    "1": {"-i": PATHS, "--masks": PATHS, "-o": PATHS, "--val": PATHS, "--exclude": PATHS, "--val-share": NUMBERS, "--seed": NUMBERS, "--jobs": (*NUMBERS, "tcp://", "9" * 30), "--read": WORDS},
     "2": {"--cache": PATHS, "--out": PATHS, "--init": PATHS, "--model": WORDS[:4], "--preset": WORDS[:4], "--set": SETTINGS, "--steps": NUMBERS, "--batch": (*NUMBERS, "9" * 12), "--validate-every": NUMBERS,
           "--seed": (*NUMBERS, "9" * 30)},
     "3": {"--model": PATHS, "--preset": (*WORDS[:4], *SETTINGS), "-i": PATHS, "-o": PATHS, "--repeats": NUMBERS},
@@ -516,7 +759,12 @@ FLAGS = {
 def flagged(step: str, flag: str, value: str, folder: Path) -> tuple:
     """A good command, and one flag with a bad value."""
     (folder / "some").mkdir()
-    places = {"MISSING": folder / "missing", "FILE": written(folder / "some" / "file", b"text"), "FOLDER": folder / "some", "FIFO": fifo("pipe")(folder / "some")}
+    places = {
+        "MISSING": folder / "missing",
+        "FILE": written(folder / "some" / "file", b"text"),
+        "FOLDER": folder / "some",
+        "FIFO": fifo("pipe")(folder / "some"),
+    }
     (folder / "some" / "locked").write_bytes(b"")
     for word, place in places.items():
         value = value.replace(word, os.fspath(place)) if isinstance(value, str) else value
@@ -547,8 +795,11 @@ def flags() -> Iterator[Attack]:
     for step, table in FLAGS.items():
         for flag, values in table.items():
             for value in values:
-                if "\0" not in value and not (flag == "-o" and value in ("a" * 255, "", "\x1b[2J", "-", os.fsdecode(b"\xff"), "nul\tl")):
-                    yield Attack(f"step {step}: {flag} {value[:30]!r}", partial(flagged, step, flag, value), "", (), None)
+                if "\0" not in value and not (
+                    flag == "-o" and value in ("a" * 255, "", "\x1b[2J", "-", os.fsdecode(b"\xff"), "nul\tl")
+                ):
+                    told = f"{value[:30]!r}{f', {len(value)} letters' * (len(value) > 30)}"
+                    yield Attack(f"step {step}: {flag} {told}", partial(flagged, step, flag, value), "", (), None)
 
 
 # ---------------------------------------------------------------- the answers
@@ -571,57 +822,75 @@ def normal(script: str) -> Done:
 
 
 def catalogue() -> list[Attack]:
-    found = [*files_of_cases(), *caches(), *checkpoints(), *truth_and_predictions(), *flags()]
-    assert len({attack.name for attack in found}) == len(found), "two have one name"
-    return found
+    found = [
+        *bad_files(),
+        *files_of_cases(),
+        *spoilt_files(),
+        *caches(),
+        *checkpoints(),
+        *truth_and_predictions(),
+        *flags(),
+    ]
+    return list({attack.name: attack for attack in found}.values())
 
 
 def snapshot(folder: Path) -> dict:
     return {path: path.lstat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def faults_of(attack: Attack, run: Callable[..., Done] = command) -> tuple[list[str], Done]:
+def faults_of(attack: Attack) -> list[str]:
     """What is wrong with the answer to a bad input; [] for a good answer."""
     with TemporaryDirectory() as place:
         folder = Path(place) / "here"
         folder.mkdir()
-        arguments = attack.make(folder)
+        with catch_warnings(action="ignore"):
+            arguments = attack.make(folder)
         before, usual = snapshot(folder), normal(arguments[0])
-        done = run(*arguments)
+        done = command(*arguments)
         after = snapshot(folder)
-        lines = done.sentences()
-        faults = []
-        if done.signal:
-            faults.append(f"ended by {done.signal}")
-        if "Traceback (most recent call last)" in done.err + done.out:
-            faults.append(f"traceback: {done.err.strip().splitlines()[-1][:160]}")
-        if "Unable to allocate" in done.err or "MemoryError" in done.err:
-            faults.append("asked for more than 8 GiB")
-        if done.cpu > usual.cpu + MORE_SECONDS:
-            faults.append(f"took {done.cpu:.1f} s, usual are {usual.cpu:.1f}")
-        if done.mib > usual.mib + MORE_MIB:
-            faults.append(f"held {done.mib} MiB, usual are {usual.mib}")
-        if attack.fails and done.code == 0:
-            faults.append("taken without a word" if not lines else "exit code 0")
-        if done.code and not lines and not faults:
-            faults.append("failed without a sentence")
-        if any(len(line) > MOST_LETTERS + PREFIX or not line.isprintable() for line in lines):
-            faults.append(f"a sentence that is too long, or can't be printed: {max(lines, key=len)[:100]!r}")
-        named = [line for line in lines if attack.bad in line]
-        if attack.bad and done.code and len(named) != 1 and not faults:
-            faults.append(f"{len(named)} sentences name it: {lines[:2]}"[:300])
-        if missing := [pattern for pattern in attack.kept if not any(folder.glob(pattern))]:
-            faults.append(f"lost: {', '.join(missing)}")
-        if changed := [path.name for path, time in before.items() if after.get(path) != time and "run" not in path.parts]:
-            faults.append(f"changed an input: {changed[0][:50]}")
-        if half := [path.name for path in after if path.name.endswith(".tmp")]:
-            faults.append(f"half-written: {half[0]}")
-        if done.left and not done.signal:
-            faults.append(f"left for the system to remove: {done.left[0]}")
-        if list(Path(place).rglob("CODE")) or Path("CODE").exists():
-            faults.append("RAN CODE")
-        return faults, done
+        changed = [path.name for path, time in before.items() if after.get(path) != time and "run" not in path.parts]
+        half = [path.name for path in after if path.name.endswith(".tmp")] + done.left * (not done.signal)
+        missing = [pattern for pattern in attack.kept if not any(folder.glob(pattern))]
+        ran = list(Path(place).rglob("CODE")) or Path("CODE").exists()
+    there = {
+        f"ended by {done.signal}": done.signal,
+        f"took {done.cpu:.1f} s, usual are {usual.cpu:.1f}": done.cpu > usual.cpu + MORE_SECONDS,
+        f"held {done.mib} MiB, usual are {usual.mib}": done.mib > usual.mib + MORE_MIB,
+        f"lost: {', '.join(missing)}": missing,
+        f"changed an input: {changed[:1]}": changed,
+        f"half-written: {half[:1]}": half,
+        "RAN CODE": ran,
+    }
+    return [told for told, is_so in there.items() if is_so] or wrong_words(attack, done)
 
 
-GOOD_OF: dict[str, Callable[[Path], Path]] = {}
-coco = coco  # noqa: PLW0127
+def wrong_words(attack: Attack, done: Done) -> list[str]:
+    """What is wrong with exit code and sentences."""
+    lines = done.sentences()
+    if "Traceback (most recent call last)" in done.err + done.out:
+        return [f"traceback: {done.err.strip().splitlines()[-1][:160]}"]
+    if attack.fails and done.code == 0:
+        return ["exit code 0" if lines else "taken without a word"]
+    if done.code and not lines:
+        return ["failed without a sentence"]
+    if odd := [line for line in lines if len(line) > MOST_LETTERS + PREFIX or not line.isprintable()]:
+        return [f"a sentence that is too long, or can't be printed: {odd[0][:100]!r}"]
+    named = [line for line in lines if attack.bad in line]
+    if attack.bad and done.code and len(named) != 1:
+        return [f"{len(named)} sentences name it: {lines[:2]}"[:300]]
+    return []
+
+
+def differs_as_proper_command(attack: Attack) -> str:
+    """What a command proper answers otherwise than a fork, of a script that loads no network; "" if nothing."""
+    with TemporaryDirectory() as place, catch_warnings(action="ignore"):
+        folders = [Path(place) / name for name in ("here", "away")]
+        ends = []
+        for folder, run in zip(folders, (command, proper_command), strict=True):
+            folder.mkdir()
+            arguments = attack.make(folder)
+            if arguments[0] not in ("01_preprocess.py", "05_evaluate.py"):
+                return ""
+            done = run(*arguments)
+            ends.append((done.code, [line.replace(str(folder), "FOLDER") for line in done.sentences()]))
+        return "" if ends[0] == ends[1] else f"a fork and a command end in two ways: {ends}"[:300]

@@ -1,8 +1,8 @@
 """The five scripts as commands, hundreds of them in a minute: each in a fork of a process that has imported everything.
 
 A fork has its own arguments, streams, exit code, memory and limits, as a command has; only starting Python and
-importing PyTorch are done once. The networks are stand-ins that take no time. tests/test_robustness.py compares some
-of these runs with commands proper.
+importing PyTorch are done once. The networks are stand-ins that take no time. Some runs are repeated as commands
+proper (`proper_command`), and must end alike.
 """
 
 import os
@@ -10,6 +10,7 @@ import re
 import resource
 import runpy
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +24,6 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())  # PyTor
 import cv2
 import matplotlib.pyplot
 import nibabel
-import numpy as np
 import pycocotools.mask
 import pydicom.pixels
 import SimpleITK
@@ -38,7 +38,7 @@ from formats.checkpoints import save_checkpoint
 
 ROOT = Path(__file__).parent.parent
 STEPS = ("01_preprocess.py", "02_train.py", "03_quantize.py", "04_infer.py", "05_evaluate.py")
-HANGS = 30  # seconds, of which a command takes less than one
+HANGS = 60  # seconds, of which a command takes less than one
 GIB = 2**30
 IMPORTED = (matplotlib.pyplot, nibabel, pycocotools.mask, pydicom.pixels, SimpleITK, tifffile)  # so that no fork has to
 torch.optim.AdamW([torch.zeros(1)])  # imports what optimisers need, a second
@@ -66,7 +66,9 @@ def use_stand_ins() -> None:
 def small_checkpoint(path: Path, **changed) -> Path:
     """Weights of the stand-in, as step 2 writes them."""
     torch.manual_seed(0)
-    save_checkpoint(path, {"model": SmallNetwork().state_dict(), "architecture": "baseline", "preset": "fixed"} | changed)
+    save_checkpoint(
+        path, {"model": SmallNetwork().state_dict(), "architecture": "baseline", "preset": "fixed"} | changed
+    )
     return path
 
 
@@ -179,3 +181,12 @@ def limit_memory(more: int) -> None:
 def command(script: str, *arguments: object, patch: Callable = use_stand_ins) -> Done:
     """Run a script to its end."""
     return Running(script, *arguments, patch=patch).finish()
+
+
+def proper_command(script: str, *arguments: object) -> Done:
+    """The same without fork and stand-ins, to compare with: steps 1 and 5 load no network."""
+    done = subprocess.run(
+        [sys.executable, script, *map(os.fspath, arguments)], cwd=ROOT, capture_output=True, timeout=300
+    )
+    out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
+    return Done(done.returncode, "", out, err, 0.0, 0, [])

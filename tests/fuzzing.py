@@ -46,6 +46,8 @@ from formats.writing import save_image, save_npz
 from tables import with_times
 
 SECONDS, MOST_MIB = 10, 1536
+TIMERS = {signal.ITIMER_PROF: SECONDS, signal.ITIMER_REAL: 6 * SECONDS}  # of work, and of waiting
+GRANTED = 6  # GiB: a header of 32 bits may ask for 4 that nothing fills
 LABELS = np.zeros((64, 80), np.uint16)
 LABELS[10:30, 20:50], LABELS[35:60, 5:20] = 1, 2
 
@@ -106,12 +108,16 @@ def checkpoint(folder: Path) -> Path:
 
 def truth_file(folder: Path) -> Path:
     volume = np.stack([LABELS] * 3)
-    save_npz(folder / "3D_CT_a.npz", gts=volume, segs=volume, spacing=np.array([1.0, 1, 2]), boxes=[[20, 10, 0, 49, 29, 2]])
+    save_npz(
+        folder / "3D_CT_a.npz", gts=volume, segs=volume, spacing=np.array([1.0, 1, 2]), boxes=[[20, 10, 0, 49, 29, 2]]
+    )
     return folder / "3D_CT_a.npz"
 
 
 def times_file(folder: Path) -> Path:
-    return written(folder / "efficiency.csv", b"case,modality,boxes_are,total_s\na.npz,CT,exact,1.5\nb.npz,MR,drawn,0.25\n")
+    return written(
+        folder / "efficiency.csv", b"case,modality,boxes_are,total_s\na.npz,CT,exact,1.5\nb.npz,MR,drawn,0.25\n"
+    )
 
 
 def cache_file(name: str) -> Callable[[Path], Path]:
@@ -177,7 +183,9 @@ def end_of_header(content: bytes) -> int:
         import tifffile
 
         with tifffile.TiffFile(io.BytesIO(content)) as file:
-            places = [(at, at + size) for p in file.pages for at, size in zip(p.dataoffsets, p.databytecounts, strict=True)]
+            places = [
+                (at, at + size) for p in file.pages for at, size in zip(p.dataoffsets, p.databytecounts, strict=True)
+            ]
         return max(places)[0]
     return re.search(rb"\n\n|LOCAL\n", content).end()
 
@@ -250,9 +258,13 @@ def extreme(content: bytearray, rng: np.random.Generator, end: int) -> None:
         size = int(2 ** rng.integers(4))
         at = int(rng.integers(end))
         if size >= 4 and rng.random() < 0.3:
-            value = struct.pack("<f" if size == 4 else "<d", np.float32(rng.choice(FLOATS)) if size == 4 else rng.choice(FLOATS))
+            value = struct.pack(
+                "<f" if size == 4 else "<d", np.float32(rng.choice(FLOATS)) if size == 4 else rng.choice(FLOATS)
+            )
         else:
-            value = int(EXTREMES[rng.integers(len(EXTREMES))] % 2 ** (8 * size)).to_bytes(size, "little" if rng.random() < 0.7 else "big")
+            value = int(EXTREMES[rng.integers(len(EXTREMES))] % 2 ** (8 * size)).to_bytes(
+                size, "little" if rng.random() < 0.7 else "big"
+            )
         content[at : at + size] = value
 
 
@@ -304,14 +316,13 @@ def attempt(reader: Reader, path: Path, content: bytes, pixels: bytes | None) ->
     forget()
     try:
         found = value_of(reader.read(path))
-    except InputError as error:
-        cause = error.__cause__
-        if isinstance(cause, MemoryError) or "Unable to allocate" in str(cause):
-            return f"asked for more than {2 * MOST_MIB} MiB: {cause!r:.200}"
+    except InputError:
         return ""
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)
-        ours = [frame for frame in where if "site-packages" not in frame.filename and "/lib/python" not in frame.filename]
+        ours = [
+            frame for frame in where if "site-packages" not in frame.filename and "/lib/python" not in frame.filename
+        ]
         return f"{type(error).__name__}: {' '.join(str(error).split())[:150]} ({Path(ours[-1].filename).name}:{ours[-1].lineno})"
     return "other pixels than the whole file" if pixels is not None and found != pixels else ""
 
@@ -343,7 +354,14 @@ def fuzz(name: str, numbers: range) -> tuple[int, list[tuple[int, str]]]:
             status = os.waitpid(child, 0)[1]
             if os.WIFSIGNALED(status):
                 died = signal.Signals(os.WTERMSIG(status))
-                faults.append((next_one, f"more than {SECONDS} s" if died is signal.SIGALRM else f"died of {died.name}"))
+                faults.append(
+                    (
+                        next_one,
+                        f"more than {SECONDS} s"
+                        if died in (signal.SIGALRM, signal.SIGPROF)
+                        else f"died of {died.name}",
+                    )
+                )
             next_one += 1
     return len(numbers), faults
 
@@ -353,16 +371,18 @@ def _read_many(reader: Reader, path: Path, good: bytes, pixels: bytes, name: str
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1), os.dup2(quiet, 2)
     sys.stdout = sys.stderr = io.StringIO()
-    limit_memory(2 * MOST_MIB * 2**20)
+    limit_memory(GRANTED * 2**30)
     torch.set_num_threads(1)
     gc.freeze()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in numbers:
         os.write(there, f"at {number}\n".encode())
         content, is_covered = changed(reader, good, name, number)
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        for timer, most in TIMERS.items():
+            signal.setitimer(timer, most)
         wrong = attempt(reader, path, content, pixels if is_covered else None)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer in TIMERS:
+            signal.setitimer(timer, 0)
         mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
         if mib > MOST_MIB:
             wrong = wrong or f"held {mib} MiB"
@@ -381,5 +401,3 @@ def again(name: str, number: int, folder: Path) -> str:
     good, pixels = path.read_bytes(), value_of(READERS[name].read(path))
     content, is_covered = changed(READERS[name], good, name, number)
     return f"{path}: {attempt(READERS[name], path, content, pixels if is_covered else None) or 'nothing'}"
-
-
