@@ -502,7 +502,7 @@ def checkpoints() -> Iterator[Attack]:
             )
         yield Attack(
             f"step 2: last.pt without {key}",
-            partial(resumed, lambda stored, key=key: stored.pop(key) and None),
+            partial(resumed, lambda stored, key=key: (stored.pop(key), None)[1]),
             "last.pt",
             (),
             None,

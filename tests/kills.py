@@ -53,7 +53,7 @@ def of_step_1(folder: Path) -> tuple:
 
 def of_step_2(folder: Path) -> tuple:
     tiny_cache(folder / "cache")
-    plan = ("--steps", "8", "--batch", "1", "--validate-every", "3", "--set", "decoder=random", "objects=1")
+    plan = ("--steps", "5", "--batch", "1", "--validate-every", "2", "--set", "decoder=random", "objects=1")
     resume = ("--resume",) * (folder / "out" / "last.pt").is_file()
     return "02_train.py", "--cache", folder / "cache", "--out", folder / "out", *plan, *resume
 

@@ -18,13 +18,13 @@ def attack(tmp_path, *arguments):
 
 
 def test_a_sample_of_the_attack_is_answered_well(tmp_path):
-    page = attack(tmp_path, "--share", "0.0015", "--every", "60")
+    page = attack(tmp_path, "--share", "0.0015", "--kills", "1", "--every", "60")
     assert "| good cases lost | 0 |" in page and "| wrong without a word | 0 |" in page and "None." in page
 
 
 @pytest.mark.long
 def test_a_tenth_of_the_attack_is_answered_well(tmp_path):
-    page = attack(tmp_path, "--share", "0.1", "--every", "10")
+    page = attack(tmp_path, "--share", "0.1", "--kills", "5", "--every", "10")
     assert "| good cases lost | 0 |" in page and "| wrong without a word | 0 |" in page and "None." in page
 
 
