@@ -33,7 +33,7 @@ from data import SliceDataset, read_split, validation_item
 from formats.writing import one_run, script
 from presets import PRESETS, override
 from segment import MODELS
-from training import Run, decode_batch, dice_loss, join_processes, mask_iou, starting_network, validate
+from training import Run, decode_batch, dice_loss, join_processes, mask_iou, out_of_range, starting_network, validate
 
 FACTOR, PATIENCE = 0.9, 5  # of ReduceLROnPlateau, the released code's (#26)
 
@@ -111,7 +111,10 @@ def parse(argv: list[str] | None) -> Namespace:
     p.add_argument("--validate-every", type=int, help="steps between validations; None: an epoch")
     p.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
     p.add_argument("--smoke", action="store_true", help="4 steps on a tiny cache made on the spot")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if bad := out_of_range(vars(args)):
+        p.error(bad)
+    return args
 
 
 def main(argv: list[str] | None = None) -> dict:

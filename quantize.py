@@ -44,6 +44,9 @@ from model import BoxSegmenter, TorchEngine
 
 BITS = {"channel": 8, "tensor": 7}  # kind of weight scale -> bits of the activations
 LEAST, MOST = -128, 127  # int8
+# The bracket of the module header is sum_k (Q_x - z) Q_w, where Q_x - z is at most 255 and Q_w at most 128 from 0.
+# So for this many inputs no sum leaves int32, whatever they are: 255 * 128 * K < 2^31. Ours have 2,048 at most
+MOST_K = (2**31 - 1) // (255 * 128)
 EXACT_K = 1024  # products up to 128 * 128 = 2^14: this many of them sum to at most 2^24, exact in float32
 
 
@@ -98,7 +101,7 @@ def quantize_activation(x: Tensor, bits: int = 8) -> tuple[Tensor, float, int]:
 
 
 def int_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """(N, K) int8 times (O, K) int8, transposed -> (N, O) int32, exact for K below 2^17.
+    """(N, K) int8 times (O, K) int8, transposed -> (N, O) int32, exact for K up to MOST_K.
 
     `torch._int_mm` is a private name of PyTorch, which may vanish. On a GPU it refuses some shapes
     (it wants 17 rows or more, K and O multiples of 8). On a CPU without VNNI, an instruction that
@@ -126,6 +129,10 @@ class Int8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear, per: str = "channel") -> None:
         super().__init__()
+        if linear.in_features > MOST_K:
+            raise InputError(
+                f"a layer of {linear.in_features} inputs: the sums of more than {MOST_K} may overflow int32"
+            )
         weight, scale = quantize_weight(linear.weight, per)
         self.bits = BITS[per]
         self.register_buffer("weight", weight)

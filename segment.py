@@ -145,7 +145,11 @@ class Segmenter:
         """At most BOX_CHUNK boxes by the engine: arguments and result are model.TorchEngine.decode's."""
         self.check_kind(boxes_are)
         with self.stage("decode"):
-            return self.engine.decode(embedding, boxes, within, boxes_are)
+            logits, iou = self.engine.decode(embedding, boxes, within, boxes_are)
+        # no pixel is above 0 then: it would look like an object that was not found
+        if np.isnan(logits).any() or not np.isfinite(iou).all():
+            raise InputError("the network answers with NaN; use an earlier checkpoint, or another --engine")
+        return logits, iou
 
     def check_kind(self, boxes_are: str) -> None:
         """InputError for a kind of boxes that nobody knows. A network without a decoder for one asks as for exact ones."""

@@ -23,6 +23,7 @@ from data import SliceDataset
 from figures import plot_losses
 from formats import InputError, checkpoints, usable_cores
 from formats.cache import fingerprint
+from formats.case import why
 from formats.checkpoints import OF_KINDS, load_weights, read_checkpoint, state_dict_of
 from formats.writing import csv_text, progress_bar, save_figure, save_json, save_text, tell
 from model import BoxSegmenter
@@ -30,8 +31,9 @@ from presets import Preset
 from segment import build
 
 OBJECT_CHUNK = 16  # objects of a validation image that are decoded together
-SAVE_EVERY = 50  # steps
+SAVE_EVERY, MOST_STEPS = 50, 10**9
 CURVE_EVERY, CURVE_UNTIL = 10, 200  # steps: a run that has just begun is looked at often
+LOWER = "lower the rate (--set learning_rate=...) and start again, or from last.pt, which is good, with --init"
 PROGRESS = ("step", "best", "log", "losses")  # fields of Run
 LOG_COLUMNS = ("step", "train_loss", "validation_loss", "validation_dice", "learning_rate")
 
@@ -235,12 +237,13 @@ class Run:
         process_mean(mean := loss.detach().clone())
         row = {"step": self.step + 1, "loss": mean.item(), "learning_rate": self.optimiser.param_groups[0]["lr"]}
         if not math.isfinite(row["loss"]):
-            raise InputError(f"step {row['step']}: the loss is {row['loss']}; lower the rate (--set learning_rate=...) "
-                             "and start again, or from last.pt with --init")  # fmt: skip
+            raise InputError(f"step {row['step']}: the loss is {row['loss']}; {LOWER}")
         self.losses.append(row)
 
     def add_row(self, found: dict, folder: Path) -> dict:
-        """Add what `validate` found to the log, and print its Dice. -> the row"""
+        """Add what `validate` found to the log, and print its Dice. -> the row. InputError if its loss is not finite."""
+        if not math.isfinite(found["validation_loss"]):
+            raise InputError(f"step {self.step}: the validation loss is {found['validation_loss']}; {LOWER}")
         since = self.log[-1]["step"] if self.log else 0
         losses = [row["loss"] for row in self.losses if row["step"] > since]
         row = {"step": self.step, "train_loss": mean_of(losses) if losses else None, **found}
@@ -284,17 +287,46 @@ class Run:
     def resume(self, path: Path) -> dict:
         """Everything back from a checkpoint. -> its content
 
-        InputError if it belongs to other settings or other data."""
+        InputError if it belongs to other settings or other data, or lacks something."""
         stored = read_checkpoint(path)
         if not {"architecture", "optimiser"} <= stored.keys():
             raise InputError(f"{path}: cannot be resumed, it holds weights alone or an earlier version wrote it; "
                              "start from it with --init")  # fmt: skip
+        try:
+            self.take(path, stored)
+        except InputError:
+            raise
+        except Exception as error:  # of a file that somebody changed anything may be missing, or of another type
+            what = f"cannot be resumed, it is not complete ({type(error).__name__}: {why(error)})"
+            raise InputError(f"{path}: {what}; start from it with --init") from error
+        return stored
+
+    def take(self, path: Path, stored: dict) -> None:
+        """`resume` of what was read. May raise anything."""
         before = {"model": stored["architecture"]} | stored["preset_fields"] | stored["must_match"]
         now = {"model": self.model} | vars(self.preset) | {key: str(value) for key, value in self.must_match.items()}
         for name, value in now.items():
             if before.get(name) != value and name != "epochs":  # a run may be made longer
                 name, was = "preset" if name == "name" else name, before.get(name)
                 raise InputError(f"{path}: was trained with {name} {was}, not {value}; use the same, or another --out")
+        learning = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        state = {  # of AdamW: a count, and two moments of each weight
+            i: {"step": torch.tensor(0.0), "exp_avg": learning[i], "exp_avg_sq": learning[i]}
+            for i in stored["optimiser"]["state"]
+        }
+        wanted = {
+            "optimiser": self.optimiser.state_dict() | {"state": state}, "step": 0, "best": 0.0,
+            "schedule": self.schedule and self.schedule.state_dict(), "rng": torch.get_rng_state(),
+            "log": [
+                dict.fromkeys(LOG_COLUMNS, 0.0)
+                | {"step": 0, "train_loss": row["train_loss"] and 0.0, "dice": dict.fromkeys(row["dice"], 0.0)}
+                for row in stored["log"]
+            ],
+            "losses": [{"step": 0, "loss": 0.0, "learning_rate": 0.0} for _ in stored["losses"]],
+        }  # fmt: skip
+        bad = [name for name, one in wanted.items() if form_of(stored[name]) != form_of(one)]
+        if bad or not 0 <= stored["step"] <= MOST_STEPS:
+            raise ValueError(f"{(bad or ['step'])[0]} is not of this run's form")
         load_weights(path, self.network, stored)
         self.optimiser.load_state_dict(stored["optimiser"])
         if self.schedule:
@@ -302,7 +334,26 @@ class Run:
         for key in PROGRESS:
             setattr(self, key, stored[key])
         torch.set_rng_state(stored["rng"])
-        return stored
+
+
+def form_of(value):
+    """What two checkpoints of a run have in common: names, types and shapes. NaN is a type of its own."""
+    if isinstance(value, dict):
+        return {key: form_of(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [form_of(one) for one in value]
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape
+    return type(value) if value == value else "NaN"
+
+
+def out_of_range(arguments: dict) -> str:
+    """What is wrong with the numbers that 02_train.py and the recipe are given; "" if nothing is."""
+    limits = {"steps": (1, MOST_STEPS), "batch": (1, 4096), "validate_every": (1, MOST_STEPS), "seed": (0, 2**63 - 1)}
+    for name, (low, high) in limits.items():
+        if arguments[name] is not None and not low <= arguments[name] <= high:
+            return f"--{name.replace('_', '-')} must lie in {low} to {high}"
+    return ""
 
 
 def join_processes(batch: int) -> torch.device:

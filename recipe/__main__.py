@@ -43,7 +43,7 @@ from recipe.loop import MODEL, RecipeStage, StageRun
 from recipe.own_masks import BOXES, write_own_masks
 from recipe.pack import write_pack
 from segment import BOX_KINDS
-from training import starting_network
+from training import out_of_range, starting_network
 
 EXPORTED = "grays_anatomy_sam_l0.pt"
 EVERY = 6  # of the validation volumes every sixth slice is used: they are many, and alike
@@ -79,8 +79,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
     p.add_argument("--smoke", action="store_true", help="2 steps of each run on a tiny cache made on the spot")
     args = p.parse_args(argv)
-    if min(args.batch, args.steps or 1, args.validate_every or 1) < 1:
-        p.error("--batch, --steps and --validate-every must be 1 or more")
+    if bad := out_of_range(vars(args)):
+        p.error(bad)
+    if args.minutes is not None and not 0 < args.minutes < 1e6:
+        p.error("--minutes must be a number above 0")
     return args
 
 

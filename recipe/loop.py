@@ -172,5 +172,5 @@ class StageRun(Run):
     def resume(self, path: Path) -> dict:
         """training.Run's, and the average."""
         stored = super().resume(path)
-        self.average.load_state_dict(stored["average"])
+        load_weights(path, self.average, {"model": stored.get("average")})
         return stored

@@ -33,7 +33,7 @@ from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, Explicit
 from data import load_mask
 from demo_data import tiny_case
 from formats import InputError
-from formats.checkpoints import load_weights, read_checkpoint, save_checkpoint
+from formats.checkpoints import export_checkpoint, load_weights, read_checkpoint, save_checkpoint
 from formats.readers import read_boxed, read_case
 from formats.writing import save_image, save_npz
 
@@ -444,7 +444,7 @@ class Small(torch.nn.Module):
     ],
 )  # fmt: skip
 def test_weights_are_finite_floats_where_the_network_has_floats(tmp_path, state, words):
-    save_checkpoint(tmp_path / "a.pt", {"model": state})
+    torch.save({"model": state}, tmp_path / "a.pt")
     if not words:
         load_weights(tmp_path / "a.pt", Small())
         return
@@ -460,6 +460,107 @@ def test_one_bit_of_a_checkpoint_that_changed_is_seen(tmp_path):
         (tmp_path / "a.pt").write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
         with pytest.raises(InputError, match="damaged"):
             read_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_checkpoint_with_nan_is_not_written_and_the_one_before_it_stays(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", {"model": net()})
+    for value, file in ((float("nan"), "a.pt"), (float("inf"), "a.pt"), (float("nan"), "a.safetensors")):
+        with pytest.raises(InputError, match="not written, 1 tensors hold NaN or infinity"):
+            save_checkpoint(tmp_path / file, {"model": net(value=value)})
+    assert read_checkpoint(tmp_path / "a.pt")["model"]["a.weight"][0, 0] == 0.5
+    save_checkpoint(tmp_path / "b.pt", {"model": net(value=1e6)})
+    with pytest.raises(InputError, match="not written"):  # beyond float16
+        export_checkpoint(tmp_path / "b.pt", tmp_path / "c.pt")
+
+
+def test_what_was_changed_in_a_checkpoint_is_seen(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", {"model": net(), "step": 3, "log": [{"loss": 0.5}]})
+    stored = torch.load(tmp_path / "a.pt", weights_only=True)
+    torch.save(dict(reversed(stored.items())), tmp_path / "b.pt")
+    assert read_checkpoint(tmp_path / "b.pt")["log"] == [{"loss": 0.5}]
+    changed = ({"step": 4}, {"log": []}, {"model": net(value=0.25)}, {"model": net(torch.float16)}, {"more": 1})
+    for other in changed:
+        torch.save(stored | other, tmp_path / "b.pt")
+        with pytest.raises(InputError, match="damaged"):
+            read_checkpoint(tmp_path / "b.pt")
+    wide = torch.zeros(1).expand(10**12)
+    torch.save(stored | {"wide": wide}, tmp_path / "b.pt")
+    assert outcome(read_checkpoint, tmp_path / "b.pt")[0] == "refused"
+
+
+def test_weights_go_to_safetensors_and_back(tmp_path):
+    kinds = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    state = {f"a.{kind}": torch.arange(-3, 9).reshape(3, 4).to(kind) for kind in kinds}
+    state |= {"n": torch.tensor(3), "none": torch.empty(0, 5), "yes": torch.tensor([True, False])}
+    state["turned"] = torch.arange(6.0).reshape(2, 3).T
+    says = {"architecture": "proposed", "preset": "paper"}
+    save_checkpoint(tmp_path / "a.safetensors", says | {"model": state, "step": 3})
+    found = read_checkpoint(tmp_path / "a.safetensors")
+    assert found == says | {"model": found["model"]} and found["model"].keys() == state.keys()
+    assert all(torch.equal(found["model"][k], v) and found["model"][k].dtype == v.dtype for k, v in state.items())
+    # as the format's own description has it
+    content = (tmp_path / "a.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    assert header["a.torch.float16"] == {"dtype": "F16", "shape": [3, 4], "data_offsets": [48, 72]} and size % 8 == 0
+    assert header["__metadata__"].keys() == {*says, "crc32"}
+    assert np.frombuffer(content[8 + size + 48 :][:24], "<f2").tolist() == [*range(-3, 9)]
+
+
+def safetensors_file(folder, header, data=bytes(16), size=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    size = len(text) if size is None else size
+    return written(folder / "a.safetensors", size.to_bytes(8, "little") + text + data)
+
+
+def tensor(**changed):
+    return {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} | changed}
+
+
+BAD_SAFETENSORS = {
+    "empty": (b"", b"", 0), "a header of 2^60 bytes": (tensor(), bytes(16), 2**60), "no JSON": (b"{" * 100,),
+    "nested": (b"[" * 10**5,), "a list": ([],), "a shape of 2^40": (tensor(shape=[2**20, 2**20]),),
+    "a shape that wraps": (tensor(shape=[2**32, 2**32]),), "negative": (tensor(shape=[-2, -2]),),
+    "fractions": (tensor(shape=[2.0, 2]),), "letters": (tensor(shape=["2", "2"]),), "unknown": (tensor(dtype="F8_E4M3"),),
+    "a hole": (tensor(data_offsets=[4, 20]), bytes(20)), "too long": (tensor(), bytes(17)), "too short": (tensor(), bytes(15)),
+    "overlapping": (tensor() | {"b": tensor()["a"]},), "nothing said": ({"a": {}},), "backwards": (tensor(data_offsets=[16, 0]),),
+    "metadata": (tensor() | {"__metadata__": 5},), "checksum": (tensor() | {"__metadata__": {"crc32": "0"}},),
+    "NaN": (b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 16]}}',),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_SAFETENSORS)
+def test_a_bad_safetensors_file_is_refused(tmp_path, name):
+    kind, told, mib = outcome(read_checkpoint, safetensors_file(tmp_path, *BAD_SAFETENSORS[name]))
+    assert (kind, len(told) <= MOST_LETTERS, mib < MOST_MIB) == ("refused", True, True), (told, mib)
+
+
+def test_a_safetensors_file_that_was_cut_or_changed_is_refused(tmp_path):
+    save_checkpoint(tmp_path / "a.safetensors", {"model": net(), "preset": "fixed"})
+    good, rng = (tmp_path / "a.safetensors").read_bytes(), np.random.default_rng(0)
+    for end in rng.integers(0, len(good), 20):
+        written(tmp_path / "a.safetensors", good[:end])
+        assert outcome(read_checkpoint, tmp_path / "a.safetensors")[0] == "refused"
+    # behind the header, whose spaces say nothing
+    for at in rng.integers(8 + int.from_bytes(good[:8], "little"), len(good), 40):
+        written(tmp_path / "a.safetensors", good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
+        assert outcome(read_checkpoint, tmp_path / "a.safetensors")[0] == "refused"
+
+
+def test_a_folder_of_several_checkpoints_is_no_checkpoint(tmp_path):
+    for name in ("best.pt", "last.pt"):
+        save_checkpoint(tmp_path / name, {"model": net()})
+    with pytest.raises(InputError, match="holds 2 checkpoints with weights of the same names; name one"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_is_exported_for_other_programs(tmp_path):
+    save_checkpoint(tmp_path / "a.pt", {"model": net(), "preset": "paper", "architecture": "proposed", "optimiser": {}})
+    assert command("-m", "formats.checkpoints", tmp_path / "a.pt", tmp_path / "b.safetensors").returncode == 0
+    stored = read_checkpoint(tmp_path / "b.safetensors")
+    assert (stored["preset"], stored["model"]["a.weight"].dtype) == ("paper", torch.float16)
+    done = command("-m", "formats.checkpoints", tmp_path / "none.pt")
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
 
 
 # ---------------------------------------------------------------- one bad case beside good ones, as commands

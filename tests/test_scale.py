@@ -266,14 +266,14 @@ def test_workers_end_when_the_main_process_alone_is_killed(tmp_path):
     assert workers(process.pid) == []
 
 
-def test_of_two_runs_on_one_cache_the_second_is_refused_and_the_index_is_one_runs(tmp_path, capsys):
+def test_of_two_runs_on_one_cache_the_second_is_refused_and_the_index_is_one_runs(tmp_path):
     write_cases(tmp_path / "first", 300, 0)
     write_cases(tmp_path / "second", 4, 1)
     process, limit = start(tmp_path / "first", tmp_path / "cache"), time.monotonic() + 60
     while lines_of(tmp_path / "cache") < 8 and time.monotonic() < limit:
         time.sleep(0.001)
     with pytest.raises(SystemExit, match=f"process {process.pid} of .* is writing here"):
-        main(["-i", str(tmp_path / "second"), "-o", str(tmp_path / "cache")])
+        run("-i", tmp_path / "second", "-o", tmp_path / "cache")
     assert process.wait(timeout=120) == 0
     found = {Path(entry.source).name for entry in read_index(tmp_path / "cache")}
     assert found == {path.name for path in (tmp_path / "first").iterdir()}

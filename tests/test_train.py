@@ -1,5 +1,6 @@
 """data.py's draws, training.py, 02_train.py: what is drawn, what is minimised, and that a stopped run goes on exactly."""
 
+import copy
 import csv
 import importlib
 import os
@@ -206,6 +207,105 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_a_sentence(cache, tiny, tmp_
     with pytest.raises(SystemExit, match="step 1: the loss is nan; lower the rate"):
         train.main(arguments(cache, tmp_path, 4))
     assert not (tmp_path / "last.pt").exists()
+
+
+def test_weights_or_a_validation_that_are_not_finite_reach_no_file(cache, tiny, tmp_path, monkeypatch):
+    train.main(arguments(cache, tmp_path, 1))
+    good = (tmp_path / "last.pt").read_bytes()
+    note = training.Run.note
+
+    def spoilt(run, loss):
+        next(run.network.parameters()).data[:] = float("nan")  # as a gradient may do whose loss was finite
+        note(run, loss)
+
+    monkeypatch.setattr(training.Run, "note", spoilt)
+    with pytest.raises(SystemExit, match="last.pt: not written, 1 tensors hold NaN or infinity"):
+        train.main(arguments(cache, tmp_path, 2, "--resume"))
+    monkeypatch.undo()
+    assert (tmp_path / "last.pt").read_bytes() == good and not list(tmp_path.glob("*.tmp"))
+    monkeypatch.setattr(train, "starting_network", lambda *_: (TinyNetwork(), ""))
+    monkeypatch.setattr(
+        train, "validate", lambda *_: {"validation_loss": float("nan"), "validation_dice": 0.5, "dice": {}}
+    )
+    with pytest.raises(SystemExit, match="step 0: the validation loss is nan; lower the rate"):
+        train.main(arguments(cache, tmp_path / "other", 2))
+    assert not (tmp_path / "other").exists() or not list((tmp_path / "other").glob("*.csv"))
+
+
+@pytest.fixture(scope="module")
+def stored(cache, tmp_path_factory):
+    """last.pt after two steps of the stand-in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "starting_network", lambda model, preset, init, seed, device: (TinyNetwork(), ""))
+        train.main(arguments(cache, out := tmp_path_factory.mktemp("run"), 2))
+    return read_checkpoint(out / "last.pt")
+
+
+PLACES = [
+    (), ("model",), ("optimiser",), ("optimiser", "state"), ("optimiser", "state", 0), ("optimiser", "state", 0, "exp_avg"),
+    ("optimiser", "param_groups"), ("optimiser", "param_groups", 0), ("optimiser", "param_groups", 0, "lr"), ("schedule",),
+    ("schedule", "num_bad_epochs"), ("schedule", "best"), ("log",), ("log", 0), ("log", 0, "dice"), ("losses",),
+    ("losses", 0), ("losses", 0, "loss"), ("must_match",), ("preset_fields",),
+]  # fmt: skip
+OTHERS = (None, "text", -7, float("nan"), {"a": 1}, torch.zeros(3))
+
+
+def test_a_damaged_or_foreign_last_pt_is_refused_in_one_sentence(stored, cache, tiny, tmp_path):
+    def changed(place, name, value=None, drop=False):
+        new = inner = copy.deepcopy(stored)
+        for step in place:
+            inner = inner[step]
+        if drop:
+            del inner[name]
+        else:
+            inner[name] = value
+        return new
+
+    def said(state):
+        torch.save(state, tmp_path / "last.pt")  # without a checksum
+        with pytest.raises(SystemExit) as stop:
+            train.main(arguments(cache, tmp_path, 3, "--resume"))
+        assert isinstance(stop.value.code, str) and "\n" not in stop.value.code and len(stop.value.code) < 320
+        return stop.value.code
+
+    torch.save(stored, tmp_path / "last.pt")
+    assert train.main(arguments(cache, tmp_path, 3, "--resume"))["step"] == 3
+    assert "cannot be resumed" in said(changed((), "step", 2**70))
+    tried = 0
+    for place in PLACES:
+        inner = stored
+        for step in place:
+            inner = inner[step]
+        for name in (
+            [*(inner if isinstance(inner, dict) else range(len(inner)))][:8] if hasattr(inner, "__len__") else ()
+        ):
+            if isinstance(inner, torch.Tensor) or place + (name,) in (("preset",), ("preset_fields", "epochs")):
+                continue
+            # a weight that had no gradient has no state
+            if isinstance(inner, dict) and place not in (("log", 0, "dice"), ("optimiser", "state")):
+                assert "last.pt" in said(changed(place, name, drop=True)), (place, name)
+            for other in OTHERS:
+                same = training.form_of(other) == training.form_of(inner[name])
+                if not same and name not in ("train_loss", "foreach"):  # which may be None
+                    assert "last.pt" in said(changed(place, name, other)), (place, name, other)
+                    tried += 1
+    assert tried > 200
+
+
+@pytest.mark.parametrize("flag", ["--steps", "--batch", "--validate-every", "--seed"])
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e999", "99999999999999999999", "1.5", "", "x"])
+def test_a_number_that_is_none_is_refused_before_anything_is_done(flag, value, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--cache", str(tmp_path / "none"), "--out", str(tmp_path / "out"), f"{flag}={value}"])
+    assert stop.value.code == 2 and flag in capsys.readouterr().err.splitlines()[-1] and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["epochs", "objects", "learning_rate", "gamma", "kappa", "diffusion_range"])
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "1e999", "99999999999999999999", "", "x", "9" * 5000])
+def test_a_field_that_is_no_number_is_refused_in_one_sentence(name, value, cache, tmp_path):
+    with pytest.raises(SystemExit, match=name) as stop:
+        train.main(["--cache", str(cache), "--out", str(tmp_path / "out"), "--set", f"{name}={value}"])
+    assert "\n" not in stop.value.code and len(stop.value.code) < 320 and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("model, key", [("proposed", "image"), ("baseline", "raw")])
