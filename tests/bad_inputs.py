@@ -797,11 +797,8 @@ def flags() -> Iterator[Attack]:
     for step, table in FLAGS.items():
         for flag, values in table.items():
             for value in values:
-                if "\0" not in value and not (
-                    flag == "-o" and value in ("a" * 255, "", "\x1b[2J", "-", os.fsdecode(b"\xff"), "nul\tl")
-                ):
-                    told = f"{value[:30]!r}{f', {len(value)} letters' * (len(value) > 30)}"
-                    yield Attack(f"step {step}: {flag} {told}", partial(flagged, step, flag, value), "", (), None)
+                told = f"{value[:30]!r}{f', {len(value)} letters' * (len(value) > 30)}"
+                yield Attack(f"step {step}: {flag} {told}", partial(flagged, step, flag, value), "", (), None)
 
 
 # ---------------------------------------------------------------- the answers
@@ -853,7 +850,7 @@ def faults_of(attack: Attack) -> list[str]:
         changed = [path.name for path, time in before.items() if after.get(path) != time and "run" not in path.parts]
         half = [path.name for path in after if path.name.endswith(".tmp")] + done.left * (not done.signal)
         missing = [pattern for pattern in attack.kept if not any(folder.glob(pattern))]
-        ran = list(Path(place).rglob("CODE")) or Path("CODE").exists()
+        ran = list(Path(place).rglob("CODE")) or "CODE" in done.left
     there = {
         f"ended by {done.signal}": done.signal,
         f"took {done.cpu:.1f} s, usual are {usual.cpu:.1f}": done.cpu > usual.cpu + MORE_SECONDS,

@@ -94,7 +94,8 @@ class Running:
 
     def __init__(self, script: str, *arguments: object, patch: Callable = use_stand_ins) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        (Path(self.folder.name) / "tmp").mkdir()
+        for name in ("tmp", "here"):
+            (Path(self.folder.name) / name).mkdir()
         if not (pid := os.fork()):
             self._child(script, [os.fspath(a) if isinstance(a, Path) else str(a) for a in arguments], patch)
         self.pid = pid
@@ -110,7 +111,7 @@ class Running:
             sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
             tempfile.tempdir = str(folder / "tmp")
             limit_memory(8 * GIB)
-            os.chdir(ROOT)
+            os.chdir(folder / "here")
             patch()
             sys.argv = [script, *arguments]
             runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -139,7 +140,7 @@ class Running:
         died = "hang" if hung else signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else ""
         folder = Path(self.folder.name)
         out, err = ((folder / name).read_bytes().decode("utf-8", "replace") for name in ("out", "err"))
-        left = sorted(path.name for path in (folder / "tmp").rglob("*"))
+        left = sorted(path.name for path in (*(folder / "tmp").rglob("*"), *folder.glob("here/CODE")))
         code = None if died else os.WEXITSTATUS(status)
         self.folder.cleanup()
         return Done(code, died, out, err, used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, left)
@@ -185,8 +186,8 @@ def command(script: str, *arguments: object, patch: Callable = use_stand_ins) ->
 
 def proper_command(script: str, *arguments: object) -> Done:
     """The same without fork and stand-ins, to compare with: steps 1 and 5 load no network."""
-    done = subprocess.run(
-        [sys.executable, script, *map(os.fspath, arguments)], cwd=ROOT, capture_output=True, timeout=300
-    )
+    with tempfile.TemporaryDirectory() as here:
+        asked = [sys.executable, ROOT / script, *map(os.fspath, arguments)]
+        done = subprocess.run(asked, cwd=here, capture_output=True, timeout=300)
     out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
     return Done(done.returncode, "", out, err, 0.0, 0, [])

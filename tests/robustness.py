@@ -69,10 +69,16 @@ def jobs(parts: list[str], share: float, killed: int, every: int, only: str) -> 
     return found
 
 
-def report(counts: Counter, by_name: Counter, faults: dict[str, list[str]], minutes: float, cores: int) -> str:
-    """The page, in Markdown."""
+def commit() -> str:
+    """This copy's, and whether it was changed since."""
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+    return subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+def report(
+    counts: Counter, by_name: Counter, faults: dict[str, list[str]], minutes: float, args: argparse.Namespace
+) -> str:
+    """The page, in Markdown."""
     inputs, bad = counts["catalogue"], len(faults["catalogue"])
     every = [line for lines in faults.values() for line in lines]
     lost = sum("lost:" in line or "is lost" in line for line in every)
@@ -91,7 +97,7 @@ def report(counts: Counter, by_name: Counter, faults: dict[str, list[str]], minu
     listed = "\n".join(f"- `{line[:300]}`" for line in every[:200]) or "None."
     when = datetime.now(UTC).strftime("%Y-%m-%d")
     return (
-        f"# Robustness\n\nWritten by `make robustness` on {when}, commit {commit}, in {minutes:.1f} minutes on {cores} cores.\n"
+        f"# Robustness\n\nWritten by `make robustness` on {when}, commit {args.commit}, in {minutes:.1f} minutes on {args.jobs} cores.\n"
         "What a good answer is stands in `tests/bad_inputs.py`. The networks are stand-ins of no size.\n\n"
         f"| what | number | found |\n| --- | ---: | --- |\n{table}\n\n"
         f"| reader or script | changed files, or kills |\n| --- | ---: |\n{detail}\n\n## Answered badly\n\n{listed}\n"
@@ -118,6 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.reader:
         print(again(args.reader, args.number, args.keep))
         return 0
+    args.commit = commit()
     start, counts, by_name = time.monotonic(), Counter(), Counter()
     faults: dict[str, list[str]] = {part: [] for part in PARTS}
     todo = jobs(list(args.parts), args.share, args.kills, args.every, args.only)
@@ -130,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(line[:300].encode("ascii", "backslashreplace").decode(), flush=True)
             if done % 100 == 0:
                 print(f"{done} of {len(todo)} parts, {(time.monotonic() - start) / 60:.1f} min", flush=True)
-    text = report(counts, by_name, faults, (time.monotonic() - start) / 60, args.jobs)
+    text = report(counts, by_name, faults, (time.monotonic() - start) / 60, args)
     args.out.write_bytes(text.encode("utf-8", "backslashreplace"))
     print(
         "\n".join(line for line in text.splitlines() if line.startswith("| ") and "," in line or "number" in line)[
