@@ -108,8 +108,8 @@ def parse(argv: list[str] | None) -> Namespace:
     p.add_argument("--repeats", type=int, default=9, help="timed runs of each part, of which the median counts (9)")
     p.add_argument("--smoke", action="store_true", help="one tiny case, one repeat")
     args = p.parse_args(argv)
-    if args.repeats < 1:
-        p.error("--repeats must be 1 or more")
+    if not 1 <= args.repeats <= 10_000:
+        p.error("--repeats must be 1 or more, and at most 10,000")
     return args
 
 

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 
 from enhance import is_gray, three_channels
-from formats import InputError
+from formats import InputError, printable
+from formats.case import Case, told_in_a_sentence
 from formats.readers import list_cases, name_of, read_case
 from formats.writing import save_figure
 from grid import boxes_to_grid, label_bounds, resize_to_grid
@@ -191,7 +192,7 @@ def figure3(rows: list[tuple[str, tuple, tuple]], axes):
         shown = {f"{title}: box prompts": (image, np.zeros_like(labels), boxes), "prediction": (image, labels, boxes)}
         for ax, (name, panel) in zip(three, (shown | {"reference": truth}).items(), strict=True):
             ax.imshow(overlay(*panel))
-            ax.set_title(name, fontsize=9)
+            ax.set_title(printable(name), fontsize=9, parse_math=False)  # a name may hold a $
             ax.axis("off")
     return axes
 
@@ -285,7 +286,12 @@ def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path
     for name in named:
         if name not in files:
             raise InputError(f"{images}: no case {name} that was scored; there are {', '.join(files)}")
-    cases, found = [read_case(files[name]) for name in named or list(files)[:4]], []
+
+    def read(path: Path) -> Case:
+        with told_in_a_sentence(path):
+            return read_case(path)
+
+    cases, found = [read(files[name]) for name in named or list(files)[:4]], []
     for case in cases:
         places = {"segs": segs / f"{case.name}.npz", "gts": gts / f"{case.name}.npz"}
         masks = [read_labels(path, key, case.grid_shape)[0] for key, path in places.items()]
@@ -293,7 +299,7 @@ def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path
     figure = Figure(figsize=(9, 2.6 * len(found)))
     figure3(found, figure.subplots(len(found), 3, squeeze=False))
     save_figure(out / "figure3.png", figure)
-    every = itertools.chain(cases, map(read_case, files.values()))
+    every = itertools.chain(cases, map(read, files.values()))
     if gray := next((case for case in every if not case.is_3d and is_gray(case.image)), None):
         figure = Figure(figsize=(9, 3.2))
         figure2(gray.image, figure.subplots(1, 3))

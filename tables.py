@@ -109,8 +109,8 @@ def find_inputs(entries: Sequence[str], shown: str | None, gts: Path) -> tuple[d
         name, equals, folder = entry.partition("=")
         if not equals or Path(entry).is_dir():  # a folder may have "=" in its name
             name, folder = Path(entry).resolve().name, entry
-        if not name or name in systems or name in REFERENCES:
-            raise InputError(f"--segs {entry}: name {name!r} is empty or taken; give another, NAME={folder}")
+        if not name or name in systems or name in REFERENCES or printable(name) != name:
+            raise InputError(f"--segs {entry}: name {name!r} is empty, taken or not text; give another, NAME={folder}")
         if not any(Path(folder).glob("*.npz")):
             raise InputError(f"no .npz in {folder}/. Run first: python 04_infer.py -i CASES -o {folder}")
         systems[name] = Path(folder)
@@ -131,7 +131,10 @@ def with_times(rows: list[dict], systems: dict[str, Path]) -> list[dict]:
     found = {}
     for system, path in ((system, folder / "efficiency.csv") for system, folder in systems.items()):
         try:
-            for line in read_rows(path) if path.is_file() else ():
+            lines = read_rows(path) if path.exists() else []
+            if path.exists() and not lines:
+                raise ValueError("no row")
+            for line in lines:
                 found[system, line["case"]] = float(line["total_s"]), line.get("boxes_are", "")
                 if not 0 <= found[system, line["case"]][0] < math.inf:
                     raise ValueError(f"total_s is {line['total_s']}")
@@ -417,9 +420,9 @@ def finish_int8(
     listed, beside = "\n".join(f"- `{name}`" for name in layers), out.name.removesuffix(".pt")
     save_text(out.with_name(f"{beside}.md"), f"# {title}\n\n{text}\n\nLayers in int8:\n\n{listed}\n")
     save_json(out.with_name(f"{beside}.json"), report)
-    print(text)
+    tell(text)
     if left_out:
         raise InputError(f"{len(cases) // 2} cases scored, {left_out} left out as told above; wrote {out}")
     command = f"python 04_infer.py --model {out} --engine {engine} -i CASES -o segs_int8"
-    print("Removed again. Next: 04_infer.py --smoke" if arguments.get("smoke") else f"Wrote {out}. Next: {command}")
+    tell("Removed again. Next: 04_infer.py --smoke" if arguments.get("smoke") else f"Wrote {out}. Next: {command}")
     return report

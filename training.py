@@ -203,8 +203,8 @@ class Run:
         if arguments["resume"]:
             self.resume(arguments["out"] / "last.pt")
         count, device = sum(p.numel() for p in self.network.parameters()), next(self.network.parameters()).device.type
-        print(f"02_train.py: {told}\n02_train.py: {count:,} parameters, {device}, "
-              f"{len(data.entries)} images, {validating} for validation, steps {self.step} to {steps}")  # fmt: skip
+        tell(f"02_train.py: {told}\n02_train.py: {count:,} parameters, {device}, "
+             f"{len(data.entries)} images, {validating} for validation, steps {self.step} to {steps}")  # fmt: skip
         if first_process():
             save_json(arguments["out"] / "arguments.json", arguments | {"preset_fields": vars(self.preset)})
         rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -229,7 +229,7 @@ class Run:
         loss, dice = (f"{first[key]:.4f} -> {last[key]:.4f}" for key in ("validation_loss", "validation_dice"))
         end = f"wrote last.pt and {best}. Next: python 03_quantize.py --model {best}"
         end = "its files were removed again. Next: python 03_quantize.py --smoke" if smoke else end
-        print(f"02_train.py: steps {first['step']} -> {last['step']}, validation loss {loss}, Dice {dice}; {end}")
+        tell(f"02_train.py: steps {first['step']} -> {last['step']}, validation loss {loss}, Dice {dice}; {end}")
         return last
 
     def note(self, loss: Tensor) -> None:
@@ -309,10 +309,13 @@ class Run:
             if before.get(name) != value and name != "epochs":  # a run may be made longer
                 name, was = "preset" if name == "name" else name, before.get(name)
                 raise InputError(f"{path}: was trained with {name} {was}, not {value}; use the same, or another --out")
+        if not isinstance(stored["optimiser"], dict):
+            raise TypeError("optimiser is no dict")
         learning = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
         state = {  # of AdamW: a count, and two moments of each weight
             i: {"step": torch.tensor(0.0), "exp_avg": learning[i], "exp_avg_sq": learning[i]}
             for i in stored["optimiser"]["state"]
+            if type(i) is int
         }
         wanted = {
             "optimiser": self.optimiser.state_dict() | {"state": state}, "step": 0, "best": 0.0,
@@ -321,6 +324,7 @@ class Run:
                 dict.fromkeys(LOG_COLUMNS, 0.0)
                 | {"step": 0, "train_loss": row["train_loss"] and 0.0, "dice": dict.fromkeys(row["dice"], 0.0)}
                 for row in stored["log"]
+                if isinstance(row, dict)
             ],
             "losses": [{"step": 0, "loss": 0.0, "learning_rate": 0.0} for _ in stored["losses"]],
         }  # fmt: skip

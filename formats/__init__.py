@@ -33,13 +33,13 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """One line that a terminal shows as it is. A name may hold anything but / and \\0: line ends, what moves the cursor,
-    bytes that are not UTF-8. Those are written as Python writes them.
+    """One line that a terminal shows as it is. A name may hold anything but / and \\0: line ends, what moves the cursor
+    or turns the text round, bytes that are not UTF-8. Those are written as Python writes them.
 
     >>> printable("a\\x1b[2J")
     'a\\\\x1b[2J'
     """
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def usable_cores() -> int:

@@ -104,7 +104,7 @@ def check_version(folder: Path) -> None:
     if odd := [path for name in TABLES if (path := folder / name).exists() and not path.is_file()]:
         raise InputError(f"{odd[0]}: is no file; remove it, and run 01_preprocess.py again")
     found = None
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads((folder / "version.json").read_text(encoding="utf-8"))["cache"]
     if found != CACHE_VERSION:
         what = f"a cache of version {found}" if found else "no cache here (no good version.json)"
@@ -259,7 +259,7 @@ def finish_cache(
     tell(f"01_preprocess.py: {read}; {folder} holds {held}; left out: {left_out}{note}")
     if bad:
         raise InputError(f"{len(cases)} of {len(cases) + bad} files done, {bad} left out as told above.")
-    print(
+    tell(
         f"01_preprocess.py: finished. Next: python 02_train.py {'--smoke' if arguments['smoke'] else f'--cache {folder}'}"
     )
 

@@ -14,6 +14,7 @@ import io
 import json
 import math
 import sys
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -199,7 +200,8 @@ def read_checkpoint(path: Path) -> dict:
             # PyTorch writes a checksum of every tensor, and compares none
             if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
                 raise ValueError(bad)
-            stored = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):  # of formats that are old
+                stored = torch.load(path, map_location="cpu", weights_only=True)
         # older files have none of ours
         said = stored.pop(CHECKSUM, None) if isinstance(stored, dict) else None
         if said is not None and said != checksum(stored):

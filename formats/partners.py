@@ -139,7 +139,7 @@ def _partners(folder: Path, _changed: tuple) -> dict[Path, list[Path]]:
     bare = {_stem(path): path for path in images.values()}
     for path in files:
         if path.suffix == ".json" and path.stem in images:  # Supervisely: a.jpg.json of a.jpg
-            found[images[path.stem]] = [path]
+            found[images[path.stem]].insert(0, path)
         elif path.suffix == ".json" and is_coco(path):
             for image in (images[name] for name in coco_files(path) & images.keys()):
                 found[image].insert(0, path)  # two files: whoever reads this image is told, and the others are read

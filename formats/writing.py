@@ -44,6 +44,8 @@ def save_bytes(path: Path, content: bytes) -> int:
             partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise InputError(f"{path}: this name is too long for the disk; give the case a shorter one") from error
+        if path.is_dir():
+            raise InputError(f"{path}: a folder stands where this file should be; move it away") from error
         raise
     return len(content)
 
@@ -192,7 +194,7 @@ def script(name: str, args=None, smoke: str = "", advice: str = "") -> Iterator[
                 getattr(importlib.import_module(module), function)(args, Path(folder))
             yield Path(folder)
     except (InputError, OSError) as error:
-        sys.exit(f"{name}: {error}{advice * isinstance(error, OSError)}")
+        sys.exit(f"{name}: {InputError(f'{error}{advice * isinstance(error, OSError)}')}")
 
 
 def progress(iterable: Iterable, what: str, total: int | None = None, unit: str = "it", **options) -> Iterable:

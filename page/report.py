@@ -17,7 +17,7 @@ import numpy as np
 import tables
 from figures import PALETTE, figure3_row, overlay
 from formats import InputError
-from formats.case import Case
+from formats.case import Case, told_in_a_sentence
 from formats.readers import list_cases, name_of, read_case
 from formats.writing import save_text
 from grid import boxes_from_labels, drawn_boxes
@@ -126,7 +126,7 @@ def _bars(rows: list[dict], metric: str, protocol: str) -> str:
         colour = gray or tuple(PALETTE[[4, 2, 1, 3, 5, 0]][i % len(PALETTE)] / 255)
         numbers = np.array([intervals.get((system, m), (math.nan,) * 3) for m in modalities]) * factor
         places = np.arange(len(modalities)) + (i - (len(systems) - 1) / 2) * share
-        ax.barh(places, numbers[:, 0], share, color=colour, label=system)
+        ax.barh(places, numbers[:, 0], share, color=colour, label=system.replace("$", r"\$"))
         ax.hlines(places, numbers[:, 1], numbers[:, 2], color="black", linewidth=1)
     ax.set(yticks=range(len(modalities)), yticklabels=modalities, xlim=limits, xlabel=f"{title}, {words}")
     ax.invert_yaxis()
@@ -147,7 +147,8 @@ def _worst(rows: list[dict], system: str, protocol: str, folders: tuple, loosene
         "reference. Of a volume the slice that shows most of the reference.</p>"
     ]
     for row in worst:
-        case = read_case(files[row["case"]])
+        with told_in_a_sentence(files[row["case"]]):
+            case = read_case(files[row["case"]])
         found, true = (read_labels(f / row["case"], k, case.grid_shape)[0] for f, k in ((segs, "segs"), (gts, "gts")))
         boxes = boxes_from_labels(true)[1] if case.boxes is None else case.boxes
         asked = drawn_boxes(case.name, boxes, looseness, case.grid_shape)

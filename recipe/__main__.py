@@ -35,7 +35,7 @@ from figures import plot_dice
 from formats import InputError
 from formats.cache import fingerprint
 from formats.checkpoints import export_checkpoint, read_checkpoint, save_checkpoint, state_dict_of
-from formats.writing import one_run, progress, save_figure, save_json, script
+from formats.writing import one_run, progress, save_figure, save_json, script, tell
 from grid import drawn_boxes, grid_size
 from presets import PRESETS, Preset, override
 from recipe.batches import ResidentSlices
@@ -109,7 +109,7 @@ def run_stage(stage: RecipeStage, args: argparse.Namespace, init: Path | None, m
     run = StageRun(stage, preset, network, device, must_match | {"data": fingerprint(args.cache)}, args.compile)
     if resumed:
         run.resume(last)
-    print(f"recipe: {stage.name}, {told}; {len(training)} images, {len(validation)} for validation, "
+    tell(f"recipe: {stage.name}, {told}; {len(training)} images, {len(validation)} for validation, "
           f"steps {run.step} to {stage.steps}")  # fmt: skip
     save_json(out / "arguments.json", vars(args) | {"preset_fields": vars(preset), "stage_fields": vars(stage)})
     torch.backends.cudnn.benchmark = True  # every batch has the same shape: let the GPU find its fastest convolutions
@@ -132,7 +132,7 @@ def run_stage(stage: RecipeStage, args: argparse.Namespace, init: Path | None, m
     if not run.log or run.log[-1]["step"] != run.step:
         run.keep(out, now=True)
         check()
-    print(f"recipe: {stage.name}, {run.step} steps, {(time.monotonic() - start) / 60:.1f} minutes")
+    tell(f"recipe: {stage.name}, {run.step} steps, {(time.monotonic() - start) / 60:.1f} minutes")
 
 
 def write_average(paths: list[Path], out: Path) -> None:
@@ -164,15 +164,15 @@ def run_all(args: argparse.Namespace) -> None:
         raise InputError("the recipe trains in one process; start it without torchrun")
     if args.average:
         write_average(args.average, args.out)
-        print(f"recipe: wrote {args.out / EXPORTED}, the mean of {len(args.average)} checkpoints")
+        tell(f"recipe: wrote {args.out / EXPORTED}, the mean of {len(args.average)} checkpoints")
         return
     if "masks" in args.stage:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         boxes = 6 if args.smoke else BOXES
         count = write_own_masks(args.cache, read_split(args.cache)[0], PRESETS["fixed"], device, boxes)
-        print(f"recipe: masks, {count} new ones in {args.cache / 'own'}")
+        tell(f"recipe: masks, {count} new ones in {args.cache / 'own'}")
     if args.pack:
-        print(f"recipe: wrote {', '.join(write_pack(args.pack, args.cache, args.init))} to {args.pack}")
+        tell(f"recipe: wrote {', '.join(write_pack(args.pack, args.cache, args.init))} to {args.pack}")
         return
     names, end = list(STAGES), args.minutes and time.monotonic() + 60 * args.minutes
     stages, init = [STAGES[name] for name in names if name in args.stage], args.init
@@ -187,7 +187,7 @@ def run_all(args: argparse.Namespace) -> None:
         if not stage.distilled:
             export_checkpoint(init, args.out / EXPORTED)
     draw_curve(args.out)
-    print(f"recipe: finished, {'removed again' if args.smoke else f'wrote {args.out}'}")
+    tell(f"recipe: finished, {'removed again' if args.smoke else f'wrote {args.out}'}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ import csv
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,10 @@ from demo_data import tiny_case
 from figures import figure2, figure3, figure3_row
 from formats.case import Case
 from formats.npz import write_case
-from formats.writing import save_figure
+from formats.writing import save_figure, save_npz
 from grid import boxes_from_labels, case_rng, loosen_boxes
 from metrics import METRICS, Metric, filled_box
-from tables import AVERAGE, bootstrap_interval
+from tables import AVERAGE, bootstrap_interval, read_rows
 
 evaluate = importlib.import_module("05_evaluate")  # `import 05_evaluate` is a syntax error
 ROOT = Path(__file__).parent.parent
@@ -380,7 +381,7 @@ def test_as_many_processes_as_cores_that_may_be_used_but_no_more_than_windows_ta
 @pytest.mark.parametrize("name", ["", "filled box", "twice"])
 def test_names_of_systems_must_be_free(folders, name):
     entries = [f"{name}={folders / 'segs'}"] * 2
-    with pytest.raises(SystemExit, match="is empty or taken"):
+    with pytest.raises(SystemExit, match="is empty, taken or not text"):
         evaluate.main(["--segs", *entries, "--gts", str(folders / "gts")])
 
 
@@ -491,3 +492,59 @@ def test_smoke_makes_its_own_cases_and_leaves_only_tables_and_a_page(tmp_path, m
     told = "All 2 cases are drawn by us: scores on them say nothing about real images."
     assert all(told in text for text in (capsys.readouterr().out, (tmp_path / "eval/smoke/table.md").read_text()))
     assert math.isnan(found["shifted", "Average"]["seconds"])
+
+
+# ---------------------------------------------------------------- hostile names and files
+
+
+def test_names_of_any_bytes_are_scored_and_drawn_and_nothing_in_them_runs(tmp_path, capsys):
+    names = [
+        os.fsdecode(b"2DBox_US_\xff\x1b[2J"),
+        "=1+1",
+        "2DBox_US_$x$_{",
+        "2DBox_US_<script>",
+        "2DBox_US_" + "a" * 240,
+    ]
+    case = tiny_case()
+    for name in names:
+        save_npz(tmp_path / "gts" / f"{name}.npz", gts=case.labels)
+        save_npz(tmp_path / "segs" / f"{name}.npz", segs=case.labels)
+        save_npz(tmp_path / "imgs" / f"{name}.npz", imgs=case.image, boxes=[[10, 8, 45, 40]])
+    folders = ["-g", tmp_path / "gts", "-o", tmp_path / "eval", "--images", tmp_path / "imgs", "--jobs", "1"]
+    evaluate.main([*map(str, folders), "-s", f"a$x$_{{<b>|={tmp_path / 'segs'}"])
+    assert "\x1b" not in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "eval").glob("*.png")} == {"figure2.png", "figure3.png"}
+    rows = read_rows(tmp_path / "eval" / "cases.csv")
+    assert {row["case"] for row in rows} >= {f"{name}.npz" for name in names[1:]} and len(rows) == 3 * len(names)
+    assert ",=1+1" not in (tmp_path / "eval" / "cases.csv").read_text()
+    assert "<script" not in (tmp_path / "eval" / "report.html").read_text().partition("</head>")[2]
+    assert "| a$x$_{&lt;b>\\|: DSC" in (tmp_path / "eval" / "table.md").read_text()
+
+
+def test_a_system_whose_name_is_no_text_is_refused(tmp_path):
+    save_npz(tmp_path / "a.npz", segs=np.eye(4, dtype=np.uint8))
+    with pytest.raises(SystemExit, match="is empty, taken or not text"):
+        evaluate.main(["-s", f"a\x1b[2J={tmp_path}", "-g", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["cases.csv", "table.md", "report.html", "arguments.json"])
+def test_a_folder_in_place_of_a_table_is_told(name, tmp_path):
+    case = tiny_case()
+    save_npz(tmp_path / "gts" / "2D_US_a.npz", gts=case.labels)
+    save_npz(tmp_path / "segs" / "2D_US_a.npz", segs=case.labels)
+    (tmp_path / "eval" / name).mkdir(parents=True)
+    args = ["-s", tmp_path / "segs", "-g", tmp_path / "gts", "-o", tmp_path / "eval", "--jobs", "1"]
+    with pytest.raises(SystemExit, match=f"{name}: a folder stands where this file should be"):
+        evaluate.main([*map(str, args)])
+    assert not list((tmp_path / "eval").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "-1", "x", ""])
+def test_a_time_that_is_no_number_reaches_no_table(seconds, tmp_path):
+    case = tiny_case()
+    save_npz(tmp_path / "gts" / "2D_US_a.npz", gts=case.labels)
+    save_npz(tmp_path / "segs" / "2D_US_a.npz", segs=case.labels)
+    (tmp_path / "segs" / "efficiency.csv").write_text(f"case,total_s\n2D_US_a.npz,{seconds}\n")
+    args = ["-s", tmp_path / "segs", "-g", tmp_path / "gts", "-o", tmp_path / "eval", "--jobs", "1"]
+    with pytest.raises(SystemExit, match="needs columns case and total_s"):
+        evaluate.main([*map(str, args)])

@@ -283,3 +283,23 @@ def test_presets_are_frozen_valid_and_override_checks_names_and_values():
 
 def test_the_page_shows_the_preset_table():
     assert table() in (ROOT / "docs" / "presets.md").read_text(encoding="utf-8"), "run: python presets.py"
+
+
+# What could run code of a file, or of its name, when it is read
+UNSAFE = (
+    r"\bpickle\.loads?\(", r"\bcPickle\b|\bdill\b|\bjoblib\.load", r"torch\.load\((?!.*weights_only=True)",
+    r"allow_pickle\s*=\s*True", r"yaml\.(?!safe_load)\w*load", r"(?<![\w.])eval\(", r"(?<![\w.])exec\(",
+    r"shell\s*=\s*True", r"os\.(system|popen)\(", r"\bmarshal\.loads?\(", r"\bshelve\b", r"extractall\(",
+    r"xml\.(etree|dom|sax)", r"weights_only\s*=\s*False",
+)  # fmt: skip
+
+
+def test_nothing_is_read_in_a_way_that_could_run_code():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in SOURCES.values()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if any(re.search(pattern, line) for pattern in UNSAFE)
+    ]
+    assert not found, found
+    assert re.search(UNSAFE[2], "torch.load(path)") and not re.search(UNSAFE[2], "torch.load(path, weights_only=True)")

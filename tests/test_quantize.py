@@ -209,6 +209,26 @@ def test_bad_input_is_told_in_one_sentence(int8_file, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("per", ["channel", "tensor"])
+@pytest.mark.parametrize("weight, low, high", [(-1.0, 0.0, 1.0), (-1.0, -1.0, 0.0), (1.0, 0.0, 1.0), (1.0, -1.0, 0.0)])
+def test_the_largest_sums_of_the_widest_layer_do_not_overflow(per, weight, low, high):
+    k = quantize.MOST_K
+    layer = nn.Linear(k, 2)
+    layer.weight.data[:], layer.bias.data[:] = weight, 0
+    layer.weight.data[1, 0] = 0.0
+    x = torch.full((3, k), high if high else low)
+    x[2, 0] = 0.0
+    int8 = Int8Linear(layer, per)
+    q, _, z = quantize_activation(x, quantize.BITS[per])
+    exact = (q.long() - z) @ int8.weight.long().mT
+    assert exact.abs().max() > 0.49 * 2**31 * (1 if per == "channel" else 0.5) and exact.abs().max() < 2**31
+    whole = int_matmul(q, int8.weight) - z * int8.row_sums
+    assert whole.dtype == torch.int32 and torch.equal(whole.long(), exact)
+    assert torch.allclose(int8(x), layer(x), rtol=0.02)
+    with pytest.raises(InputError, match="may overflow int32"):
+        Int8Linear(nn.Linear(k + 1, 1), per)
+
+
 def test_weights_and_activations_with_nan_are_refused():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     net[1].weight.data[0, 0] = float("nan")
@@ -347,9 +367,10 @@ def test_cases_get_the_scores_that_metrics_has_and_the_report_shows_them(rows, t
 
 
 def test_no_repeat_is_refused_before_anything_is_done(capsys):
-    with pytest.raises(SystemExit) as stop:
-        script.main(["--repeats", "0"])
-    assert stop.value.code == 2 and "--repeats must be 1 or more" in capsys.readouterr().err
+    for value in ("0", "-1", "nan", "inf", "1e9", "99999999999", "x"):
+        with pytest.raises(SystemExit) as stop:
+            script.main([f"--repeats={value}"])
+        assert stop.value.code == 2 and "--repeats" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

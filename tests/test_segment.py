@@ -456,3 +456,18 @@ def test_an_engine_and_its_options_as_a_command_line_has_them():
             engine_options(texts)
     with pytest.raises(InputError, match="'tensorrt': unknown; choose one of torch, torch-int8, openvino"):
         load("baseline", engine="tensorrt")
+
+
+@pytest.mark.parametrize("bad", ["logits", "iou"])
+@pytest.mark.parametrize("is_3d", [False, True])
+def test_a_network_that_answers_with_nan_is_told_and_no_empty_mask(bad, is_3d):
+    class Broken(BrightModel):
+        def decode(self, *args, **kwargs):
+            logits, iou = super().decode(*args, **kwargs)
+            (logits if bad == "logits" else iou)[:] = np.nan
+            return logits, iou
+
+    labels = np.zeros((3, 40, 40)[1 - is_3d :], np.uint16)
+    labels[..., 10:30, 10:30] = 1
+    with pytest.raises(InputError, match="the network answers with NaN"):
+        segment_case(Segmenter(Broken(), PRESETS["fixed"], enhanced=False), case(volume_of(labels), labels))

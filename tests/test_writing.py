@@ -154,5 +154,5 @@ def test_a_markdown_table_runs_no_script_and_keeps_its_columns():
 
 def test_what_is_told_moves_no_cursor(capsys):
     tell("a\x1b[2Jb\udcff\x9b1m\rc\nd")
-    tell("\x1b]0;title\x07", error=True)
-    assert capsys.readouterr() == ("a\\x1b[2Jb\\udcff\\x9b1m\\rc\nd\n", "\\x1b]0;title\\x07\n")
+    tell("\x1b]0;title\x07\u202egpj", error=True)
+    assert capsys.readouterr() == ("a\\x1b[2Jb\\udcff\\x9b1m\\rc\nd\n", "\\x1b]0;title\\x07\\u202egpj\n")
