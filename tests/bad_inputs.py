@@ -872,7 +872,8 @@ def wrong_words(attack: Attack, done: Done) -> list[str]:
         return ["exit code 0" if lines else "taken without a word"]
     if done.code and not lines:
         return ["failed without a sentence"]
-    if odd := [line for line in lines if len(line) > MOST_LETTERS + PREFIX or not line.isprintable()]:
+    # argparse, exit code 2, repeats the words that it was given
+    if done.code != 2 and (odd := [x for x in lines if len(x) > MOST_LETTERS + PREFIX or not x.isprintable()]):
         return [f"a sentence that is too long, or can't be printed: {odd[0][:100]!r}"]
     named = [line for line in lines if attack.bad in line]
     if attack.bad and done.code and len(named) != 1:
