@@ -16,7 +16,7 @@ COMMA := ,
 NAME = $(if $(WEIGHTS),proposed,demo training only$(COMMA) $(STEPS) steps)
 NAME_INT8 = $(if $(WEIGHTS),proposed int8,the same$(COMMA) int8)
 
-.PHONY: demo test test-all lint notebooks lab clean
+.PHONY: demo test test-all robustness lint notebooks lab clean
 
 demo: .venv/run
 	$(BIN)/python 00_check.py
@@ -36,6 +36,9 @@ test: .venv/dev
 
 test-all: .venv/dev
 	$(BIN)/python -m pytest
+
+robustness: .venv/dev
+	$(BIN)/python tests/robustness.py
 
 lint: .venv/dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

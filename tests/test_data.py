@@ -8,9 +8,12 @@ import pickletools
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as any_
 
 from data import decode_runs, encode_runs, image_path, load_entry, load_mask, mask_path, save_mask
 from demo_data import tiny_case
@@ -63,6 +66,35 @@ def test_the_code_equals_a_plain_loop_and_decodes_exactly():
         assert runs.tolist() == [[start - 1, length, value] for start, length, value in loop_runs(mask) if value]
         back = decode_runs(runs, mask.shape)
         assert back.dtype == np.uint16 and np.array_equal(back, mask)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    shape=any_.tuples(any_.integers(1, 9), any_.integers(1, 9)),
+    values=any_.lists(any_.sampled_from([0, 0, 1, 2, 255, 256, 65_535]), min_size=1, max_size=81),
+)
+def test_any_label_map_comes_back_from_its_runs_and_from_its_file(shape, values):
+    mask = np.resize(np.array(values, np.uint16), shape)
+    assert np.array_equal(decode_runs(encode_runs(mask), shape), mask)
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.pkl"
+        save_mask(path, encode_runs(mask), shape)
+        assert np.array_equal(load_mask(path, shape), mask)
+
+
+numbers = any_.one_of(any_.integers(-5, 20), any_.sampled_from([2**15, 65_536, 2**31 - 1, 2**31, 2**62, -(2**63)]))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(runs=any_.lists(any_.tuples(numbers, numbers, numbers), max_size=5))
+def test_any_runs_are_refused_or_are_those_of_the_map_that_they_give(runs):
+    runs = np.array(runs, np.int64).reshape(-1, 3)
+    try:
+        mask = decode_runs(runs, (3, 4))
+    except InputError:
+        return
+    joined = decode_runs(encode_runs(mask), (3, 4))
+    assert np.array_equal(joined, mask) and mask.astype(bool).sum() == runs[:, 1].sum()
 
 
 def test_a_run_goes_on_across_rows_and_other_integer_types_are_coded_alike():

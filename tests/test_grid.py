@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as any_
 
 from grid import (
     NO_MASK,
@@ -146,3 +148,39 @@ def test_loose_boxes_stay_on_the_image_and_belong_to_the_case_by_its_name():
     assert (loose == loosen_boxes(boxes, 1.0, case_rng("a", 3), 50, 100)).all()
     assert (loose[1] != loosen_boxes(boxes, 1.0, case_rng("b", 3), 50, 100)[1]).any()
     assert (loose[1] != loosen_boxes(boxes, 1.0, case_rng("a", 4), 50, 100)[1]).any()
+
+
+# ---------------------------------------------------------------- any shape, any box
+
+sides = any_.integers(1, 5000)
+shares = any_.floats(0, 1)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(height=sides, width=sides, corners=any_.tuples(shares, shares, shares, shares))
+def test_any_box_of_any_image_lies_on_the_grid_and_comes_back(height, width, corners):
+    (x0, x1), (y0, y1) = sorted(corners[:2]), sorted(corners[2:])
+    box = np.array([[x0 * width, y0 * height, x1 * width, y1 * height]])
+    there = boxes_to_grid(box, height, width)
+    assert there.min() >= 0 and there.max() <= 256
+    assert boxes_to_original(there, height, width) == pytest.approx(box, rel=1e-6, abs=1e-3)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(height=sides, width=sides)
+def test_the_grid_of_any_image_has_256_pixels_on_its_long_side_and_one_at_least_on_the_other(height, width):
+    h, w = grid_size(height, width)
+    assert max(h, w) == 256 and min(h, w) >= 1 and (h == 256 if height >= width else w == 256)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    shape=any_.lists(any_.integers(1, 6), min_size=2, max_size=3), seed=any_.integers(0, 999), most=any_.integers(0, 5)
+)
+def test_the_boxes_of_any_label_map_are_those_of_each_label_by_itself(shape, seed, most):
+    labels = np.random.default_rng(seed).integers(0, most + 1, shape).astype(np.uint16)
+    ids, boxes = boxes_from_labels(labels)
+    assert ids.tolist() == [i for i in range(1, most + 1) if (labels == i).any()]
+    for i, box in zip(ids, boxes, strict=True):
+        at = np.argwhere(labels == i)[:, ::-1]
+        assert box.tolist() == [*at.min(axis=0), *at.max(axis=0)]

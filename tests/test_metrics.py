@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as any_
 from metric_rows import DISTANCE, OF_CASE, PAPER, use
 
 from grid import label_bounds
@@ -536,3 +538,29 @@ def test_an_object_among_thousands_scores_as_it_does_alone():
         assert (scores.scores["nsd"][at], scores.scores["dsc"][at]) == alone
     assert len(scores.labels) == 2499 and 0 < scores.means["nsd"] < 1
     assert set(case_scores(labels, labels.copy(), None).scores["nsd"]) == {1.0}
+
+
+# ---------------------------------------------------------------- any two masks
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    shape=any_.lists(any_.integers(1, 7), min_size=2, max_size=3),
+    seed=any_.integers(0, 999),
+    densities=any_.tuples(any_.floats(0, 1), any_.floats(0, 1)),
+    step=any_.floats(0.1, 5),
+    tolerance=any_.floats(0, 6),
+)
+def test_scores_of_any_two_masks_lie_in_0_to_1_and_do_not_know_which_is_the_truth(
+    shape, seed, densities, step, tolerance
+):
+    rng = np.random.default_rng(seed)
+    a, b = (rng.random(shape) < density for density in densities)
+    spacing = tuple(step * (1 + i) for i in range(len(shape)))
+    for score in (dsc, lambda one, other: nsd(one, other, spacing, tolerance)):
+        there, back = score(a, b), score(b, a)
+        if not a.any() and not b.any():
+            assert math.isnan(there) and math.isnan(back)
+        else:
+            assert 0 <= there <= 1 + 1e-12 and there == pytest.approx(back, abs=1e-9)
+        assert not a.any() or score(a, a) == 1
