@@ -23,7 +23,7 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file. Never unpickles: an object array could run code. InputError if it can't be read."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
-    advice = "copy it again if it is truncated or damaged; a single array, an object array and a pickle are refused"
+    advice = "copy it again if it is truncated or damaged; single arrays, object arrays and pickles, which could run code, are refused"
     with told_in_a_sentence(path, "no .npz file that can be read", advice), zipfile.ZipFile(path) as stored:
         members = [member for member in stored.infolist() if member.filename.endswith(".npy")]
         size = sum(member.file_size for member in members)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -625,8 +626,8 @@ def server(tmp_path_factory):
     try:
         url = next(m[0] for line in process.stdout if (m := re.search(r"http://\S+", line)))
         for _ in range(100):  # the address is told just before the server listens
-            with contextlib.suppress(urllib.error.URLError):
-                urllib.request.urlopen(url).close()
+            with contextlib.suppress(OSError):
+                socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))).close()
                 break
             time.sleep(0.1)
         yield url
