@@ -125,7 +125,7 @@ def load_model(args: argparse.Namespace) -> segment.Segmenter:
     engine, options = segment.engine_options(args.engine)
     segmenter = segment.load(args.model, None, preset, engine, force, settings, **options)
     if args.boxes:
-        segmenter.check_kind(args.boxes)
+        segmenter.kind_to_ask(args.boxes)
     args.preset_fields = vars(segmenter.preset)
     writing.tell(f"04_infer.py: {args.model}, preset {segmenter.preset.name}, engine {engine}")
     return segmenter

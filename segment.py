@@ -34,8 +34,11 @@ from presets import PRESETS, Preset, override
 # Where a kind was trained (recipe/), the checkpoint has a decoder for it (D24). A new kind is a row here.
 BOX_KINDS = {
     "exact": (0.0, 0.0),  # touches its object: made of a label, by a detector, by the challenge
-    "drawn": (0.9, 0.45),  # by hand (D20), or made of the mask of a neighbouring slice
+    "drawn": (0.9, 0.45),  # by hand (D20)
 }
+# A box that was made of the mask of a neighbouring slice is looser than an exact one and tighter than a drawn one. Its
+# decoder was not trained (D24): each weight is this share of that of drawn boxes, and the rest of that of exact ones
+FOLLOWED, OF, SHARE = "followed", "drawn", 0.75
 BOX_CHUNK = 6  # boxes a decoder call: bounds the memory; the feature maps of 6 are 24 MB
 
 
@@ -143,19 +146,21 @@ class Segmenter:
         self, embedding, boxes: np.ndarray, within: np.ndarray | None = None, boxes_are: str = "exact"
     ) -> tuple[np.ndarray, np.ndarray]:
         """At most BOX_CHUNK boxes by the engine: arguments and result are model.TorchEngine.decode's."""
-        self.check_kind(boxes_are)
+        kind = self.kind_to_ask(boxes_are)
         with self.stage("decode"):
-            logits, iou = self.engine.decode(embedding, boxes, within, boxes_are)
+            logits, iou = self.engine.decode(embedding, boxes, within, kind)
         # no pixel is above 0 then: it would look like an object that was not found
         if np.isnan(logits).any() or not np.isfinite(iou).all():
             raise InputError("the network answers with NaN; use an earlier checkpoint, or another --engine")
         return logits, iou
 
-    def check_kind(self, boxes_are: str) -> None:
-        """InputError for a kind of boxes that nobody knows. A network without a decoder for one asks as for exact ones."""
-        known = dict.fromkeys([*BOX_KINDS, *self.engine.kinds])
+    def kind_to_ask(self, boxes_are: str) -> str:
+        """The kind itself. InputError if nobody knows it. A network without a decoder for one asks as for exact ones; for
+        followed ones as for drawn ones."""
+        known = dict.fromkeys([*BOX_KINDS, FOLLOWED, *self.engine.kinds])
         if boxes_are not in known:
             raise InputError(f"boxes {boxes_are!r}: no such kind; choose one of {', '.join(known)}")
+        return OF if boxes_are == FOLLOWED and FOLLOWED not in self.engine.kinds else boxes_are
 
     def new_canvas(self, labels: np.ndarray, objects: int) -> Canvas:
         """A canvas on an empty label map (H, W), with this preset's overlap rule. One object overlaps nothing."""
@@ -290,7 +295,7 @@ def read_model(model: str | Path, weights: Path | None = None) -> tuple[str, Pat
             name = next((one for one in MODELS if build(one, kinds).state_dict().keys() == layers), None)
     if name not in tuple(MODELS):
         raise InputError(f"{path}: belongs to none of the models {', '.join(MODELS)}; add a row to segment.MODELS")
-    return name, path, stored
+    return name, path, checkpoints.with_mean_decoder(stored, FOLLOWED, OF, SHARE)
 
 
 def architecture(model: str) -> Architecture:

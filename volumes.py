@@ -13,7 +13,7 @@ import numpy as np
 
 from formats.case import Case, check_boxes
 from grid import GRID, MaskPatch, boxes_to_grid, crop_to_box, logits_to_original, mask_box, resize_to_grid
-from segment import Segmenter
+from segment import FOLLOWED, Segmenter
 
 # Constants of `prompted`, chosen with our checkpoint on training volumes and synthetic ones; what each
 # is worth: results/propagation, made by benchmarks/accuracy.py.
@@ -23,8 +23,6 @@ GROWTH = 0.03
 LOGIT_LIMIT = 3.0
 # The prior, an ellipsoid's depth, counts 40 (1 - IoU)^2 logits: 0.4 at IoU 0.9, 6.4 at 0.6.
 PRIOR_WEIGHT = 40.0
-# A box that was made of the mask on the slice before is not exact: it asks as one that was drawn (D24).
-FOLLOWED = "drawn"
 # `follow` moves each side of a mask's box outwards by this share of its width or height. On three volumes, with the
 # checkpoint of commit 23f32e0, a smaller share lost an object slice by slice, and a larger one took what lies beside it.
 WIDENED = 0.08
@@ -227,8 +225,8 @@ def follow(
     """One object from boxes on any slices, between any limits, where no 3D box is known: yields (slice, mask, IoU).
 
     A slice with a box is asked with that box. From there the walk goes up, then down. Each further slice is asked with
-    the box of the mask on the slice before, each side moved outwards by WIDENED of its width or height: it asks as a
-    box that was drawn. A mask ends near the box that asked for it (D18). A walk ends where a mask has no more than
+    the box of the mask on the slice before, each side moved outwards by WIDENED of its width or height (D24: it asks as
+    FOLLOWED). A mask ends near the box that asked for it (D18). A walk ends where a mask has no more than
     OVER of the pixels of the mask that it began with. A slice between two boxes belongs to the walk from the nearer
     one, of two equally near the lower one. The box that was given last is walked from first.
 

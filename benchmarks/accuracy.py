@@ -85,7 +85,7 @@ SWEEP = {
     "GROWTH": (0.0, 0.01, 0.06, 0.1),
     "LOGIT_LIMIT": (1.5, 6.0, 12.0),
     "PRIOR_WEIGHT": (0.0, 10.0, 40.0, 120.0, 400.0),
-    "FOLLOWED": ("exact", "drawn"),
+    "FOLLOWED": ("exact", "drawn", "followed"),
 }
 AS_SET = {name: getattr(volumes, name) for name in SWEEP}
 SWEPT = tuple(

@@ -226,6 +226,21 @@ def kinds_of(stored: dict) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parts[1] for parts in names))
 
 
+def with_mean_decoder(stored: dict, kind: str, of: str, share: float) -> dict:
+    """What was read, with a decoder for `kind`: each weight is `share` of that of `of`, the rest of that of exact boxes.
+
+    Nothing is added where there is one already, none for `of`, or int8 weights, which have no mean."""
+    kinds, state = kinds_of(stored), state_dict_of(stored)
+    if of not in kinds or kind in kinds or INT8_KEY in stored:
+        return stored
+    made = {}
+    for name, value in state.items():
+        if name.startswith(tuple(f"{part}{of}." for part in OF_KINDS)):
+            part, _, rest = name.partition(f"s.{of}.")
+            made[f"{part}s.{kind}.{rest}"] = state[f"{part}.{rest}"].float().lerp(value.float(), share)
+    return {key: value for key, value in stored.items() if key not in state} | {"model": state | made}
+
+
 def load_weights(path: Path, model, stored: dict | None = None) -> dict:
     """Load a checkpoint into a model (nn.Module), strictly (D12): InputError unless every name and shape agrees.
 

@@ -244,7 +244,15 @@ def test_one_embedding_serves_both_kinds_and_each_kind_has_its_decoder(tmp_path,
     int8 = load(path, engine="torch-int8").engine.network
     layers = {name for name, layer in int8.named_modules() if type(layer).__name__ == "Int8Linear"}
     own = {name for name in layers if name.startswith("mask_decoder.")}
-    assert own and {name.replace("mask_decoder.", "mask_decoders.drawn.") for name in own} <= layers
+    for kind in ("drawn", "followed"):
+        assert own and {name.replace("mask_decoder.", f"mask_decoders.{kind}.") for name in own} <= layers
+    assert one.engine.kinds == ("exact", "drawn", "followed"), "the last was made when the file was read"
+    weights = one.engine.network.state_dict()
+    for name in [name for name in weights if name.startswith(("mask_decoder.", "prompt_encoder."))]:
+        drawn, followed = (weights[name.replace(".", f"s.{kind}.", 1)] for kind in ("drawn", "followed"))
+        assert torch.allclose(followed, 0.25 * weights[name] + 0.75 * drawn, atol=1e-6)
+    one.engine.kinds = ("exact", "drawn")  # as in an int8 file of an earlier form
+    assert one.kind_to_ask("followed") == "drawn" and one.kind_to_ask("exact") == "exact"
 
 
 def test_a_kind_that_nobody_knows_is_refused_before_anything_is_asked():
