@@ -40,7 +40,9 @@ def printable(text: str) -> str:
     >>> printable("a\\x1b[2J")
     'a\\\\x1b[2J'
     """
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return (
+        text if text.isprintable() else "".join(c if c.isprintable() or c == "\u00a0" else ascii(c)[1:-1] for c in text)
+    )
 
 
 def usable_cores() -> int:

@@ -9,8 +9,10 @@ import math
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -187,6 +189,9 @@ def script(name: str, args=None, smoke: str = "", advice: str = "") -> Iterator[
     smoke : "module:function" that --smoke calls with the arguments, to change them, and the folder.
     advice : what to do about an error that the system told.
     """
+    if threading.current_thread() is threading.main_thread():
+        # else a program that asks this one to end would leave the folder behind
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with tempfile.TemporaryDirectory() as folder:
             if smoke and args.smoke:

@@ -61,10 +61,10 @@ def own_masks(
     side = rng.uniform(*SIDES, (boxes, 2)).clip(max=(width - 1, height - 1))
     low = rng.uniform(0, 1, (boxes, 2)) * (np.array([width, height]) - 1 - side)
     embedding = network.encode(raw)
-    masks, sure = answers(network, embedding, np.concatenate([low, low + side], axis=1))
+    masks, sure = teacher_answers(network, embedding, np.concatenate([low, low + side], axis=1))
     good = [i for i in range(boxes) if sure[i] >= SURE and masks[i].sum() >= SMALLEST]
     exact = [[x.min(), y.min(), x.max(), y.max()] for y, x in (np.nonzero(masks[i]) for i in good)]
-    again, sure_again = answers(network, embedding, np.array(exact, float).reshape(-1, 4))
+    again, sure_again = teacher_answers(network, embedding, np.array(exact, float).reshape(-1, 4))
     labels, count = np.zeros((GRID, GRID), np.uint16), 0
     for i, mask, iou in zip(good, again, sure_again, strict=True):
         same = 2 * (mask & masks[i]).sum() >= SAME * (mask.sum() + masks[i].sum())
@@ -74,7 +74,7 @@ def own_masks(
     return labels
 
 
-def answers(network, embedding, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def teacher_answers(network, embedding, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """boxes (N, 4) on the grid -> masks (N, 256, 256) bool, predicted IoU (N,)"""
     masks, sure = [np.zeros((0, GRID, GRID), bool)], [np.zeros(0)]
     for first in range(0, len(boxes), BOX_CHUNK):

@@ -441,7 +441,7 @@ def test_arguments_that_do_not_fit_are_told(folder, capsys):
         assert words in sentence("-i", folder / "train", "-o", folder / "cache", "--read", read)
     assert "leave out yours" in sentence("-i", "a", "--masks", "b", "-o", folder / "cache", "--read", "dataset=btcv")
     assert "no such folder" in sentence("-i", folder / "none", "-o", folder / "cache")
-    assert "No such file" in sentence("-i", folder / "train", "-o", folder / "cache", "--exclude", folder / "none")
+    assert "no such file" in sentence("-i", folder / "train", "-o", folder / "cache", "--exclude", folder / "none")
     assert not (folder / "cache").exists()
 
 

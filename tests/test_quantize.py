@@ -193,7 +193,7 @@ def test_bad_input_is_told_in_one_sentence(int8_file, tmp_path):
         "unknown": stored | {quantize.INT8_KEY: "row"},
         "nan": stored | {"model": stored["model"] | {next(k for k in stored["model"] if "scale" in k): torch.tensor([np.nan])}},
     }.items():  # fmt: skip
-        save_checkpoint(tmp_path / f"{name}.pt", changed)
+        torch.save(changed, tmp_path / f"{name}.pt")
     (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:9000])
     for arguments, message in (
         (("baseline", path), "--engine torch-int8"),

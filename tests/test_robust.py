@@ -590,13 +590,6 @@ def test_a_safetensors_file_that_was_cut_or_changed_is_refused(tmp_path):
         assert outcome(read_checkpoint, tmp_path / "a.safetensors")[0] == "refused"
 
 
-def test_a_folder_of_several_checkpoints_is_no_checkpoint(tmp_path):
-    for name in ("best.pt", "last.pt"):
-        save_checkpoint(tmp_path / name, {"model": net()})
-    with pytest.raises(InputError, match="holds 2 checkpoints with weights of the same names; name one"):
-        read_checkpoint(tmp_path)
-
-
 def test_a_checkpoint_is_exported_for_other_programs(tmp_path):
     save_checkpoint(tmp_path / "a.pt", {"model": net(), "preset": "paper", "architecture": "proposed", "optimiser": {}})
     assert command("-m", "formats.checkpoints", tmp_path / "a.pt", tmp_path / "b.safetensors").returncode == 0
