@@ -263,7 +263,7 @@ def load_torch(engine: str, name: str | None, path: Path | None, choose: Callabl
     Returns the name, what has the two calls of model.TorchEngine, and the preset."""
     if path and path.suffix == ".static":
         raise InputError(f"{path}: is an OpenVINO network; add --engine openvino-int8, or give a checkpoint")
-    name, path, stored = read_model(name or path, path)
+    name, path, stored = read_model(path if name is None else name, path)
     file_int8 = checkpoints.int8_scales(stored, path)  # None for float weights
     if file_int8 and engine != "torch-int8":
         raise InputError(f"{path}: holds int8 weights; add --engine torch-int8, or give the float checkpoint")

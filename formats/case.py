@@ -57,7 +57,8 @@ class Case:
 
 def why(error: Exception) -> str:
     """What another library says of a file, in one line, for the sentence of an InputError."""
-    return re.sub(r" ?<_io[^>]*>", "", " ".join(str(error).split()))[-120:]
+    # addresses in memory differ from run to run
+    return re.sub(r" ?<_io[^>]*>| ?\(?0x[0-9a-f]+\)?:?", "", " ".join(str(error).split()))[-120:]
 
 
 @contextmanager

@@ -48,8 +48,8 @@ def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict:
             advice = "begin with a known one: CT, MR, US, X-Ray, Fundus, OCT, ..."
         elif key == "instances" and value not in ("yes", "no"):
             advice = "give yes or no"
-        elif key in ("smallest", "channel", "time") and not value.isdecimal():
-            advice = "give a whole number, 0 or more"
+        elif key in ("smallest", "channel", "time") and not (value.isdecimal() and len(value) < 10):
+            advice = "give a whole number from 0 to 999999999"
         if advice:
             raise InputError(f"--read {text}: {advice}")
         if key == "window":

@@ -196,8 +196,10 @@ def open_itk(path: Path) -> Scan:
         view_of(affine)  # ITK would look for its inverse without end
 
     def voxels() -> np.ndarray:
+        # first: a file that was cut short ends here, and ITK prints nothing of its own
+        crc = crc_of_unpacked(file, start) if packing in PACKED else None
         found = SimpleITK.GetArrayFromImage(reader.Execute())
-        if packing in PACKED and crc_of_unpacked(file, start) not in (zlib.crc32(found), zlib.crc32(found.byteswap())):
+        if crc not in (None, zlib.crc32(found), zlib.crc32(found.byteswap())):
             raise ValueError("SimpleITK unpacks other voxels than the file holds")
         return found.T.reshape(shape)
 

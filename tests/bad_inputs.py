@@ -253,7 +253,7 @@ def bad_files() -> Iterator[Attack]:
             or "bomb" in name
         ):
             continue
-        bad = "" if "UTF-8" in name else "s" if "slice" in name else "a."
+        bad = "" if "UTF-8" in name else "a_mask" if "as a mask" in name else "s" if "slice" in name else "a."
         for step in "14":
             if not (step == "1" and name.startswith("COCO")):
                 yield Attack(f"step {step}: {name}", partial(read_by, step, make), bad, WRITTEN_BY[step])
