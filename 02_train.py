@@ -1,11 +1,12 @@
 """Step 2 of 5, train: Table 3 as one loop. Reads the cache (step 1), writes checkpoints. [P 3.2]
 
-The paper starts from EfficientViT-SAM's weights and trains the whole network for 300 epochs, in
-batches of 32 images of 256 x 256 x 3. An epoch of all images took more than a day, so one draws 1,000
-of each 2D modality and of each 3D sub-modality (`fixed`: as many of each modality). Nothing is flipped
-or cropped, since a heart lies on the left: augmentation moves the sides of the box, by up to 5 pixels
+The paper starts from EfficientViT-SAM's image encoder and MedSAM's decoder (here LiteMedSAM's, #24) and
+trains for 300 epochs, in batches of 32 images of 256 x 256 x 3. An epoch of all images took more than a
+day, so one draws 1,000 of each 2D modality and of each 3D sub-modality (`fixed`: as many of each
+modality). Nothing is flipped or cropped, since a heart lies on the left: augmentation moves the sides of the box, by up to 5 pixels
 (#18), and that is all. For an object's box the network gives logits L of its mask and the IoU u that
-it expects of it; the truth is the mask M. With p = sigmoid(L), and sums and means over the pixels:
+it expects of it; the truth is the mask M. Table 3 names three losses, BCE, MSE and Dice; what they are
+of is the released code's. With p = sigmoid(L), and sums and means over the pixels:
 
     loss = BCE + Dice + MSE
     BCE  = - mean (M log p + (1 - M) log (1 - p))
@@ -15,7 +16,7 @@ it expects of it; the truth is the mask M. With p = sigmoid(L), and sums and mea
 AdamW starts with a learning rate of 5e-5, which ReduceLROnPlateau lowers when the loss stays as it is.
 1 % of the images validate; the weights of the smallest validation loss are the final model.
 
-    python 02_train.py --cache cache --init efficientvit_sam_l0.pt    the paper's 300 epochs
+    python 02_train.py --cache cache --init efficientvit_sam_l0.pt --preset paper     the paper's 300 epochs
     python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 90 --batch 2
     python 02_train.py --smoke                              4 steps on tiny synthetic cases, 1 min
 
@@ -43,7 +44,8 @@ def run(args: Namespace) -> dict:
 
     # [P 3.2] 1 % of the images of each modality are for validation, the others for training
     train_set, validation_set = read_split(args.cache)
-    # [P 3.2] 300 epochs, each of 1,000 images at most of a modality; only the boxes are augmented
+    # [P 3.2] 300 epochs, each of 1,000 images at most of a modality, in 3D of a sub-modality (`fixed`:
+    # as many of each modality); only the boxes are augmented
     data = SliceDataset(args.cache, train_set, preset, args.batch, args.seed)
     steps = preset.epochs * data.steps_per_epoch if args.steps is None else args.steps
     # [P 2.1] the three channels; the baseline sees the image without enhancement
@@ -85,7 +87,7 @@ def run(args: Namespace) -> dict:
             embedding = network.image_encoder(images)  # (B, 3, 256, 256) -> (B, 256, 64, 64), once an image
             logits, iou = decode_batch(network.decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)
 
-        # [P Table 3] three losses, weights 1; the third teaches the network how good its mask is
+        # [P Table 3] three losses, added up; the third teaches the network how good its mask is
         bce = F.binary_cross_entropy_with_logits(logits, masks)
         dice = dice_loss(logits, masks)
         mse = F.mse_loss(iou, mask_iou(logits, masks))

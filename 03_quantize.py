@@ -8,6 +8,8 @@ on training images; the paper decides against it, as medical images vary.) A lin
     x ~ s_x (Q_x - z)    every x anew: s_x = (max x - min x) / 255, z = -128 - min x / s_x, rounded
     y = s_w s_x (Q_w Q_x - z sum_k Q_w) + b
 
+max and min also count 0. With weight_int8=tensor x has 7 bits, as in PyTorch: Q_x in 0..127 (quantize.py).
+
 The sums are of products of small integers, exact in int32 (quantize.py). Linear layers alone are
 reached: most of the mask decoder, but nothing of the proposed image encoder, which is all convolutions.
 

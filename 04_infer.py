@@ -1,6 +1,6 @@
 """Step 4 of 5, infer: boxes to masks, and the seconds that it takes. [P 2.2, 4.3]
 
-The image encoder does nine tenths of the network's work, and it sees no box. So an image is encoded
+The image encoder does nine tenths of the network's multiply-adds, and it sees no box. So an image is encoded
 once, and each of its boxes then costs one pass of the light mask decoder [P 2.2]:
 
     image (H, W) -> 256 grid, three channels -> image encoder -> embedding (1, 256, 64, 64), kept
@@ -9,7 +9,8 @@ once, and each of its boxes then costs one pass of the light mask decoder [P 2.2
              -> painted onto the label map: box i becomes label i + 1
 
 With e seconds for the encoder and d for the decoder, about 0.26 and 0.06 on two cores, an image with
-N boxes takes e + N d, and not N (e + d). A volume is done slice by slice:
+N boxes takes e + N d, and not N (e + d). A volume is done slice by slice, in a way of ours (D6), as the
+paper describes none:
 
     volume (D, H, W), box (6,) -> middle slice, asked with the box itself -> its mask
              -> the slices outwards both ways, each asked with a box made of the mask on the slice before
@@ -21,8 +22,8 @@ touches its object and one that a hand drew around it ask for two contours with 
 So our checkpoint has a mask decoder for each (D24); who knows better than where the boxes come from
 says --boxes exact or --boxes drawn.
 
-The paper measures running time on a CPU, file by file, and speeds the network up by dynamic int8
-[P 2.3, 4.3]: `--engine torch-int8`. Where the seconds of each case went stands in efficiency.csv.
+The paper measures running time file by file, and says that dynamic int8 makes the network faster
+[P 2.3, 4.3]: `--engine torch-int8`, and step 3 measures it. Where each case's seconds went: efficiency.csv.
 
     python 04_infer.py -i examples -o out          a folder of images with boxes.csv, or of .npz cases
     python 04_infer.py -i examples/retina.jpg -o out --box 44 200 112 274     (or --page: in a browser)
@@ -51,7 +52,7 @@ from volumes import Found, segment_volume
 def find_masks(segmenter: segment.Segmenter, case: Case) -> Found:
     """The masks of a case's boxes: one embedding, and from it a mask for each box. [P 2.2]"""
     if case.is_3d:
-        # From the middle slice of each box outwards both ways
+        # Ours (D6): from the middle slice of each box outwards both ways
         return segment_volume(segmenter, case, lambda z: writing.progress(z, case.name, unit="slice", leave=False))
 
     # [P 2.1] The image on the 256 grid, as the network saw images in training: of one gray channel three

@@ -4,12 +4,13 @@ The paper measures three things. With A the predicted mask of an object, B the t
 their contours (volumes: surfaces):
 
     DSC = 2 |A and B| / (|A| + |B|)                       how much of the two overlaps
-    NSD = (|A' near B'| + |B' near A'|) / (|A'| + |B'|)   near: within 2 pixels (volumes: 2 mm)
-    s                                                     seconds of a case, as step 4 wrote them
+    NSD = (|A' near B'| + |B' near A'|) / (|A'| + |B'|)   near: within 2 pixels (volumes: 2 mm), the challenge's
+    seconds of a case, as step 4 wrote them
 
 Both scores run from 0 to 1. DSC says whether the object was found: a disk with a radius of 100 pixels
 that is drawn 5 too large still has 0.95. NSD says whether the edge is right: the same disk has 0. A
-score s of object k in case c of modality m goes into the paper's tables as a mean of means:
+score s of object k in case c of modality m goes into the tables as a mean of means (the paper says it of
+the modalities, the challenge of the objects):
 
     s_mc = 1/K_mc sum_k s_mck   a case: the mean over its K_mc objects, large and small alike
     S_m = 1/n_m sum_c s_mc      a row of Table 4: the mean over the n_m cases of a modality
@@ -21,8 +22,9 @@ score s of object k in case c of modality m goes into the paper's tables as a me
     Figure 2   the three channels of a gray image [P 2.1]
     Figure 3   box prompts, predictions, truth [P 4.2]
 
-Do not compare the paper's numbers with ours. It scores slices of 256 pixels from its own split, by the
-challenge's NSD; here whole cases are scored at their original size, by the NSD of the contour.
+Do not compare the paper's numbers, in per cent, with ours. It scores slices of 256 pixels from its own
+split, by the challenge's NSD (its code, #48); here whole cases are scored at their original size, by the
+NSD of the contour.
 
     python 05_evaluate.py --segs ours=segs baseline=segs_baseline --gts demo/gts --images demo/imgs
     python 05_evaluate.py --smoke

@@ -32,7 +32,7 @@ demo: .venv/run
 	$(BIN)/python 05_evaluate.py -g $(CASES)/gts -o $(DEMO)/eval --images $(CASES)/imgs --show "$(NAME)" $(FIGURES) -s baseline=$(DEMO)/segs_baseline "baseline int8=$(DEMO)/segs_baseline_int8" "$(NAME)=$(DEMO)/segs" "$(NAME_INT8)=$(DEMO)/segs_int8"
 
 test: .venv/dev
-	$(BIN)/python -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not long"
 
 test-all: .venv/dev
 	$(BIN)/python -m pytest

@@ -21,8 +21,8 @@ from segment import FOLLOWED, Segmenter
 GROWTH = 0.03
 # Logits are cut to -3..3, so that large ones do not always outweigh the prior (see `with_prior`).
 LOGIT_LIMIT = 3.0
-# The prior, an ellipsoid's depth, counts 40 (1 - IoU)^2 logits: 0.4 at IoU 0.9, 6.4 at 0.6.
-PRIOR_WEIGHT = 40.0
+# The prior, an ellipsoid's depth, counts 10 (1 - IoU)^2 logits: 0.1 at IoU 0.9, 1.6 at 0.6.
+PRIOR_WEIGHT = 10.0
 # `follow` moves each side of a mask's box outwards by this share of its width or height. On three volumes, with the
 # checkpoint of commit 23f32e0, a smaller share lost an object slice by slice, and a larger one took what lies beside it.
 WIDENED = 0.08
@@ -162,16 +162,17 @@ def prompted(
 
     1. The middle slice is m = floor((z0 + z1) / 2). It is asked with the prompt's box (x0, y0, x1, y1).
     2. Then the slices m + 1, m + 2, ... z1, each with a box that is made of the object's mask on the
-       slice before (`slice_box`): that mask's box, grown by GROWTH, but never smaller than the
-       ellipsoid's section, so that the object cannot die out, and never larger than the prompt, so that
-       it cannot drift off. If the mask before is empty, the box is the ellipsoid's section.
+       slice before (`slice_box`): that mask's box, grown by GROWTH, 3 % of the prompt's, but never smaller
+       than the ellipsoid's section, so that the object cannot die out, and never larger than the prompt,
+       so that it cannot drift off. If the mask before is empty, the box is the ellipsoid's section.
     3. Then the slices m - 1, m - 2, ... z0 in the same way. They start from the mask of slice m, not
        from where the way up ended.
     4. A slice's mask. The box is scaled to the 256 grid, by 256 / max(H, W) (`grid.boxes_to_grid`), and
-       the decoder gives logits (256, 256) and a predicted IoU.
+       the decoder gives logits (256, 256) and a predicted IoU. In the preset `fixed`, box sides keep their
+       fractions.
        The ellipsoid's depth is added to the logits, the more, the less sure the network is
        (`with_prior`), on all slices, m among them. The result is upsampled to the slice
-       (`grid.logits_to_original`), cut to the pixels inside (x0, y0, x1, y1), and the mask is where it
+       (`grid.logits_to_original`), cut to the pixels that (x0, y0, x1, y1) touches, and the mask is where it
        is above 0. The next slice's box comes from this mask, also where another object covers it.
 
     Objects do not follow one another; they meet only in the label map. Where masks overlap, the preset's
@@ -180,9 +181,10 @@ def prompted(
 
     The order of work is by slice, so that a slice is encoded once (D8: once a slice) while
     EMBEDDINGS_KEPT suffices: z = 0 .. D - 1 for all objects with m <= z <= z1, then z = D - 1 .. 0 for
-    all with z0 <= z < m. All objects of a slice are decoded together.
+    all with z0 <= z < m. Of a slice, the objects whose middle it is are decoded first, then the others.
     tally: adds up each object's mask and predicted IoU on each slice.   progress: see `segment_volume`.
-    boxes_are: their kind (segment.BOX_KINDS), as which the middle slice is asked; the others as FOLLOWED.
+    boxes_are: their kind (segment.BOX_KINDS), as which the middle slice is asked; the others as FOLLOWED,
+    whose decoder is a mean of those of drawn and of exact boxes (segment.py).
     -> (D, H, W) uint16, box i paints i + 1"""
     tally = tally or Tally(len(boxes))
     labels = np.zeros(volume.shape, dtype=np.uint16)
@@ -273,7 +275,7 @@ def slice_box(box: np.ndarray, z: int, followed: np.ndarray | None, middle: floa
 
     box: the 3D prompt (6,).   followed: box (4,) round the object's mask on the slice before, its
     outermost pixels; None if that mask is empty: then the answer is the ellipsoid's section.
-    Each side of `followed` is moved outwards by GROWTH times the prompt's width or height, then, where
+    Each side of `followed` is moved outwards by GROWTH times the prompt's x1 - x0 or y1 - y0, then, where
     the section reaches farther, to the section's side, then cut to the prompt."""
     whole = box[[0, 1, 3, 4]]
     if z == middle:
@@ -315,7 +317,7 @@ def ellipsoid_depth(box: np.ndarray, z: int, height: int, width: int) -> np.ndar
 def with_prior(logits: np.ndarray, iou: float, depth: np.ndarray) -> np.ndarray:
     """Mask logits (256, 256) plus the ellipsoid's depth (256, 256), the more, the lower the predicted IoU.
 
-        (clip(logits, -L, L) + w depth) / (L + w),   w = W (1 - IoU)^2,   L = LOGIT_LIMIT,  W = PRIOR_WEIGHT
+        (clip(logits, -L, L) + w depth) / (L + w),   w = W (1 - IoU)^2,   L = LOGIT_LIMIT = 3,  W = PRIOR_WEIGHT = 10
 
     The IoU is first cut to 0..1. The mask is where the result is above 0; the divisor changes no sign. It
     is the largest value that the sum can take, so that where objects overlap the surer one wins, and
