@@ -182,6 +182,14 @@ def _locked(path: Path) -> io.TextIOWrapper:
 # ---------------------------------------------------------------- progress, messages, the end of a script
 
 
+class Ended(BaseException):
+    """Another program asks this one to end. No error of a case, so that no loop over cases goes on."""
+
+
+def _end(*_) -> None:
+    raise Ended("asked to end")
+
+
 @contextmanager
 def script(name: str, args=None, smoke: str = "", advice: str = "") -> Iterator[Path]:
     """What a script runs in: a temporary folder. Bad input, or a full disk, ends it with one sentence.
@@ -191,14 +199,14 @@ def script(name: str, args=None, smoke: str = "", advice: str = "") -> Iterator[
     """
     if threading.current_thread() is threading.main_thread():
         # else a program that asks this one to end would leave the folder behind
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        signal.signal(signal.SIGTERM, _end)
     try:
         with tempfile.TemporaryDirectory() as folder:
             if smoke and args.smoke:
                 module, function = smoke.split(":")
                 getattr(importlib.import_module(module), function)(args, Path(folder))
             yield Path(folder)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, Ended) as error:
         sys.exit(f"{name}: {InputError(f'{error}{advice * isinstance(error, OSError)}')}")
 
 
