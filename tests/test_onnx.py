@@ -29,6 +29,7 @@ def test_the_files_give_the_masks_of_pytorch_without_pytorch(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "decoder-drawn.onnx",
         "decoder-exact.onnx",
+        "decoder-followed.onnx",
         "encoder.onnx",
     ]
     code = "import runpy, sys; sys.modules['torch'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
