@@ -3,10 +3,10 @@
 The paper starts from EfficientViT-SAM's image encoder and MedSAM's decoder (here LiteMedSAM's, #24) and
 trains for 300 epochs, in batches of 32 images of 256 x 256 x 3. An epoch of all images took more than a
 day, so one draws 1,000 of each 2D modality and of each 3D sub-modality (`fixed`: as many of each
-modality). Nothing is flipped or cropped, since a heart lies on the left: augmentation moves the sides of the box, by up to 5 pixels
-(#18), and that is all. For an object's box the network gives logits L of its mask and the IoU u that
-it expects of it; the truth is the mask M. Table 3 names three losses, BCE, MSE and Dice; what they are
-of is the released code's. With p = sigmoid(L), and sums and means over the pixels:
+modality). Nothing is flipped or cropped, since a heart lies on the left: augmentation moves the sides of
+the box, by up to 5 pixels (#18), and that is all. For an object's box the network gives logits L of its
+mask and the IoU u that it expects of it; the truth is the mask M. Table 3 names three losses, BCE, MSE
+and Dice; what they are of is the released code's. With p = sigmoid(L), and sums and means over pixels:
 
     loss = BCE + Dice + MSE
     BCE  = - mean (M log p + (1 - M) log (1 - p))

@@ -67,9 +67,8 @@ def run(args: Namespace, cases: list[Path]) -> dict:
     reach = int8_reach(network)
     int8_bytes = save_int8(args.out, quantized, preset.weight_int8, architecture=model, preset=stored.get("preset"))
     reach["bytes"] = (int8_bytes, sum(value.numel() * value.element_size() for value in network.state_dict().values()))
-    int8 = segment.load(
-        model, args.out, preset.name, "torch-int8", force, settings
-    )  # from here on, what the file holds
+    # From here on int8 is what the file holds
+    int8 = segment.load(model, args.out, preset.name, "torch-int8", force, settings)
 
     # 4. Faster [P 4.3]? The paper compares its int8 model with the baseline, which has another encoder:
     #    three times as fast on average. Here each network is compared with itself: median seconds of the

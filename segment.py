@@ -38,7 +38,7 @@ BOX_KINDS = {
 }
 # A box that was made of the mask of a neighbouring slice is looser than an exact one and tighter than a drawn one. Its
 # decoder was not trained (D24): each weight is this share of that of drawn boxes, and the rest of that of exact ones
-FOLLOWED, OF, SHARE = "followed", "drawn", 0.75
+FOLLOWED, FOLLOWED_OF, FOLLOWED_SHARE = "followed", "drawn", 0.75
 BOX_CHUNK = 6  # boxes a decoder call: bounds the memory; the feature maps of 6 are 24 MB
 
 
@@ -160,7 +160,7 @@ class Segmenter:
         known = dict.fromkeys([*BOX_KINDS, FOLLOWED, *self.engine.kinds])
         if boxes_are not in known:
             raise InputError(f"boxes {boxes_are!r}: no such kind; choose one of {', '.join(known)}")
-        return OF if boxes_are == FOLLOWED and FOLLOWED not in self.engine.kinds else boxes_are
+        return FOLLOWED_OF if boxes_are == FOLLOWED and FOLLOWED not in self.engine.kinds else boxes_are
 
     def new_canvas(self, labels: np.ndarray, objects: int) -> Canvas:
         """A canvas on an empty label map (H, W), with this preset's overlap rule. One object overlaps nothing."""
@@ -295,7 +295,7 @@ def read_model(model: str | Path, weights: Path | None = None) -> tuple[str, Pat
             name = next((one for one in MODELS if build(one, kinds).state_dict().keys() == layers), None)
     if name not in tuple(MODELS):
         raise InputError(f"{path}: belongs to none of the models {', '.join(MODELS)}; add a row to segment.MODELS")
-    return name, path, checkpoints.with_mean_decoder(stored, FOLLOWED, OF, SHARE)
+    return name, path, checkpoints.with_mean_decoder(stored, FOLLOWED, FOLLOWED_OF, FOLLOWED_SHARE)
 
 
 def architecture(model: str) -> Architecture:

@@ -23,7 +23,8 @@ WORST = 6  # cases that are shown
 PAGE = """<!doctype html>
 <html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>Evaluation</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-x: auto; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ display: block; overflow-x: auto; font-size: 0.8rem; }}
 img {{ max-width: 100%; }} figure {{ margin: 1.5rem 0; }} td {{ padding: 0 0.6rem; text-align: right; }}
 </style>
 <h1>What step 5 scored</h1>

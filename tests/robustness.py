@@ -97,7 +97,7 @@ def report(
     listed = "\n".join(f"- `{line[:300]}`" for line in every[:200]) or "None."
     when = datetime.now(UTC).strftime("%Y-%m-%d")
     return (
-        f"# Robustness\n\nWritten by `make robustness` on {when}, commit {args.commit}, in {minutes:.1f} minutes on {args.jobs} cores.\n"
+        f"# Robustness\n\nWritten by `{args.command}` on {when}, commit {args.commit}, in {minutes:.1f} minutes on {args.jobs} cores.\n"
         "What a good answer is stands in `tests/bad_inputs.py`. The networks are stand-ins of no size.\n\n"
         f"| what | number | found |\n| --- | ---: | --- |\n{table}\n\n"
         f"| reader or script | changed files, or kills |\n| --- | ---: |\n{detail}\n\n## Answered badly\n\n{listed}\n"
@@ -124,6 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.reader:
         print(again(args.reader, args.number, args.keep))
         return 0
+    args.command = " ".join(["python tests/robustness.py", *(sys.argv[1:] if argv is None else argv)])
     args.commit = commit()
     start, counts, by_name = time.monotonic(), Counter(), Counter()
     faults: dict[str, list[str]] = {part: [] for part in PARTS}

@@ -312,7 +312,7 @@ def test_what_is_no_whole_npz_file_is_refused(tmp_path):
     assert "no .npz file" in sentence(read_npz, path)
     with path.open("wb") as file:
         np.save(file, GRAY)  # .npy called .npz
-    assert "single array" in sentence(read_npz, path)
+    assert "single arrays, object arrays and pickles" in sentence(read_npz, path)
 
 
 def test_damaged_bytes_are_refused_or_harmless(tmp_path):
