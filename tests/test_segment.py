@@ -404,13 +404,14 @@ def test_a_new_encoder_is_one_class_and_one_row(monkeypatch, tmp_path):
 
 @pytest.mark.long
 def test_eight_threads_on_one_segmenter_get_the_masks_that_one_gets(lite_medsam):
+    # three objects apart: of masks that overlap, a thread's rounding would decide who gets a pixel
     labels = np.zeros((80, 120), np.uint16)
-    labels[20:60, 30:90] = 1
+    labels[10:40, 5:35], labels[45:75, 45:75], labels[15:60, 85:115] = 1, 2, 3
     one, boxes = Segmenter(lite_medsam, PRESETS["fixed"], enhanced=False), boxes_from_labels(labels)[1]
     embeddings = [one.embed(np.roll(volume_of(labels), shift, axis=1)) for shift in (0, 20)]
 
     def masks(i):
-        return one.masks(embeddings[i % 2], np.repeat(boxes, 1 + i % 3, axis=0), labels.shape).labels
+        return one.masks(embeddings[i % 2], boxes[: 1 + i % 3], labels.shape).labels
 
     wanted = [masks(i) for i in range(6)]
     assert wanted[0].any() and not np.array_equal(wanted[0], wanted[3])
