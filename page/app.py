@@ -19,7 +19,7 @@ from pathlib import Path
 from formats import InputError
 from formats.case import Case, told_in_a_sentence
 from formats.intensity import parse_window
-from formats.readers import Asked, read_case
+from formats.readers import Asked, read_case, window_of
 from formats.results import files_to_do
 from page.objects import OVERLAPS, SMALLEST, Drawn
 from segment import BOX_KINDS, MODELS, Segmenter
@@ -78,8 +78,14 @@ class Guard:
         await answer(scope, receive, send)
 
 
-def serve(desk: Desk) -> list:
-    """Serve the page until ctrl+C. InputError for a file that can't be read, or a model that is not there."""
+def serve(load: Callable[[str], Segmenter], arguments: dict) -> list:
+    """Serve the page until ctrl+C. InputError for a file that can't be read, or a model that is not there.
+
+    load: see Desk.   arguments: step 4's flags by name.
+    """
+    settings = {"model": arguments["model"], "boxes_are": arguments["boxes"] or "drawn", "overlap": "keep"}
+    asked, files = window_of(arguments["read"]), (arguments["input"], arguments["output"])
+    desk = Desk(load, asked, settings, *files, arguments)
     if desk.opened:
         (desk.opened,) = files_to_do(desk.opened, desk.folder, "--page", with_boxes=False)
         read(desk.opened, desk.asked)
