@@ -18,7 +18,7 @@ the modalities, the challenge of the objects):
 
     Table 4    baseline (DSC 83.8), proposed model (88.2), and both in int8, side by side [P 4.1, 4.3]
     Table 5    seconds a case; benchmarks/speed.py measures them at the paper's sizes [P 4.3]
-    Table 6    the proposed model in int8 on a hidden test set (79.0) [P 4.4]
+    Table 6    the proposed model in int8 on a hidden test set (79.0): NSD fell most in CT, MR, PET [P 4.4]
     Figure 2   the three channels of a gray image [P 2.1]
     Figure 3   box prompts, predictions, truth [P 4.2]
 
@@ -48,25 +48,22 @@ from page.report import write_report
 
 
 def score_case(truth: tables.Truth, masks: dict, protocols: tuple[str, ...]) -> Iterator[dict]:
-    """A row for every system and both references: the case's mean of each score, "dsc_strict", ...,
-    and labels, {label: {score: value}}. nan: no score.   masks: {system: its label map}."""
-    # D11: what is a box alone worth? Two references get the same boxes as the network, and never
-    # look at the image: the filled box, and the ellipse in it. They paint box i as i + 1; its label
-    # in the truth is ids[i].
-    label_of = np.append(0, truth.ids).astype(np.uint16)
+    """A row of each system: the case's means s_mc, "dsc_strict", ..., and labels, {label: {score: s_mck}}. nan: no score.
+
+    masks: {system: its label map}, to which the two references are added."""
+    # D11: what is a box alone worth? The filled box and the ellipse in it never look at the image. They paint
+    # box i as i + 1
     for name, paint in tables.REFERENCES.items():
-        masks[name] = label_of[paint(truth.boxes, truth.labels.shape)]
+        masks[name] = truth.labels_of(paint(truth.boxes, truth.labels.shape))
 
     for system, predicted in masks.items():
         row = {"system": system, **truth.about, "labels": {}}
-        # D10: "challenge" scores as the challenge's evaluator does (#49). It takes a 2D mask for a
-        # slab one voxel thick, whose flat faces count as surface and hide errors of the contour. So
-        # the paper's NSD, 98, can lie above its DSC, 88. Of a volume it takes the spacing in the
-        # wrong order. "strict" measures the contour itself, in mm.
+        # "challenge" scores as the challenge's evaluator, which takes a picture for a slab one voxel thick. Its
+        # flat faces count as surface and hide errors of the contour: so the paper's NSD, 98, can lie above its
+        # DSC, 88 (#49). "strict" measures the contour itself (D10)
         for protocol in protocols:
-            # [P 3.1] DSC and NSD of each object, s_mck. One that was missed has 0: else a network
-            # would gain by leaving out what is hard. The case has their mean, s_mc: a small tumour
-            # counts as much as a liver.
+            # [P 3.1] DSC and NSD of each object. One that was missed has 0: else a network would gain by
+            # leaving out what is hard. The case has their mean: a small tumour counts as much as a liver
             found = case_scores(predicted, truth.labels, truth.spacing_mm, protocol)
             tables.add_scores(row, found, protocol)
         yield row
@@ -77,46 +74,39 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
     systems, shown, files, problems = tables.find_inputs(args.segs, args.show, args.gts)
     protocols = PROTOCOLS if args.protocol == "both" else (args.protocol,)
 
-    # 1. DSC and NSD of every object of every case, all systems at the same boxes
+    # 1. DSC and NSD of every object of every case, s_mck and s_mc; all systems were asked with the same boxes
     score = partial(score_case, protocols=protocols)
     rows = tables.score_all(score, files, systems, args.looseness, args.jobs, problems)
-    # The third measure, time [P 3.1, 4.3]: seconds from reading a case to its written masks
+    # The third measure is time [P 3.1, 4.3]: seconds from reading a case to its written masks
     rows = tables.with_times(rows, systems)
 
-    # 2. S_m and S [P Table 4, where M = 9: OCT and mammography, which we have too, are not in it].
-    #    Cases that were drawn for the demo show that something runs, not how well: they have lines
-    #    of their own below S, outside it.
+    # 2. S_m and S [P Table 4, where M = 9: OCT and mammography, which we have too, are not in it]. Cases that
+    #    were drawn for the demo are not in S: they show that something runs, not how well
     summary = tables.summarize(rows)
 
-    # 3. Is one system better than another? [P 4.1] subtracts the baseline from the proposed model
-    #    and reports 4.37 of DSC and 2.85 of NSD; [P 4.3] finds no loss from float to int8. All get
-    #    the same cases and boxes, so the scores a and b of two systems are subtracted case by case.
-    #    What makes a case hard for both falls out:
-    #        d_mc = a_mc - b_mc        D = 1/M sum_m 1/n_m sum_c d_mc
-    #    Would D be the same with other cases of the same kind? The bootstrap draws the cases again,
-    #    with repeats, 10,000 times: D_1, D_2, ... Its interval, from their 2.5th to their 97.5th
-    #    percentile, says how far D would move. An interval that holds 0 leaves open which system is
-    #    better.
+    # 3. Is one system better than another? [P 4.1] subtracts the baseline's S from the proposed model's: 4.37
+    #    more of DSC, 2.85 of NSD. [P 4.3] finds no loss from float to int8. With the scores a_mc and b_mc of
+    #    two systems at the same cases and boxes, that difference is
+    #        D = 1/M sum_m 1/n_m sum_c (a_mc - b_mc)
+    #    tables.py tells how far it would move with other cases of the same kind, by a bootstrap
     first, *others = systems
     pairs = [(system, first) for system in others] + [(s, box) for s in systems for box in tables.REFERENCES]
     differences = tables.paired_differences(rows, pairs)
 
-    # 4. Tables 4 and 6: a row a modality, for each system a column of DSC, NSD and seconds. Read
-    #    the rows, not the average alone. In the paper microscopy gains 17 of DSC, while X-ray,
-    #    endoscopy and fundus lose a little [P 4.1].
+    # 4. Tables 4 and 6: a row a modality, for each system a column of DSC, NSD and seconds. Read the rows, not
+    #    the average alone. In the paper microscopy gains 17 of DSC, while X-ray, endoscopy and fundus lose a
+    #    little [P 4.1]
     tell(tables.write_tables(vars(args), rows, summary, differences, protocols))
 
-    # 5. Figures 2 and 3. In the paper's Figure 3 the lower two rows are failures: their boxes hold
-    #    more than one thing, and the network takes the wrong one [P 4.2]. report.html shows the
-    #    cases with the worst scores, and whether the IoU that the network predicts of its own masks
-    #    tells good ones from bad ones.
+    # 5. Figures 2 and 3. In the paper's Figure 3 the lower two rows are failures: their boxes hold more than
+    #    one thing, and the network takes the wrong one [P 4.2]. report.html shows the cases with the worst
+    #    scores, and whether the IoU that the network predicts of its own masks tells good ones from bad ones
     folders = (args.images, systems[shown], args.gts)
     write_report(args.out, rows, summary, protocols[0], shown, folders, args.looseness, problems)
     if args.images:
         draw_figures(args.out, [row for row in rows if row["system"] == shown], args.figures, *folders)
-    written = "report.html, table.md, .csv files" + " and figures" * bool(args.images)
-    count = len({row["case"] for row in rows})
-    tell(f"05_evaluate.py: {count} cases, problems: {len(problems)}; wrote {written} to {args.out}")
+    done = f"{len({row['case'] for row in rows})} cases, problems: {len(problems)}"
+    tell(f"05_evaluate.py: {done}; wrote report.html, table.md and more to {args.out}")
     return summary, problems
 
 
