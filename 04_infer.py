@@ -10,8 +10,12 @@ once, and each of its boxes then costs one pass of the light mask decoder [P 2.2
 
 With e seconds for the encoder and d for the decoder, about 0.26 and 0.06 on two cores, an image with
 N boxes takes e + N d, and not N (e + d). The paper's encoder, EfficientViT-SAM-L0, has a smaller e than the
-baseline's; their decoders are alike. So a volume of 287 slices with 6 objects takes the paper 51.85 s in
-place of 210.98, but a picture with 241 objects 6.19 s in place of 6.27 [P Table 5].
+baseline's, LiteMedSAM's; their decoders are alike. What that is worth depends on N [P Table 5, in seconds]:
+
+                                                 baseline   proposed
+    CT, 287 slices of 512 x 512, 6 objects         210.98      51.85    decided by e
+    microscopy, 1920 x 2560, 241 objects             6.27       6.19    decided by d
+    dermoscopy, 3024 x 4032, 1 object                1.41       2.09    its three channels, made at full size (#7)
 
 The paper's text does not say how a box becomes masks in a volume. Its code goes slice by slice, and so
 does this step, with faults of that code mended (D6, volumes.py):
@@ -19,9 +23,6 @@ does this step, with faults of that code mended (D6, volumes.py):
     volume (D, H, W), box (6,) -> middle slice, asked with the box itself -> its mask
              -> the slices outwards both ways, each asked with a box made of the mask on the slice before
              -> each slice encoded once for all objects in it
-
-The paper's model is --model proposed, LiteMedSAM, which it compares with [P 4], --model baseline. Its int8
-form [P 2.3] is --engine torch-int8. --preset: where text and code of the paper differ (presets.py).
 
     python 04_infer.py -i examples -o out          a folder of images with boxes.csv, or of .npz cases
     python 04_infer.py -i examples/retina.jpg -o out --box 44 200 112 274     (or --page: in a browser)
@@ -51,7 +52,7 @@ from volumes import Found, segment_volume
 # cases, so that loading the network does not count [P 3.1, 4.3]
 STAGES = (
     "read",  # a file to an image and its boxes
-    "enhance",  # 256 grid, three channels. The released code does it at full size: 3.8 s for 12 megapixels (#7)
+    "enhance",  # 256 grid, three channels
     "encode",  # e, once an image or slice
     "decode",  # d, once a box
     "upsample",  # masks at the image's size
@@ -114,6 +115,8 @@ def run(args: argparse.Namespace) -> list[dict]:
 
 
 def load_model(args: argparse.Namespace, model: str = "") -> segment.Segmenter:
+    # proposed is the paper's network, baseline is LiteMedSAM [P 4]; engine torch-int8 has its linear layers in
+    # int8 [P 2.3]; a preset is a reading of the paper, where its text and its code differ (presets.py)
     preset, force, settings = preset_options(args.preset)
     engine, options = segment.engine_options(args.engine)
     segmenter = segment.load(model or args.model, None, preset, engine, force, settings, **options)
