@@ -31,10 +31,8 @@ import numpy as np
 
 from data import encode_runs, image_path, load_entry, mask_path, save_mask
 from enhance import is_gray
-from formats import cache, person_of, usable_cores
+from formats import cache, person_of, sources, usable_cores, writing
 from formats.case import Case
-from formats.sources import list_sources, write_validation_cases
-from formats.writing import one_run, save_image, script
 from grid import GRID, pad_to_square, resize_labels_to_grid, resize_to_grid
 
 
@@ -64,7 +62,7 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> cache.
 
         # The image as PNG, which loses nothing. Of the labels only the runs, as a pickle: "easy loading
         # and saving of large amounts of structured data" in Python.
-        save_image(image_path(folder, name), image)
+        writing.save_image(image_path(folder, name), image)
         save_mask(mask_path(folder, name), encode_runs(labels), labels.shape)
 
         # Its row of the index has the modality and sub-modality that step 2 draws by, and the patient.
@@ -106,23 +104,24 @@ def split_entries(entries: list[cache.CacheEntry], val_share: float = 0.01, seed
 def run(args: Namespace) -> list[cache.CacheEntry]:
     # Which cases: images with their masks. The paper has the challenge's, and public sets of what is rare there,
     # such as nuclei or hips [P 3.1, Table 1]
-    sources, excluded, skipped, bad = list_sources(args.input, args.masks, args.val, args.read, args.exclude)
+    files, excluded, skipped, bad = sources.list_sources(args.input, args.masks, args.val, args.read, args.exclude)
 
     # Each case that is not done yet to PNG and PKL: `cache_case`, on all cores or many machines
     cache.start_cache(args.out, args.input, args.masks, args.val)
-    entries, done = cache.cache_sources(args.out, sources, args.jobs, excluded, cache_case, load_entry)
+    entries, done = cache.cache_sources(args.out, files, args.jobs, excluded, cache_case, load_entry)
 
     # The index, a row an image, and the split: 99 % for training [P 3.2]
     entries = split_entries(entries, args.val_share, args.seed)
     cache.write_index(args.out, entries)
 
     # The validation cases at their original size, where steps 4 and 5 segment and score them
-    thin = write_validation_cases(args.out / "cases", done, entries, args.jobs)
-    cache.finish_cache(vars(args), entries, [case for _, case in done], thin, skipped, len(sources) - len(done) + bad)
+    thin = sources.write_validation_cases(args.out / "cases", done, entries, args.jobs)
+    cache.finish_cache(vars(args), entries, [case for _, case in done], thin, skipped, len(files) - len(done) + bad)
     return entries
 
 
-def parse(argv: list[str] | None) -> Namespace:
+def main(argv: list[str] | None = None) -> list[cache.CacheEntry]:
+    """Returns the rows of index.csv."""
     p = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("-i", "--input", type=Path, help="folder of images, labels in or beside them (docs/formats.md)")
@@ -139,15 +138,10 @@ def parse(argv: list[str] | None) -> Namespace:
     if not 0 < args.val_share <= 0.5 or args.seed < 0:
         p.error("--val-share must lie above 0 and up to 0.5, --seed be 0 or more")
     args.out = args.out or (None if args.smoke else Path("cache"))
-    return args
-
-
-def main(argv: list[str] | None = None) -> list[cache.CacheEntry]:
-    """Returns the rows of index.csv."""
-    args = parse(argv)
     again = "; mend that and run the same command again, what is done is kept"
-    with script("01_preprocess.py", args, "demo_data:smoke_preprocess", again), one_run(args.out, *cache.FOLDERS):
-        return run(args)
+    with writing.script("01_preprocess.py", args, "demo_data:smoke_preprocess", again):
+        with writing.one_run(args.out, *cache.FOLDERS):
+            return run(args)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def run(args: Namespace) -> dict:
         run.count(loss, args.out)
 
 
-def parse(argv: list[str] | None) -> Namespace:
+def main(argv: list[str] | None = None) -> dict:
+    """Returns the last row of log.csv."""
     p = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     p.add_argument("--cache", type=Path, default=Path("cache"), help="folder of step 1")
     p.add_argument("--out", type=Path, default=Path("runs/table3"), help="folder for checkpoints, log and curve")
@@ -118,12 +119,6 @@ def parse(argv: list[str] | None) -> Namespace:
     args = p.parse_args(argv)
     if bad := out_of_range(vars(args)):
         p.error(bad)
-    return args
-
-
-def main(argv: list[str] | None = None) -> dict:
-    """Returns the last row of log.csv."""
-    args = parse(argv)
     with script("02_train.py", args, "demo_data:smoke_train"), one_run(args.out):
         return run(args)
 

@@ -32,10 +32,7 @@ from torch import nn
 
 import segment
 from demo_data import tiny_folder
-from formats.checkpoints import int8_path
-from formats.readers import list_cases
-from formats.truth import read_scored
-from formats.writing import one_run, script
+from formats import checkpoints, readers, truth, writing
 from metrics import case_scores
 from presets import preset_options
 from quantize import Int8Linear, compare_speed, int8_reach, pytorchs_int8, save_int8
@@ -88,18 +85,19 @@ def run(args: Namespace, cases: list[Path]) -> dict:
 
 def score(path: Path, systems: dict[str, segment.Segmenter]) -> list[dict]:
     """One case: DSC and NSD of each system at the same boxes, as tables.summarize takes them. [P 3.1]"""
-    (case, truth), rows = read_scored(path), []
+    (case, true), rows = truth.read_scored(path), []
     for name, segmenter in systems.items():
         # Boxes to masks: an embedding, and from it a mask for each box; int8 measures ranges anew in each call
-        found = truth.labels_of(segment_case(segmenter, case))
+        found = true.labels_of(segment_case(segmenter, case))
         # DSC, the overlap, and NSD, the share of the contour within 2 px (2 mm): of each object, then the mean
-        means = case_scores(found, truth.labels, truth.spacing_mm).means
-        row = {"system": name, "case": case.name, "modality": case.modality, "objects": len(truth.ids)}
+        means = case_scores(found, true.labels, true.spacing_mm).means
+        row = {"system": name, "case": case.name, "modality": case.modality, "objects": len(true.ids)}
         rows.append(row | {f"{metric}_strict": mean for metric, mean in means.items()})
     return rows
 
 
-def parse(argv: list[str] | None) -> Namespace:
+def main(argv: list[str] | None = None) -> dict:
+    """Returns the report."""
     p, models = ArgumentParser(description=__doc__.splitlines()[0]), ", ".join(segment.MODELS)
     p.add_argument("--model", default="baseline", metavar="NAME|FILE", help=f"{models}, or a checkpoint (baseline)")
     p.add_argument("--preset", nargs="+", default=[], metavar="NAME|FIELD=VALUE", help="such as weight_int8=tensor")
@@ -110,16 +108,10 @@ def parse(argv: list[str] | None) -> Namespace:
     args = p.parse_args(argv)
     if not 1 <= args.repeats <= 10_000:
         p.error("--repeats must be 1 or more, and at most 10,000")
-    return args
-
-
-def main(argv: list[str] | None = None) -> dict:
-    """Returns the report."""
-    args = parse(argv)
-    with script("03_quantize.py", args, "demo_data:smoke_quantize") as scratch:
-        args.out = args.out or int8_path(segment.file_of(args.model), args.model in segment.MODELS)
-        with one_run(args.out.parent, file=args.out.name.removesuffix(".pt")):
-            return run(args, list_cases(args.input or tiny_folder(scratch)))
+    with writing.script("03_quantize.py", args, "demo_data:smoke_quantize") as scratch:
+        args.out = args.out or checkpoints.int8_path(segment.file_of(args.model), args.model in segment.MODELS)
+        with writing.one_run(args.out.parent, file=args.out.name.removesuffix(".pt")):
+            return run(args, readers.list_cases(args.input or tiny_folder(scratch)))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,8 @@ baseline's, LiteMedSAM's; their decoders are alike. What that is worth depends o
     microscopy, 1920 x 2560, 241 objects             6.27       6.19    decided by d
     dermoscopy, 3024 x 4032, 1 object                1.41       2.09    its three channels, made at full size (#7)
 
-The paper's text does not say how a box becomes masks in a volume. Its code goes slice by slice, and so
-does this step, with faults of that code mended (D6, volumes.py):
-
-    volume (D, H, W), box (6,) -> middle slice, asked with the box itself -> its mask
-             -> the slices outwards both ways, each asked with a box made of the mask on the slice before
-             -> each slice encoded once for all objects in it
+The paper's text does not say how a box becomes masks in a volume. Its code goes slice by slice, from the
+middle of the box outwards, and so does this step, with faults of that code mended (D6, volumes.py).
 
     python 04_infer.py -i examples -o out          a folder of images with boxes.csv, or of .npz cases
     python 04_infer.py -i examples/retina.jpg -o out --box 44 200 112 274     (or --page: in a browser)
@@ -32,7 +28,6 @@ What it reads, how boxes may be made (--boxes), and every file that it writes: d
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 
 # NumPy's own threads would take cores from the network's, and wait on them
@@ -64,7 +59,9 @@ STAGES = (
 def find_masks(segmenter: segment.Segmenter, case: Case) -> Found:
     """The masks of a case's boxes: one embedding, and from it a mask for each box. [P 2.2]"""
     if case.is_3d:
-        # The middle slice of each box first, then outwards both ways
+        # Of each box the middle slice first, asked with the box itself. Then the slices above and below, each
+        # asked with the box of the mask on the slice before, made a little larger, as the object may grow;
+        # until the box ends. A slice that several boxes reach is encoded once
         return segment_volume(segmenter, case, lambda z: writing.progress(z, case.name, unit="slice", leave=False))
 
     # [P 2.1] The image on the 256 grid, as the network saw images in training: of one gray channel three
@@ -96,6 +93,7 @@ def run(args: argparse.Namespace) -> list[dict]:
     """Segment every case, write its label map, and note what took how long. -> rows of efficiency.csv"""
     job = results.Job(vars(args))
     segmenter = load_model(args)
+    segmenter.kind_to_ask(job.boxes_are or "exact")
     for path in job.paths():
         with job.or_left_out(path):
             # The clock of one case [P 4.3, Table 5]; a stage that no slice reaches takes none (#41)
@@ -120,12 +118,12 @@ def load_model(args: argparse.Namespace, model: str = "") -> segment.Segmenter:
     preset, force, settings = preset_options(args.preset)
     engine, options = segment.engine_options(args.engine)
     segmenter = segment.load(model or args.model, None, preset, engine, force, settings, **options)
-    segmenter.kind_to_ask(args.boxes or "exact")
     writing.tell(f"04_infer.py: {model or args.model}, preset {segmenter.preset.name}, engine {engine}")
     return segmenter
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> list[dict]:
+    """Returns the rows of efficiency.csv."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("-i", "--input", type=Path, help="a folder of cases, a file, or a DICOM folder")
     p.add_argument("-o", "--output", type=Path, default=Path("segs"), help="made if missing (default: segs)")
@@ -140,19 +138,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="window=lung or =400/40, modality=CT")
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead of --input")
     args = p.parse_args(argv)
-    args.boxes_from_masks, args.boxes = results.share_and_kind(args.boxes)
-    if args.boxes_from_masks is not None and (args.box or args.page):
-        p.error(f"argument --boxes-from-masks: not allowed with argument {'--box' if args.box else '--page'}")
-    return args
-
-
-def main(argv: list[str] | None = None) -> list[dict]:
-    args = parse(argv)
     with writing.script("04_infer.py", args, "demo_data:smoke_infer"):
         if args.page:
             from page.app import serve  # only here: it needs a package more
 
-            return serve(partial(load_model, args), vars(args))
+            return serve(lambda model: load_model(args, model), vars(args))
         with writing.one_run(args.output, "overlays"):
             return run(args)
 

@@ -32,7 +32,6 @@ split, by the challenge's NSD (its code, #48); here whole cases are scored at th
 NSD of the contour.
 
     python 05_evaluate.py --segs ours=segs baseline=segs_baseline --gts demo/gts --images demo/imgs
-    python 05_evaluate.py --smoke
 
 Writes table.md, report.html and .csv files; with --images also figure2.png and figure3.png.
 """
@@ -43,8 +42,7 @@ from pathlib import Path
 
 import tables
 from figures import draw_figures
-from formats import usable_cores
-from formats.writing import one_run, script, tell
+from formats import usable_cores, writing
 from metrics import PROTOCOLS, case_scores
 from page.report import write_report
 
@@ -100,7 +98,7 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
     # 4. Tables 4 and 6: a row a modality, for each system a column of DSC, NSD and seconds. Read the rows, not
     #    the average alone. In the paper microscopy gains 17 of DSC, while X-ray, endoscopy and fundus lose a
     #    little [P 4.1]
-    tell(tables.write_tables(vars(args), rows, summary, differences, protocols))
+    writing.tell(tables.write_tables(vars(args), rows, summary, differences, protocols))
 
     # 5. Figures 2 and 3. In the paper's Figure 3 the lower two rows are failures: their boxes hold more than
     #    one thing, and the network takes the wrong one [P 4.2]. report.html shows the cases with the worst
@@ -110,11 +108,12 @@ def run(args: argparse.Namespace) -> tuple[dict, list[str]]:
     if args.images:
         draw_figures(args.out, [row for row in rows if row["system"] == shown], args.figures, *folders)
     done = f"{len({row['case'] for row in rows})} cases, problems: {len(problems)}"
-    tell(f"05_evaluate.py: {done}; wrote report.html, table.md and more to {args.out}")
+    writing.tell(f"05_evaluate.py: {done}; wrote report.html, table.md and more to {args.out}")
     return summary, problems
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict]:
+    """Returns {(system, modality or "Average"): cases, objects, mean scores 0..1, mean seconds}."""
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("-s", "--segs", nargs="+", metavar="NAME=FOLDER", help="folders of predictions, .npz with segs")
     p.add_argument("-g", "--gts", type=Path, help="folder of ground truth, .npz with gts (3D: and spacing)")
@@ -132,13 +131,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         p.error("give --segs NAME=FOLDER and --gts FOLDER, or --smoke; --jobs from 1, --looseness from 0")
     if args.figures and not args.images:
         p.error("--figures shows images; give their folder with --images")
-    return args
-
-
-def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict]:
-    """Returns {(system, modality or "Average"): cases, objects, mean scores 0..1, mean seconds}."""
-    args = parse(argv)
-    with script("05_evaluate.py", args, "demo_data:smoke_evaluate"), one_run(args.out):
+    with writing.script("05_evaluate.py", args, "demo_data:smoke_evaluate"), writing.one_run(args.out):
         summary, problems = run(args)
     if problems:
         raise SystemExit(1)

@@ -51,10 +51,9 @@ class Job:
     """
 
     def __init__(self, arguments: dict) -> None:
-        self.arguments, self.source, self.folder = arguments, arguments["input"], arguments["output"]
-        self.boxes, self.looseness = arguments["box"], arguments["boxes_from_masks"]
-        if not 0 <= (self.looseness or 0) < np.inf:
-            raise InputError(f"--boxes-from-masks {self.looseness:g}: a looseness is 0 or more")
+        self.arguments = told_apart(arguments)
+        self.source, self.folder, self.boxes = arguments["input"], arguments["output"], arguments["box"]
+        self.looseness, self.boxes_are = self.arguments["boxes_from_masks"], self.arguments["boxes"]
         none_given = not self.boxes and self.looseness is None
         self.files = files_to_do(self.source, self.folder, "--box" if self.boxes else "", with_boxes=none_given)
         self.window = window_of(arguments["read"])
@@ -82,7 +81,7 @@ class Job:
     def read(self, path: Path) -> Case:
         """A case with its boxes."""
         case = read_boxed(path, self.boxes, self.looseness, self.window)
-        return replace(case, boxes_are=self.arguments["boxes"] or case.boxes_are)
+        return replace(case, boxes_are=self.boxes_are or case.boxes_are)
 
     def numbers(self, case: Case) -> np.ndarray:
         """The label (N,) of each box: i + 1 of box i, but of a box that was made of a mask the mask's own."""
@@ -145,15 +144,22 @@ class Job:
         return self.rows
 
 
-def share_and_kind(texts: list[str]) -> tuple[float | None, str | None]:
-    """What --boxes says: a share by which boxes of labels are loosened, a kind of segment.BOX_KINDS; None for what it does not.
+def told_apart(arguments: dict) -> dict:
+    """Step 4's flags by name, what --boxes says as two of them: `boxes`, a kind of segment.BOX_KINDS, and
+    `boxes_from_masks`, a share by which boxes of labels are loosened; None for what it does not say. Or InputError.
 
-    >>> share_and_kind(["0.1", "drawn"]), share_and_kind([])
-    ((0.1, 'drawn'), (None, None))
+    >>> told_apart({"boxes": ["0.1", "drawn"], "box": None, "page": False})
+    {'boxes': 'drawn', 'box': None, 'page': False, 'boxes_from_masks': 0.1}
     """
-    shares = [text for text in texts if text.lstrip("-").replace(".", "", 1).isdecimal()]
-    kinds = [text for text in texts if text not in shares]
-    return float(shares[-1]) if shares else None, kinds[-1] if kinds else None
+    shares = [text for text in arguments["boxes"] if text.lstrip("-").replace(".", "", 1).isdecimal()]
+    kinds = [text for text in arguments["boxes"] if text not in shares]
+    if shares and (arguments["box"] or arguments["page"]):
+        other = "--box" if arguments["box"] else "--page"
+        raise InputError(f"--boxes-from-masks: not allowed with argument {other}; leave out one of the two")
+    share = float(shares[-1]) if shares else None
+    if not 0 <= (share or 0) < np.inf:
+        raise InputError(f"--boxes-from-masks {share:g}: a looseness is 0 or more")
+    return arguments | {"boxes": kinds[-1] if kinds else None, "boxes_from_masks": share}
 
 
 def files_to_do(source: Path | None, folder: Path, one: str, with_boxes: bool) -> list[Path]:
