@@ -13,7 +13,10 @@ they are brought to one size and stored once, in forms that are small and quick 
             131,072 bytes then takes some thousand
     split   1 % of the images of each modality validate, the others train [P 3.2]
 
-A volume becomes one image for each slice that holds an object.
+A volume becomes one image for each slice that holds an object. The paper's images are the challenge's, over
+a million with masks in 10 modalities, and public ones of what is rare there [P 3.1, Table 1]: nuclei (5,426
+images), hips (140), abdominal CT (30), ultrasound of the prostate (75), teeth (598). --read dataset=nuclei,
+hipxray, btcv, microus, toothseg reads them as they were downloaded.
 
     python 01_preprocess.py -i data/train --val data/val                    folders of challenge cases
     python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital
@@ -39,7 +42,7 @@ from grid import GRID, pad_to_square, resize_labels_to_grid, resize_to_grid
 def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> cache.CachedCase:
     """Write the images and masks of one case, a picture or the slices of a volume. [P 2.1]
 
-    folder : the cache.   source : name of the case's file.   stamp : tells a changed file."""
+    source : the name of its file.   stamp : tells a changed file."""
     entries = []
     for name, z in cache.slice_names(case):
         # One size for all: the long side becomes 256 pixels, the short one as many fewer. A label map takes
@@ -61,7 +64,8 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> cache.
         image, labels = pad_to_square(image, GRID), pad_to_square(labels, GRID)  # (256, 256)
 
         # The image as PNG, which loses nothing. Of the labels only the runs, as a pickle: "easy loading
-        # and saving of large amounts of structured data" in Python.
+        # and saving of large amounts of structured data" in Python. The paper's runs are a value and a
+        # count; with the start as well, background needs none.
         writing.save_image(image_path(folder, name), image)
         save_mask(mask_path(folder, name), encode_runs(labels), labels.shape)
 
@@ -102,8 +106,7 @@ def split_entries(entries: list[cache.CacheEntry], val_share: float = 0.01, seed
 
 
 def run(args: Namespace) -> list[cache.CacheEntry]:
-    # Which cases: images with their masks. The paper has the challenge's, and public sets of what is rare there,
-    # such as nuclei or hips [P 3.1, Table 1]
+    # Which cases: images with their masks, sorted by name
     files, excluded, skipped, bad = sources.list_sources(args.input, args.masks, args.val, args.read, args.exclude)
 
     # Each case that is not done yet to PNG and PKL: `cache_case`, on all cores or many machines

@@ -21,7 +21,6 @@ validation loss are the final model.
 
     python 02_train.py --cache cache --init efficientvit_sam_l0.pt --preset paper     the paper's 300 epochs
     python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 90 --batch 2
-    python 02_train.py --smoke                              4 steps on tiny synthetic cases, 1 min
 
 Writes checkpoints, log and curve into --out. Several GPUs: training.join_processes. Our checkpoint: recipe/.
 """
@@ -84,12 +83,15 @@ def run(args: Namespace) -> dict:
         batch = next(batches)
         images, boxes, masks = (batch[key].to(device) for key in (channels, "boxes", "masks"))
         masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256)
+        # [P 2.2] An image is encoded once, whatever the number of its boxes. Encoder, prompt encoder and
+        # decoder all learn
         network.train()
         with bfloat16:
-            embedding = network.image_encoder(images)  # (B, 3, 256, 256) -> (B, 256, 64, 64), once an image
+            embedding = network.image_encoder(images)  # (B, 3, 256, 256) -> (B, 256, 64, 64)
             logits, iou = decode_batch(network.decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)
 
-        # [P Table 3] three losses, added up; the third teaches the network how good its mask is
+        # [P Table 3] three losses, added up. BCE asks each pixel, Dice the mask as a whole, however small it
+        # is; the third teaches the network how good its mask is
         bce = F.binary_cross_entropy_with_logits(logits, masks)
         dice = dice_loss(logits, masks)
         mse = F.mse_loss(iou, mask_iou(logits, masks))

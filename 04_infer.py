@@ -42,9 +42,9 @@ from formats.case import Case
 from presets import preset_options
 from volumes import Found, segment_volume
 
-# Where the seconds of a case go: the columns of efficiency.csv. Running time is the paper's third measure, and
-# its Table 5 has it case by case. The challenge's clock runs from file to file. Here one process does all
-# cases, so that loading the network does not count [P 3.1, 4.3]
+# Where the seconds of a case go: the columns of efficiency.csv. Running time is the paper's third measure, as
+# the challenge is for laptops without a GPU; its Table 5 has it case by case. The challenge's clock runs from
+# file to file. Here one process does all cases, so that loading the network does not count [P 3.1, 4.3]
 STAGES = (
     "read",  # a file to an image and its boxes
     "enhance",  # 256 grid, three channels

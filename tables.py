@@ -178,6 +178,9 @@ def _score_file(
                         masks[system] = read_prediction(path, truth)
                 except InputError as error:
                     problems.append(str(error))
+            masks |= {
+                name: truth.labels_of(paint(truth.boxes, truth.labels.shape)) for name, paint in REFERENCES.items()
+            }
             return list(score(truth, masks, protocols)), problems
     except InputError as error:
         return [], [*problems, str(error)]
