@@ -4,8 +4,11 @@ A million pairs of image and mask, of every size and file format, would be read 
 they are brought to one size and stored once, in forms that are small and quick to read:
 
     image   (H, W) made a square by padding, so that no anatomy is stretched; resized to 256 x 256, times
-            256 / max(H, W); a PNG, which loses nothing. Still one gray channel, or colour: steps 2 and 4
-            make the three channels of it (raw, diffused, equalized; enhance.py), so that these can be changed
+            256 / max(H, W); a PNG, which loses nothing. Of a gray one steps 2 and 4 make the three channels
+            that the network sees (enhance.py), so that these can be changed without a new cache:
+                raw         as it is
+                diffused    anisotropic diffusion of raw: less noise, and the edges stay
+                equalized   histogram equalization of diffused: as much contrast as there can be
     masks   a label map, resized as its image is, as run lengths in a pickle (PKL). With v_i the label of
             pixel i, row by row, (start, length, label) stands for
                 v_start = v_start+1 = ... = v_start+length-1 = label
