@@ -3,26 +3,33 @@
 A million pairs of image and mask, of every size and file format, would be read anew in each epoch. So
 they are brought to one size and stored once, in forms that are small and quick to read:
 
-    image   made a square by padding, so that no anatomy is stretched; resized to 256 x 256; a PNG,
-            which loses nothing. Still one gray channel, or colour: steps 2 and 4 make the three
-            channels of it (raw, diffused, equalized; enhance.py), so that these can be changed
-    masks   a label map, resized as its image is; of it only the runs of equal pixels, as
-            (start, length, label); a pickle (PKL)
+    image   (H, W) made a square by padding, so that no anatomy is stretched; resized to 256 x 256, times
+            256 / max(H, W); a PNG, which loses nothing. Of a gray one steps 2 and 4 make the three channels
+            that the network sees (enhance.py), so that these can be changed without a new cache:
+                raw         as it is
+                diffused    anisotropic diffusion of raw: less noise, and the edges stay
+                equalized   histogram equalization of diffused: as much contrast as there can be
+    masks   a label map, resized as its image is, as run lengths in a pickle (PKL). With v_i the label of
+            pixel i, row by row, (start, length, label) stands for
+                v_start = v_start+1 = ... = v_start+length-1 = label
+            so that 0 0 5 5 5 0 7 becomes (2, 3, 5), (6, 1, 7): background needs no run. A mask of
+            131,072 bytes then takes some thousand
     split   1 % of the images of each modality validate, the others train [P 3.2]
 
-A volume becomes one image for each slice that holds an object.
+A volume becomes one image for each slice that holds an object. The paper's images are the challenge's, over
+a million with masks in 10 modalities, and public ones of what is rare there [P 3.1, Table 1]: nuclei (5,426
+images), hips (140), abdominal CT (30), ultrasound of the prostate (75), teeth (598). --read dataset=nuclei,
+hipxray, btcv, microus, toothseg reads them as they were downloaded.
 
     python 01_preprocess.py -i data/train --val data/val                    folders of challenge cases
     python 01_preprocess.py -i scans --masks outlines --read modality=US_MyHospital
-    python 01_preprocess.py --smoke                                         tiny synthetic cases, 5 s
 
-Writes cache/: imgs, masks, index.csv; and cases to validate on, at their own size, for steps 4 and 5.
-A later run keeps what is done, and the split. Public data sets, many machines: docs/cache.md.
+Writes cache/. A later run keeps what is done, and the split. Public data sets, many machines: docs/cache.md.
 """
 
 import zlib
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections import defaultdict
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,104 +37,97 @@ import numpy as np
 
 from data import encode_runs, image_path, load_entry, mask_path, save_mask
 from enhance import is_gray
-from formats import cache, person_of, usable_cores
+from formats import cache, person_of, sources, usable_cores, writing
 from formats.case import Case
-from formats.sources import list_sources, write_validation_cases
-from formats.writing import one_run, save_image, script
 from grid import GRID, pad_to_square, resize_labels_to_grid, resize_to_grid
 
 
 def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> cache.CachedCase:
     """Write the images and masks of one case, a picture or the slices of a volume. [P 2.1]
 
-    folder : the cache.   source : name of the case's file.   stamp : tells a changed file.
-    """
-    assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16
+    source : the name of its file.   stamp : tells a changed file."""
     entries = []
     for name, z in cache.slice_names(case):
-        image, labels = case.image[z], case.labels[z]  # (H, W) or (H, W, 3), and (H, W)
-        if not labels.any():  # a slice without an object teaches nothing: a box needs an object
-            continue
-
-        # One size for all: the long side becomes 256 pixels. An image's pixels are averaged. A label
-        # map takes the nearest pixel's label, so that no label is invented. An object smaller than a
-        # pixel of the grid may be lost.
-        if image.ndim == 3 and is_gray(image):
-            image = image[..., 0]
-        image, labels = resize_to_grid(image), resize_labels_to_grid(labels)  # (h, w), the longer of the two 256
+        # One size for all: the long side becomes 256 pixels, the short one as many fewer. A label map takes
+        # the nearest pixel's label, so that none is invented; an object smaller than a pixel of the grid may
+        # be lost. A slice without an object teaches nothing: there is no box to ask with.
+        labels = resize_labels_to_grid(case.labels[z])  # (H, W) -> (h, w), the longer of the two 256
         if not labels.any():
             continue
+
+        # An image's pixels are averaged. Gray that is stored as three equal channels is one channel; step 2
+        # gives it the paper's two others.
+        image = case.image[z]  # (H, W) or (H, W, 3)
+        if image.ndim == 3 and is_gray(image):
+            image = image[..., 0]
+        image = resize_to_grid(image)
 
         # Zeros at the right and at the bottom make it a square, so that no anatomy is stretched.
         # [P 2.1] pads first and then resizes: equal but for rounding.
         image, labels = pad_to_square(image, GRID), pad_to_square(labels, GRID)  # (256, 256)
 
-        # The image is stored as PNG, which loses nothing. Of the labels, row by row, only the runs of
-        # an object's pixels are stored, each as (start, length, label): 0 0 5 5 5 0 7 becomes
-        # (2, 3, 5), (6, 1, 7). They go into a pickle, PKL: some thousand bytes in place of 131,072.
-        save_image(image_path(folder, name), image)
+        # The image as PNG, which loses nothing. Of the labels only the runs, as a pickle: "easy loading
+        # and saving of large amounts of structured data" in Python. The paper's runs are a value and a
+        # count; with the start as well, background needs none.
+        writing.save_image(image_path(folder, name), image)
         save_mask(mask_path(folder, name), encode_runs(labels), labels.shape)
 
-        # Its row of the index has the modality and sub-modality that step 2 draws by, and the
-        # patient that the split goes by.
+        # Its row of the index has the modality and sub-modality that step 2 draws by, and the patient.
         entries.append(cache.entry_of(case, name, source, case.labels[z].shape, labels))
     return cache.case_of(case, stamp, entries)
 
 
 def split_entries(entries: list[cache.CacheEntry], val_share: float = 0.01, seed: int = 0) -> list[cache.CacheEntry]:
-    """Fill in the split of the rows that have none: 1 % of each modality for validation. [P 3.2]
+    """Fill in the split of the rows that have none: 1 % of the images of each modality for validation. [P 3.2]"""
+    sizes = Counter(entry.modality for entry in entries)
+    images = Counter((entry.modality, entry.patient) for entry in entries)
 
-    Whole patients are drawn, because to know a slice's neighbour is nearly to know the slice. A row
-    that has a split keeps it (with --val all have one), and a new image follows its patient.
-    """
-    groups = defaultdict(lambda: defaultdict(list))  # modality -> patient -> rows
-    for entry in entries:
-        groups[entry.modality][entry.patient].append(entry)
-    sizes = {modality: sum(map(len, patients.values())) for modality, patients in groups.items()}
-
-    # A person scanned in two modalities is on one side with both. Who holds more than half of a
-    # modality is needed in training.
+    # A row that has a split keeps it (with --val all have one), and a new one follows its patient. A person
+    # scanned in two modalities is on one side with both. Who is more than half of one is for training.
+    chosen = {(entry.modality, entry.patient): entry.split for entry in entries if entry.split}
     sides = {person_of(entry.patient): entry.split for entry in entries if entry.split}
-    needed = {person_of(p) for m, patients in groups.items() for p in patients if 2 * len(patients[p]) > sizes[m]}
-    chosen = {}
-    for modality, patients in sorted(groups.items()):
-        splits = {key: sides.get(person_of(key), "") for key in patients}
-        splits |= {key: e.split for key, group in patients.items() for e in group if e.split}
+    needed = {person_of(patient) for (modality, patient), n in images.items() if 2 * n > sizes[modality]}
+    for modality in sorted(sizes):
+        patients = {patient: n for (of, patient), n in images.items() if of == modality}
+        splits = {patient: chosen.get((modality, patient)) or sides.get(person_of(patient), "") for patient in patients}
 
-        # Patients are drawn until the share is reached, at least one; an only patient is for training.
-        held = sum(len(patients[key]) for key, split in splits.items() if split == "val")
-        free = sorted(key for key, split in splits.items() if not split and person_of(key) not in needed)
+        # 1 % of this modality's images, at least one. Whole patients are drawn until there are as many,
+        # since to know a slice's neighbour is nearly to know the slice. An only patient is for training.
+        wanted = max(1, round(val_share * sizes[modality]))
+        held = sum(patients[patient] for patient, split in splits.items() if split == "val")
+        free = sorted(patient for patient, split in splits.items() if not split and person_of(patient) not in needed)
         rng = np.random.default_rng((seed, zlib.crc32(modality.encode())))
         for i in rng.permutation(len(free)):
-            if held >= max(1, round(val_share * sizes[modality])):
-                break
-            if held + len(patients[free[i]]) < sizes[modality]:
+            if held < wanted and held + patients[free[i]] < sizes[modality]:
                 splits[free[i]] = "val"
-                held += len(patients[free[i]])
-        chosen |= {(modality, key): split or "train" for key, split in splits.items()}
-        sides |= {person_of(key): split or "train" for key, split in splits.items()}
+                held += patients[free[i]]
+
+        # The other 99 % train.
+        for patient, split in splits.items():
+            chosen[modality, patient] = sides[person_of(patient)] = split or "train"
     return [entry if entry.split else replace(entry, split=chosen[entry.modality, entry.patient]) for entry in entries]
 
 
 def run(args: Namespace) -> list[cache.CacheEntry]:
     # Which cases: images with their masks, sorted by name
-    sources, excluded, skipped, bad = list_sources(args.input, args.masks, args.val, args.read, args.exclude)
+    files, excluded, skipped, bad = sources.list_sources(args.input, args.masks, args.val, args.read, args.exclude)
 
     # Each case that is not done yet to PNG and PKL: `cache_case`, on all cores or many machines
     cache.start_cache(args.out, args.input, args.masks, args.val)
-    entries, done = cache.cache_sources(args.out, sources, args.jobs, excluded, cache_case, load_entry)
+    entries, done = cache.cache_sources(args.out, files, args.jobs, excluded, cache_case, load_entry)
 
     # The index, a row an image, and the split: 99 % for training [P 3.2]
     entries = split_entries(entries, args.val_share, args.seed)
     cache.write_index(args.out, entries)
 
     # The validation cases at their original size, where steps 4 and 5 segment and score them
-    thin = write_validation_cases(args.out / "cases", done, entries, args.jobs)
-    cache.finish_cache(vars(args), entries, [case for _, case in done], thin, skipped, len(sources) - len(done) + bad)
+    thin = sources.write_validation_cases(args.out / "cases", done, entries, args.jobs)
+    cache.finish_cache(vars(args), entries, [case for _, case in done], thin, skipped, len(files) - len(done) + bad)
     return entries
 
 
-def parse(argv: list[str] | None) -> Namespace:
+def main(argv: list[str] | None = None) -> list[cache.CacheEntry]:
+    """Returns the rows of index.csv."""
     p = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     what = p.add_mutually_exclusive_group(required=True)
     what.add_argument("-i", "--input", type=Path, help="folder of images, labels in or beside them (docs/formats.md)")
@@ -137,22 +137,17 @@ def parse(argv: list[str] | None) -> Namespace:
     p.add_argument("--val", type=Path, help="folder of challenge cases to validate on, in place of drawing some")
     p.add_argument("--val-share", type=float, default=0.01, help="share of each modality to draw for validation")
     p.add_argument("--seed", type=int, default=0, help="seed of the draw, 0 or more")
-    p.add_argument("--jobs", type=cache.workers, default=usable_cores(), help="processes, or the address of a Dask scheduler such as tcp://HOST:8786")  # fmt: skip
+    p.add_argument("--jobs", type=cache.workers, default=usable_cores(), help="processes, or a Dask scheduler's URL")
     p.add_argument("--exclude", type=Path, help="text file of case or slice names to leave out, one a line")
-    p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="what only some files need: window, modality, dataset, instances, smallest (docs/cache.md)")  # fmt: skip
+    p.add_argument("--read", nargs="+", default=[], metavar="KEY=VALUE", help="of files that need it: docs/cache.md")
     args = p.parse_args(argv)
     if not 0 < args.val_share <= 0.5 or args.seed < 0:
         p.error("--val-share must lie above 0 and up to 0.5, --seed be 0 or more")
     args.out = args.out or (None if args.smoke else Path("cache"))
-    return args
-
-
-def main(argv: list[str] | None = None) -> list[cache.CacheEntry]:
-    """Returns the rows of index.csv."""
-    args = parse(argv)
     again = "; mend that and run the same command again, what is done is kept"
-    with script("01_preprocess.py", args, "demo_data:smoke_preprocess", again), one_run(args.out, *cache.FOLDERS):
-        return run(args)
+    with writing.script("01_preprocess.py", args, "demo_data:smoke_preprocess", again):
+        with writing.one_run(args.out, *cache.FOLDERS):
+            return run(args)
 
 
 if __name__ == "__main__":

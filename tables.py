@@ -19,7 +19,7 @@ from formats.cache import in_parallel
 from formats.case import told_in_a_sentence
 from formats.truth import Truth, read_labels, read_prediction, read_truth  # noqa: F401  two for step 5, page, notebooks
 from formats.writing import csv_cell, csv_text, progress, save_json, save_text, tell
-from metrics import METRICS, PROTOCOLS, CaseScores, filled_box, inscribed_ellipse
+from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
 
 # D11: two systems that never look at the image, to show what a box alone is worth
 REFERENCES = {"filled box": filled_box, "inscribed ellipse": inscribed_ellipse}
@@ -145,12 +145,13 @@ def with_times(rows: list[dict], systems: dict[str, Path]) -> list[dict]:
 
 
 def score_all(
-    score: Callable, files: list[Path], systems: dict[str, Path], looseness: float, jobs: int, problems: list[str]
-) -> list[dict]:
+    score: Callable, protocols: tuple[str, ...], files: list[Path], systems: dict[str, Path], looseness: float, jobs: int,
+    problems: list[str],
+) -> list[dict]:  # fmt: skip
     """The rows of `score`, step 5's `score_case`, for every file, system by system; InputError if there are none.
 
     problems: sentences so far. Those of the cases are added, and all are told."""
-    scored = in_parallel(partial(_score_file, score, systems, looseness), files, jobs)
+    scored = in_parallel(partial(_score_file, score, protocols, systems, looseness), files, jobs)
     scored = list(progress(scored, "evaluate", len(files), unit="case"))
     problems += [problem for _, found in scored for problem in found]
     for problem in problems:
@@ -161,7 +162,9 @@ def score_all(
     return sorted(rows, key=lambda row: [*systems, *REFERENCES].index(row["system"]))
 
 
-def _score_file(score: Callable, systems: dict[str, Path], looseness: float, file: Path) -> tuple[list, list[str]]:
+def _score_file(
+    score: Callable, protocols: tuple[str, ...], systems: dict[str, Path], looseness: float, file: Path
+) -> tuple[list, list[str]]:
     """In a worker: the rows of one file of truth, and a sentence for each prediction that cannot be scored."""
     masks, problems = {}, []
     try:
@@ -175,17 +178,12 @@ def _score_file(score: Callable, systems: dict[str, Path], looseness: float, fil
                         masks[system] = read_prediction(path, truth)
                 except InputError as error:
                     problems.append(str(error))
-            return list(score(truth, masks)), problems
+            masks |= {
+                name: truth.labels_of(paint(truth.boxes, truth.labels.shape)) for name, paint in REFERENCES.items()
+            }
+            return list(score(truth, masks, protocols)), problems
     except InputError as error:
         return [], [*problems, str(error)]
-
-
-def add_scores(row: dict, found: CaseScores, protocol: str) -> None:
-    """The scores of a case under a protocol into its row of step 5: the means, and those of each label."""
-    row |= {f"{metric}_{protocol}": mean for metric, mean in found.means.items()}
-    for metric, values in found.scores.items():
-        for label, value in zip(found.labels, values.tolist(), strict=True):
-            row["labels"].setdefault(label, {})[f"{metric}_{protocol}"] = value
 
 
 # Means -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ NAME_mask.png    for pictures: indexed, so that objects have a colour each and t
 
 import gzip
 import io
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ import numpy as np
 
 from formats import DICOM_ENDINGS, InputError
 from formats.case import Case, told_in_a_sentence
-from formats.readers import ending_of, imported, list_cases, name_of, read_boxed
+from formats.readers import ending_of, imported, list_cases, name_of, read_boxed, window_of
 from formats.writing import (
     check_folder,
     csv_text,
@@ -48,19 +47,16 @@ COVERED = 0.5  # an object of which others hide this share or more is named in a
 class Job:
     """The cases that step 4 is asked for, and what it has made of them so far.
 
-    source: a file or a folder.   folder: of the results.   boxes, looseness, window: see `read_boxed`.   boxes_are: their
-    kind, if it does not follow from where they come from. InputError if results would replace something.
+    arguments: its flags by name. InputError if one of them cannot be used, or if results would replace something.
     """
 
-    def __init__(
-        self, source: Path, folder: Path, boxes: list[list[float]] | None, looseness: float | None, window,
-        boxes_are: str | None = None,
-    ) -> None:  # fmt: skip
-        if not 0 <= (looseness or 0) < np.inf:
-            raise InputError(f"--boxes-from-masks {looseness:g}: a looseness is 0 or more")
-        self.files = files_to_do(source, folder, "--box" if boxes else "", with_boxes=not boxes and looseness is None)
-        self.source, self.folder, self.boxes_are = source, folder, boxes_are
-        self.boxes, self.looseness, self.window = boxes, looseness, window
+    def __init__(self, arguments: dict) -> None:
+        self.arguments = told_apart(arguments)
+        self.source, self.folder, self.boxes = arguments["input"], arguments["output"], arguments["box"]
+        self.looseness, self.boxes_are = self.arguments["boxes_from_masks"], self.arguments["boxes"]
+        none_given = not self.boxes and self.looseness is None
+        self.files = files_to_do(self.source, self.folder, "--box" if self.boxes else "", with_boxes=none_given)
+        self.window = window_of(arguments["read"])
         self.rows, self.objects, self.names = [], [], []  # of efficiency.csv, of objects.csv, files of the last case
 
     def paths(self) -> Iterable[Path]:
@@ -82,11 +78,10 @@ class Job:
                     (self.folder / f"{name_of(path)}{ending}").unlink(missing_ok=True)
             tell(f"04_infer.py: left out: {error}", error=True)
 
-    def read(self, path: Path) -> tuple[Case, float]:
-        """A case, and the seconds of reading."""
-        start = time.perf_counter()
+    def read(self, path: Path) -> Case:
+        """A case with its boxes."""
         case = read_boxed(path, self.boxes, self.looseness, self.window)
-        return replace(case, boxes_are=self.boxes_are or case.boxes_are), time.perf_counter() - start
+        return replace(case, boxes_are=self.boxes_are or case.boxes_are)
 
     def numbers(self, case: Case) -> np.ndarray:
         """The label (N,) of each box: i + 1 of box i, but of a box that was made of a mask the mask's own."""
@@ -118,30 +113,53 @@ class Job:
         self.names.append(f"{case.name}_overlay.png" if path == self.source else f"overlays/{case.name}.png")
         return self.folder / self.names[-1]
 
-    def finish(self, arguments: dict, decoders: tuple[str, ...]) -> str:
-        """Write the tables. -> what was done, and what comes next. InputError if cases were left out.
+    def finish(self, segmenter) -> list[dict]:
+        """Write the tables, and say what was done and what comes next. -> the rows of efficiency.csv
 
-        decoders: kinds of boxes that the network has a decoder for; it asks for others as if they were exact.
+        segmenter: segment.Segmenter. It asks for boxes of a kind that it has no decoder for as if they were exact.
+        InputError if cases were left out.
         """
+        folder, done, count = self.folder, len(self.rows), len(self.files)
         if self.rows:
-            save_text(self.folder / "efficiency.csv", csv_text(self.rows, tuple(self.rows[0]), number=".4f"))
-            save_text(self.folder / "objects.csv", csv_text(self.objects, OBJECT_COLUMNS))
-            save_json(self.folder / "arguments.json", arguments)
-        done, count, folder = len(self.rows), len(self.files), self.folder
+            save_text(folder / "efficiency.csv", csv_text(self.rows, tuple(self.rows[0]), number=".4f"))
+            save_text(folder / "objects.csv", csv_text(self.objects, OBJECT_COLUMNS))
+            save_json(folder / "arguments.json", self.arguments | {"preset_fields": vars(segmenter.preset)})
         if done < count:
             raise InputError(f"{done} of {count} cases done, {count - done} left out as told above.")
         kinds = Counter(o["boxes_are"] for o in self.objects)
         found = (f"{n} {kind}" if len(kinds) > 1 else kind for kind, n in kinds.items())
-        boxes = f"boxes {', '.join(found)}{'' if kinds.keys() <= {*decoders} else ' (asked as exact)'}"
+        known = kinds.keys() <= {*segmenter.engine.kinds}
+        told = f"boxes {', '.join(found)}{'' if known else ' (asked as exact)'}"
         if self.files == [self.source]:
             line = "object {label}: {pixels} pixels, predicted IoU {predicted_iou}"
             lines = ", ".join(line.format(**one) for one in self.objects)
-            return f"{lines}; {boxes}; wrote {', '.join(self.names)} and objects.csv to {folder}"
-        told = f"wrote {folder}. Next: python 05_evaluate.py -s {folder} -g GROUND_TRUTH"
-        if arguments["smoke"]:
-            told = "results removed again. Next: python 05_evaluate.py --smoke"
-        seconds = sum(row["total_s"] for row in self.rows)
-        return f"{done} cases, {len(self.objects)} objects in {seconds:.1f} s, {boxes}, {told}"
+            told = f"{lines}; {told}; wrote {', '.join(self.names)} and objects.csv to {folder}"
+        else:
+            seconds = sum(row["total_s"] for row in self.rows)
+            after = f"wrote {folder}. Next: python 05_evaluate.py -s {folder} -g GROUND_TRUTH"
+            if self.arguments["smoke"]:
+                after = "results removed again. Next: python 05_evaluate.py --smoke"
+            told = f"{done} cases, {len(self.objects)} objects in {seconds:.1f} s, {told}, {after}"
+        tell(f"04_infer.py: {told}")
+        return self.rows
+
+
+def told_apart(arguments: dict) -> dict:
+    """Step 4's flags by name, what --boxes says as two of them: `boxes`, a kind of segment.BOX_KINDS, and
+    `boxes_from_masks`, a share by which boxes of labels are loosened; None for what it does not say. Or InputError.
+
+    >>> told_apart({"boxes": ["0.1", "drawn"], "box": None, "page": False})
+    {'boxes': 'drawn', 'box': None, 'page': False, 'boxes_from_masks': 0.1}
+    """
+    shares = [text for text in arguments["boxes"] if text.lstrip("-").replace(".", "", 1).isdecimal()]
+    kinds = [text for text in arguments["boxes"] if text not in shares]
+    if shares and (arguments["box"] or arguments["page"]):
+        other = "--box" if arguments["box"] else "--page"
+        raise InputError(f"--boxes-from-masks: not allowed with argument {other}; leave out one of the two")
+    share = float(shares[-1]) if shares else None
+    if not 0 <= (share or 0) < np.inf:
+        raise InputError(f"--boxes-from-masks {share:g}: a looseness is 0 or more")
+    return arguments | {"boxes": kinds[-1] if kinds else None, "boxes_from_masks": share}
 
 
 def files_to_do(source: Path | None, folder: Path, one: str, with_boxes: bool) -> list[Path]:

@@ -19,8 +19,8 @@ from pathlib import Path
 from formats import InputError
 from formats.case import Case, told_in_a_sentence
 from formats.intensity import parse_window
-from formats.readers import Asked, read_case
-from formats.results import files_to_do
+from formats.readers import Asked, read_case, window_of
+from formats.results import files_to_do, told_apart
 from page.objects import OVERLAPS, SMALLEST, Drawn
 from segment import BOX_KINDS, MODELS, Segmenter
 
@@ -78,13 +78,20 @@ class Guard:
         await answer(scope, receive, send)
 
 
-def serve(desk: Desk) -> list:
-    """Serve the page until ctrl+C. InputError for a file that can't be read, or a model that is not there."""
+def serve(load: Callable[[str], Segmenter], arguments: dict) -> list:
+    """Serve the page until ctrl+C. InputError for a file that can't be read, or a model that is not there.
+
+    load: see Desk.   arguments: step 4's flags by name.
+    """
+    arguments = told_apart(arguments)
+    settings = {"model": arguments["model"], "boxes_are": arguments["boxes"] or "drawn", "overlap": "keep"}
+    asked, files = window_of(arguments["read"]), (arguments["input"], arguments["output"])
+    desk = Desk(load, asked, settings, *files, arguments)
     if desk.opened:
         (desk.opened,) = files_to_do(desk.opened, desk.folder, "--page", with_boxes=False)
         read(desk.opened, desk.asked)
     desk.load = cache(desk.load)
-    desk.load(desk.settings["model"])
+    desk.load(settings["model"]).kind_to_ask(settings["boxes_are"])
     port = native.find_open_port(PORT)
     app.add_middleware(Guard)
     app.on_shutdown(desk.uploads.cleanup)

@@ -372,10 +372,12 @@ def test_missing_arguments_are_named(args, capsys):
     assert "--segs NAME=FOLDER and --gts FOLDER, or --smoke" in capsys.readouterr().err
 
 
-def test_as_many_processes_as_cores_that_may_be_used_but_no_more_than_windows_takes(monkeypatch):
+def test_as_many_processes_as_cores_that_may_be_used_but_no_more_than_windows_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for cores, jobs in ((3, 3), (128, 61)):
         monkeypatch.setattr(evaluate, "usable_cores", lambda cores=cores: cores)
-        assert evaluate.parse(["--smoke"]).jobs == jobs
+        monkeypatch.setattr(evaluate, "run", lambda args: (args.jobs, []))
+        assert evaluate.main(["--smoke"]) == jobs
 
 
 @pytest.mark.parametrize("name", ["", "filled box", "twice"])

@@ -385,10 +385,11 @@ def test_boxes_of_another_length_are_told(fake, tmp_path):
 
 
 def test_boxes_are_said_in_one_way_and_an_input_is_named(capsys):
-    for more in (["--page"], ["--boxes-from-masks"]):
-        with pytest.raises(SystemExit) as stop:
-            infer.main(["-i", "x", "--box", "1", "2", "3", "4", *more])
-        assert stop.value.code == 2 and "not allowed with argument --box" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        infer.main(["-i", "x", "--box", "1", "2", "3", "4", "--page"])
+    assert stop.value.code == 2 and "not allowed with argument --box" in capsys.readouterr().err
+    for other in (["--box", 1, 2, 3, 4], ["--page"]):
+        assert f"not allowed with argument {other[0]}" in sentence("-i", "x", *other, "--boxes-from-masks")
     assert "name the input: -i FOLDER" in sentence()
 
 

@@ -79,7 +79,8 @@ def test_jobs_are_drawn_as_they_are_needed_and_results_keep_their_order(processe
 
 
 def test_jobs_follow_the_cores_that_the_process_may_use_and_windows_limit(monkeypatch):
-    assert preprocess.parse(["-i", "a"]).jobs == usable_cores()
+    monkeypatch.setattr(preprocess, "run", lambda args: args.jobs)
+    assert preprocess.main(["--smoke"]) == usable_cores()
     monkeypatch.setattr(cache, "ProcessPoolExecutor", FakePool)
     monkeypatch.setattr(cache.os, "name", "nt")
     with executor_of(500, 1000) as (_, count):
