@@ -28,7 +28,6 @@ try:
     from nicegui import app, background_tasks, native, run, ui
     from starlette.datastructures import Headers
     from starlette.responses import PlainTextResponse
-    from starlette.websockets import WebSocketClose
 except ImportError as error:
     raise InputError("--page needs nicegui, which is missing; run: pip install -r requirements-page.txt") from error
 
@@ -41,7 +40,6 @@ STYLE = """.view { position: relative; touch-action: none; cursor: crosshair; ba
 HINT = """Drag: a new object. Shift+drag, or the switch (C): another box for the selected one, on any slice.
 Wheel, ↑ ↓, Page ↑ ↓: slices. U: undo. Delete: remove. X: not on this slice, nor beyond. S: save."""
 BUTTONS = {"Undo": "u", "Remove": "Delete", "Not on this slice": "x", "Save": "s"}  # their text, and their key
-STEPS = {"ArrowUp": 1, "ArrowDown": -1, "PageUp": 10, "PageDown": -10}
 
 
 @dataclass
@@ -58,10 +56,7 @@ class Desk:
     uploads: tempfile.TemporaryDirectory = field(default_factory=tempfile.TemporaryDirectory)
 
     def read(self, path: Path, window: str, flag: str) -> tuple[Path, Case]:
-        """A file, or the only case of a folder, without boxes and labels -> its path, the case. Or InputError.
-
-        window: "" for the one that --read, or the file, says.   flag: what asks for a single case.
-        """
+        """The only case of a file or a folder -> its path, the case. Or InputError.   window: "" asks for no other one."""
         asked = self.asked._replace(window=parse_window(window)) if window else self.asked
         (path,) = files_to_do(path, self.folder, flag, with_boxes=False)
         with told_in_a_sentence(path):
@@ -81,8 +76,10 @@ def guard(guarded):
         is_ours = known and headers.get("origin") in (None, f"http://{host}")
         if is_ours and "transfer-encoding" not in headers and size.isdecimal() and int(size) <= MOST_BYTES:
             return await guarded(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
         refused = PlainTextResponse(f"Refused: from another page, or more than {MOST_BYTES >> 20} MB.", 403)
-        await (WebSocketClose(1008) if scope["type"] == "websocket" else refused)(scope, receive, send)
+        await refused(scope, receive, send)
 
     return answer
 
@@ -115,6 +112,7 @@ class Visitor:
         ui.add_body_html(f"<script>{Path(__file__).with_name('mouse.js').read_text('utf-8')}</script>")
         ui.add_css(STYLE)
         ui.on("press", lambda event: setattr(self, "pressed", event.args))
+        ui.on("turn", self.turn)
         ui.on("drag", self.drag)
         ui.on("key", lambda event: self.do(event.args))
         choose = partial(ui.select, on_change=self.changed)
@@ -162,14 +160,12 @@ class Visitor:
     async def receive(self, event) -> None:
         """Files were uploaded: a picture, a volume, or those of one series."""
         self.upload.reset()
-        place = Path(tempfile.mkdtemp(dir=self.folder.name))
-        files = [
-            place / "series" / (re.sub(r".*[/\\]", "", file.name).lstrip(".") or "unnamed") for file in event.files
-        ]
-        for path, file in zip(files, event.files, strict=True):
+        place = Path(tempfile.mkdtemp(dir=self.folder.name)) / "series"
+        for file in event.files:
+            path = place / (re.sub(r".*[/\\]", "", file.name).lstrip(".") or "unnamed")
             await file.save(path)
-        if await self.open(files[0] if len(files) == 1 else place / "series"):  # else what was open before stays
-            for old in {*Path(self.folder.name).iterdir()} - {place}:
+        if await self.open(path if len(event.files) == 1 else place):  # else what was open before stays
+            for old in {*Path(self.folder.name).iterdir()} - {place.parent}:
                 shutil.rmtree(old)
 
     async def open(self, path: Path, window: str = "") -> bool:
@@ -181,9 +177,8 @@ class Visitor:
             except (InputError, OSError) as error:
                 self.say(f"Not opened: {error}")
                 return False
-            before, again, self.source = self.drawing, path == self.source, path
-            self.drawing = Drawn(self.desk.load, case, self.settings)
-            depth, height, width = self.drawing.slices.shape[:3]
+            drawing = Drawn(self.desk.load, case, self.settings)
+            depth, height, width = drawing.slices.shape[:3]
             _, *pixel = case.spacing_mm or (1, 1, 1)
             ratio = width * pixel[1] / (height * pixel[0])
             self.view.style(f"aspect-ratio: {ratio:g}; max-width: {80 * ratio:g}vh")
@@ -191,10 +186,11 @@ class Visitor:
             self.slider.set_visibility(case.is_3d)
             self.window.set_visibility(case.source_range is not None)
             self.window.value = "{:g}/{:g}".format(*case.window) if case.window and case.window[0] else "percentile"
-            if again:
-                self.drawing.history = before.history
+            if path == self.source:
+                drawing.history = self.drawing.history
             else:
                 self.list.value, self.slider.value = None, depth // 2
+            self.drawing, self.source = drawing, path
             self.say(f"{case.name}: drag a box round an object.")
             await self.changed()
             return True
@@ -205,6 +201,7 @@ class Visitor:
         await self.show()
 
     def begin(self) -> None:
+        """Wake the worker, which sleeps when nothing is to be done."""
         if self.task is None or self.task.done():
             self.task = background_tasks.create(self.work())
 
@@ -223,30 +220,33 @@ class Visitor:
                         z = await run.io_bound(drawing.work, job)
                     except InputError as error:  # as of a model that is not there
                         return self.say(str(error))
-                if z == self.slider.value:
-                    await self.show()
-                elif z is not None:
-                    self.tell()
+                if z is not None:
+                    await self.show(z)
 
-    async def show(self) -> None:
-        """The slice with its masks, and the list of objects."""
+    async def show(self, changed: int | None = None) -> None:
+        """The slice with its masks, unless another one changed; the objects, and how long the last box took."""
         if not (drawing := self.drawing):
             return
-        self.shown += 1
-        number, z, picture = self.shown, self.slider.value, await run.io_bound(drawing.picture, self.slider.value)
-        if number != self.shown or not self.drawing or not picture:
-            return  # a later call shows what is true now
-        source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-        self.image.props.update(src=source, alt=f"{drawing.case.name}, slice {z}, {len(drawing.objects)} objects")
-        self.tell()
-
-    def tell(self) -> None:
-        """The list of objects; of a new box how long its mask took."""
-        drawing, lines = self.drawing, self.drawing.lines(self.slider.value)
+        z, lines = self.slider.value, {}
+        if changed in (None, z):
+            self.shown += 1
+            number, picture = self.shown, await run.io_bound(drawing.picture, z)
+            if number != self.shown or not self.drawing or not picture:
+                return  # a later call shows what is true now
+            source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+            self.image.props.update(src=source, alt=f"{drawing.case.name}, slice {z}, {len(drawing.objects)} objects")
+        for i, masks in enumerate(map(drawing.masks, range(len(drawing.objects)))):
+            lines[i] = f"{i + 1}" + (f", slices {min(masks)} to {max(masks)}" if len(masks) > 1 else "")
+            if z in masks:
+                lines[i] += f": predicted IoU {masks[z][1]:.2f}, {masks[z][0].values.sum():,} pixels"
         self.list.set_options(lines)
         if self.released and self.list.value is not None and drawing.key(self.list.value) in drawing.found:
             self.say(f"Object {lines[self.list.value]}, {time.perf_counter() - self.released:.2f} s")
             self.released = 0.0
+
+    def turn(self, event) -> None:
+        """Show another slice, at most the first or the last one.   event.args: how many further up."""
+        self.slider.value = min(max(self.slider.value + event.args, 0), self.slider.props["max"])
 
     async def drag(self, event) -> None:
         """The mouse was released.   event.args: ends (Drawn.box_of), shift."""
@@ -257,7 +257,7 @@ class Visitor:
             number = len(drawing.objects)
         self.again.value, self.released = False, time.perf_counter()
         drawing.mark(number, z, box)
-        self.list.set_options(drawing.lines(z), value=number)
+        self.list.set_options({**self.list.options, number: f"{number + 1}"}, value=number)
         self.begin()
         # A new mask is shown when it is found; until then the page keeps the rubber band
         if drawing.key(number) in drawing.found:
@@ -265,12 +265,8 @@ class Visitor:
 
     async def do(self, key: str) -> None:
         """What a key does."""
-        if not (drawing := self.drawing):
-            return
-        number = self.list.value
-        if key in STEPS:
-            # the slider calls `changed`
-            self.slider.value = min(max(self.slider.value + STEPS[key], 0), len(drawing.slices) - 1)
+        drawing, number = self.drawing, self.list.value
+        if not drawing:
             return
         if key == "c":
             self.again.value = not self.again.value
@@ -279,7 +275,7 @@ class Visitor:
         elif key == "s" and drawing.objects:
             await self.save(drawing)
         elif key == "Delete" and number is not None:
-            drawing.put(number, {})
+            drawing.history.append((*drawing.objects[:number], *drawing.objects[number + 1 :]))
         elif key == "x" and number is not None:
             drawing.mark(number, self.slider.value, None)
         await self.changed()

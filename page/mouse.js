@@ -1,4 +1,4 @@
-// Mouse, finger and keys on the page; app.py is told of them as "press", "drag" and "key".
+// Mouse, finger and keys on the page; app.py is told of them as "press", "drag", "turn" and "key".
 const view = (event) => event.target.closest?.(".view"), rubber = () => document.querySelector(".rubber").style;
 const share = (event) => {  // where on the image, as shares of its width and height
   const place = document.querySelector(".view img").getBoundingClientRect();
@@ -28,9 +28,10 @@ document.addEventListener("load", (event) => { if (view(event) && !pressed) rubb
 document.addEventListener("wheel", (event) => {
   if (!view(event) || document.querySelector(".q-slider.hidden")) return;
   event.preventDefault();
-  if (Date.now() - turned > 40) emitEvent("key", event.deltaY < 0 ? "ArrowUp" : "ArrowDown"), (turned = Date.now());
+  if (Date.now() - turned > 40) emitEvent("turn", -Math.sign(event.deltaY)), (turned = Date.now());
 }, { passive: false });
 document.addEventListener("keydown", (event) => {
   if (event.target.closest("input, [role=slider], [role=radio]") || event.ctrlKey || event.altKey || event.metaKey) return;
-  if (/^(Arrow(Up|Down)|Page(Up|Down)|Delete|[ucxs])$/.test(event.key)) event.preventDefault(), emitEvent("key", event.key);
+  const steps = { ArrowUp: 1, ArrowDown: -1, PageUp: 10, PageDown: -10 }[event.key];
+  if (steps || /^(Delete|[ucxs])$/.test(event.key)) event.preventDefault(), emitEvent(steps ? "turn" : "key", steps || event.key);
 });

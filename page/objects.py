@@ -59,14 +59,11 @@ class Drawn:
         pixels = np.minimum(np.floor([*low, *high]), [*size - 1, *size - 1])
         return None if (high - low < SMALLEST).any() else tuple(pixels.astype(int).tolist())
 
-    def put(self, number: int, marks: dict) -> None:
-        """Another state of an object, 0-based, or a new one. Without any box the object is gone."""
-        self.history.append((*self.objects[:number], *[marks] * any(marks.values()), *self.objects[number + 1 :]))
-
     def mark(self, number: int, z: int, box: tuple | None) -> None:
-        """A box of an object on a slice, or None: it is not there."""
+        """A box of an object, 0-based, on a slice, or None: it is not there. Without any box the object is gone."""
         before = self.objects[number] if number < len(self.objects) else {}
-        self.put(number, {at: one for at, one in before.items() if at != z} | {z: box})
+        marks = {at: one for at, one in before.items() if at != z} | {z: box}
+        self.history.append((*self.objects[:number], *[marks] * any(marks.values()), *self.objects[number + 1 :]))
 
     def key(self, number: int) -> tuple:
         """Of an object as it is now, by the model and as the kind of boxes that are set."""
@@ -96,15 +93,6 @@ class Drawn:
     def masks(self, number: int) -> Masks:
         """The masks of an object that were found, by slices."""
         return dict(sorted(self.found.get(self.key(number), {}).items()))
-
-    def lines(self, z: int) -> dict[int, str]:
-        """What there is to say of each object while slice z is shown."""
-        lines = {}
-        for i, masks in enumerate(map(self.masks, range(len(self.objects)))):
-            lines[i] = f"{i + 1}" + (f", slices {min(masks)} to {max(masks)}" if len(masks) > 1 else "")
-            if z in masks:
-                lines[i] += f": predicted IoU {masks[z][1]:.2f}, {masks[z][0].values.sum():,} pixels"
-        return lines
 
     def paint(self, masks: dict[int, Masks], z: int) -> np.ndarray:
         """The label map (H, W) uint16 of a slice: object i paints i + 1."""

@@ -13,10 +13,10 @@ from fake_model import BrightModel
 
 import segment
 from demo_data import tiny_case
-from examples.instances import main as instances
-from examples.instances import mean_precision, read_polygons, write_polygons
-from examples.interactive import box_of, click_on, read_request, segment_request
-from examples.interactive import main as interactive
+from examples.instances.__main__ import main as instances
+from examples.instances.__main__ import mean_precision, read_polygons, write_polygons
+from examples.interactive.__main__ import box_of, click_on, read_request, segment_request
+from examples.interactive.__main__ import main as interactive
 from figures import layer, outlines
 from formats import InputError
 from formats.annotations import LAYOUTS
@@ -232,7 +232,7 @@ def test_six_runs_of_a_case(tmp_path, bright, capsys, monkeypatch):
     # the area under the five clicks, by hand
     dsc_of = [float(row["dsc"]) for row in rows[1:]]
     assert end["dsc_auc"] == pytest.approx(sum(dsc_of) - (dsc_of[0] + dsc_of[-1]) / 2, abs=1e-4)
-    monkeypatch.setattr("examples.interactive.SECONDS", -1)  # too slow for the challenge
+    monkeypatch.setattr("examples.interactive.__main__.SECONDS", -1)  # too slow for the challenge
     assert interactive(["-i", str(tmp_path / "cases"), "-o", str(tmp_path / "out")])[0]["dsc_final"] == 0
 
 

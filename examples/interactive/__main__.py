@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     args = p.parse_args(argv)
     if not (args.input or args.smoke):
         p.error("give --input FOLDER, or --smoke")
-    with script("examples.interactive", args, "examples.interactive:drawn_volume"):
+    with script("examples.interactive", args, "examples.interactive.__main__:drawn_volume"):
         segmenter = segment.load(args.model)
         rows, ends = [], []
         for path in list_cases(args.input):

@@ -97,6 +97,7 @@ def drawn_picture(args: argparse.Namespace, folder: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> dict:
+    """Pictures and polygons -> cases, masks, their scores, polygons again. -> step 5's summary"""
     # 1. Rows first; from now on every step knows the layout and the metric
     add_rows()
     out, names = args.output, {}
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> dict:
     args = p.parse_args(argv)
     if not (args.input or args.smoke):
         p.error("give --input FOLDER, or --smoke")
-    with script("examples.instances", args, "examples.instances:drawn_picture"):
+    with script("examples.instances", args, "examples.instances.__main__:drawn_picture"):
         return run(args)
 
 
