@@ -28,21 +28,18 @@ try:
     from nicegui import app, background_tasks, native, run, ui
     from starlette.datastructures import Headers
     from starlette.responses import PlainTextResponse
-    from starlette.websockets import WebSocketClose
 except ImportError as error:
     raise InputError("--page needs nicegui, which is missing; run: pip install -r requirements-page.txt") from error
 
 MOST_BYTES = 2**30  # of one upload
-HOST, HOSTS, PORT = "127.0.0.1", ("127.0.0.1", "localhost", "[::1]"), 8080
+HOST, PORT = "127.0.0.1", 8080
 STYLE = """.view { position: relative; touch-action: none; cursor: crosshair; background: black; width: 100%; }
 .view img { width: 100%; height: 100%; display: block; } .view img:not([src]), .q-uploader__subtitle, .q-uploader__list { display: none; }
 .rubber { position: absolute; display: none; border: 2px solid #fd0; outline: 1px solid black; pointer-events: none; }
 .q-field, .q-uploader { width: 100%; } .q-radio { display: flex; } .q-slider { margin-top: 1.5rem; }"""
 HINT = """Drag: a new object. Shift+drag, or the switch (C): another box for the selected one, on any slice.
 Wheel, ↑ ↓, Page ↑ ↓: slices. U: undo. Delete: remove. X: not on this slice, nor beyond. S: save."""
-DROP = "Drop a picture, a NIfTI, or all files of a DICOM series"
 BUTTONS = {"Undo": "u", "Remove": "Delete", "Not on this slice": "x", "Save": "s"}  # their text, and their key
-STEPS = {"ArrowUp": 1, "ArrowDown": -1, "PageUp": 10, "PageDown": -10}
 
 
 @dataclass
@@ -58,24 +55,33 @@ class Desk:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # whoever has it may ask a network
     uploads: tempfile.TemporaryDirectory = field(default_factory=tempfile.TemporaryDirectory)
 
+    def read(self, path: Path, window: str, flag: str) -> tuple[Path, Case]:
+        """The only case of a file or a folder -> its path, the case. Or InputError.   window: "" asks for no other one."""
+        asked = self.asked._replace(window=parse_window(window)) if window else self.asked
+        (path,) = files_to_do(path, self.folder, flag, with_boxes=False)
+        with told_in_a_sentence(path):
+            return path, read_case(path, window=asked, labels=False, boxes=False)
 
-class Guard:
+
+def guard(guarded):
     """ASGI middleware: lets in what a page from here asks for, on a loopback name, in bodies of a stated, bounded size.
 
     Else any page of the web that is open in the same browser could send requests to this one.
     """
 
-    def __init__(self, guarded) -> None:
-        self.guarded = guarded
-
-    async def __call__(self, scope, receive, send) -> None:
-        answer, headers = self.guarded, Headers(scope=scope) if scope["type"] != "lifespan" else {"host": HOST}
+    async def answer(scope, receive, send) -> None:
+        headers = Headers(scope=scope) if scope["type"] != "lifespan" else {"host": HOST}
         host, size = headers.get("host", ""), headers.get("content-length", "0")
-        known = re.sub(r":\d+$", "", host) in HOSTS and headers.get("origin") in (None, f"http://{host}")
-        if not known or "transfer-encoding" in headers or not size.isdecimal() or int(size) > MOST_BYTES:
-            refused = PlainTextResponse(f"Refused: from another page, or more than {MOST_BYTES >> 20} MB.", 403)
-            answer = WebSocketClose(1008) if scope["type"] == "websocket" else refused
-        await answer(scope, receive, send)
+        known = re.fullmatch(r"(127\.0\.0\.1|localhost|\[::1])(:\d+)?", host)
+        is_ours = known and headers.get("origin") in (None, f"http://{host}")
+        if is_ours and "transfer-encoding" not in headers and size.isdecimal() and int(size) <= MOST_BYTES:
+            return await guarded(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        refused = PlainTextResponse(f"Refused: from another page, or more than {MOST_BYTES >> 20} MB.", 403)
+        await refused(scope, receive, send)
+
+    return answer
 
 
 def serve(load: Callable[[str], Segmenter], arguments: dict) -> list:
@@ -88,63 +94,58 @@ def serve(load: Callable[[str], Segmenter], arguments: dict) -> list:
     asked, files = window_of(arguments["read"]), (arguments["input"], arguments["output"])
     desk = Desk(load, asked, settings, *files, arguments)
     if desk.opened:
-        (desk.opened,) = files_to_do(desk.opened, desk.folder, "--page", with_boxes=False)
-        read(desk.opened, desk.asked)
+        desk.opened, _ = desk.read(desk.opened, "", "--page")
     desk.load = cache(desk.load)
     desk.load(settings["model"]).kind_to_ask(settings["boxes_are"])
     port = native.find_open_port(PORT)
-    app.add_middleware(Guard)
-    app.on_shutdown(desk.uploads.cleanup)
+    app.add_middleware(guard)
     print(f"04_infer.py: the page is at http://{HOST}:{port} (ctrl+C ends it)", flush=True)
-    with suppress(KeyboardInterrupt):
+    with desk.uploads, suppress(KeyboardInterrupt):
         ui.run(partial(Visitor, desk), host=HOST, port=port, title="Gray's Anatomy SAM", reload=False, show=False,
                show_welcome_message=False, reconnect_timeout=60)  # fmt: skip
     return []
 
 
-def read(path: Path, asked: Asked) -> Case:
-    """A case without boxes and labels. InputError if it can't be used."""
-    with told_in_a_sentence(path):
-        return read_case(path, window=asked, labels=False, boxes=False)
-
-
 class Visitor:
-    """One open tab."""
+    """One open tab. Its slider holds the slice that is shown, and its list the object that is selected."""
 
     def __init__(self, desk: Desk) -> None:
-        self.desk, self.client, self.settings, self.drawing = desk, ui.context.client, dict(desk.settings), None
-        self.z, self.selected, self.task, self.shown, self.released, self.source = 0, None, None, 0, 0.0, None
+        self.desk, self.client, self.settings = desk, ui.context.client, dict(desk.settings)
+        self.drawing = self.source = self.task = None
+        # Pictures that were begun; when the last box was released, 0 if that was told; whether one is being drawn
+        self.shown, self.released, self.pressed = 0, 0.0, False
         self.folder = tempfile.TemporaryDirectory(dir=desk.uploads.name)
         self.client.on_delete(self.leave)
         ui.add_body_html(f"<script>{Path(__file__).with_name('mouse.js').read_text('utf-8')}</script>")
         ui.add_css(STYLE)
+        ui.on("press", lambda event: setattr(self, "pressed", event.args))
+        ui.on("turn", self.turn)
         ui.on("drag", self.drag)
         ui.on("key", lambda event: self.do(event.args))
-        ui.on("turn", lambda event: self.go(self.z + event.args))
-        choices = {  # of the settings: what they are called, and their values
-            "boxes_are": ("Boxes are", list(BOX_KINDS)),
-            "overlap": ("Where two objects overlap", {name: f"{name}: {what}" for name, what in OVERLAPS.items()}),
-            "model": ("Model", list(dict.fromkeys([desk.settings["model"], *MODELS]))),
-        }
+        choose = partial(ui.select, on_change=self.changed)
         with ui.row().classes("w-full gap-4"):
             with ui.column().classes("grow basis-[520px]"):
                 self.message = ui.label("Open an image.").props("aria-live=polite")
                 with ui.element("div").classes("view") as self.view:
                     self.image = ui.element("img").props("draggable=false")
                     ui.element("div").classes("rubber")
-                self.slider = ui.slider(min=0, max=0, on_change=lambda e: self.go(e.value))
+                self.slider = ui.slider(min=0, max=0, value=0, on_change=self.changed)
                 self.slider.props("label-always aria-label=Slice").set_visibility(False)
             with ui.column().classes("grow basis-[260px]"):
                 # all files at once, as one series: nicegui does so only where it is told here
-                self.upload = ui.upload(label=DROP, multiple=True, auto_upload=True, on_multi_upload=self.receive)
-                self.upload.props(f"max-total-size={MOST_BYTES}").on("failed", self.refuse).on("rejected", self.refuse)
-                self.list = ui.radio({}, on_change=lambda e: setattr(self, "selected", e.value)).props("dense")
+                self.upload = ui.upload(
+                    label="Drop a picture, a NIfTI, or all files of a DICOM series", multiple=True, auto_upload=True,
+                    max_total_size=MOST_BYTES, on_multi_upload=self.receive, on_rejected=self.refuse,
+                ).on("failed", self.refuse)  # fmt: skip
+                self.list = ui.radio({}).props("dense")
                 self.again = ui.switch("The next drag is for the selected object")
                 with ui.row().classes("gap-2"):
                     for text, key in BUTTONS.items():
                         ui.button(text, on_click=partial(self.do, key)).props("no-caps dense padding='4px 8px'")
-                for name, (label, values) in choices.items():
-                    ui.select(values, label=label, on_change=self.changed).bind_value(self.settings, name)
+                kinds = {name: f"{name}: {what}" for name, what in OVERLAPS.items()}
+                choose([*BOX_KINDS], label="Boxes are").bind_value(self.settings, "boxes_are")
+                choose(kinds, label="Where two objects overlap").bind_value(self.settings, "overlap")
+                choose([*{desk.settings["model"]: None} | MODELS], label="Model").bind_value(self.settings, "model")
                 self.window = ui.input("Window: width/level, then Enter")
                 self.window.on("keydown.enter", lambda: self.open(self.source, self.window.value.strip()))
                 self.window.set_visibility(False)
@@ -167,132 +168,141 @@ class Visitor:
         """Files were uploaded: a picture, a volume, or those of one series."""
         self.upload.reset()
         place = Path(tempfile.mkdtemp(dir=self.folder.name)) / "series"
-        place.mkdir()
         for file in event.files:
-            await file.save(place / (re.sub(r".*[/\\]", "", file.name).lstrip(".") or "unnamed"))
-        await self.open(next(place.iterdir()) if len(event.files) == 1 else place)
-        if self.source and place in (self.source, self.source.parent):  # else what was open before stays
+            path = place / (re.sub(r".*[/\\]", "", file.name).lstrip(".") or "unnamed")
+            await file.save(path)
+        if await self.open(path if len(event.files) == 1 else place):  # else what was open before stays
             for old in {*Path(self.folder.name).iterdir()} - {place.parent}:
                 shutil.rmtree(old)
 
-    async def open(self, path: Path, window: str = "") -> None:
-        """Show a case. What was drawn stays if it is only read again in another window; the network sees that window too."""
+    async def open(self, path: Path, window: str = "") -> bool:
+        """Show a case, if it can be read. What was drawn stays if it is only read again in another window, which the
+        network sees, too."""
         with self.client:
             try:
-                asked = self.desk.asked._replace(window=parse_window(window)) if window else self.desk.asked
-                if path != self.desk.opened:
-                    (path,) = files_to_do(path, self.desk.folder, "an upload", with_boxes=False)
-                case = await run.io_bound(read, path, asked)
+                path, case = await run.io_bound(self.desk.read, path, window, "an upload")
             except (InputError, OSError) as error:
-                return self.say(f"Not opened: {error}")
-            before, again, self.source = self.drawing, path == self.source, path
-            self.drawing = Drawn(self.desk.load, case, self.settings)
-            if again:
-                self.drawing.history = before.history
-            else:
-                self.z, self.selected = len(self.drawing.slices) // 2, None
-            (height, width), pixel = self.drawing.slices.shape[1:3], case.spacing_mm[1:] if case.spacing_mm else (1, 1)
+                self.say(f"Not opened: {error}")
+                return False
+            drawing = Drawn(self.desk.load, case, self.settings)
+            depth, height, width = drawing.slices.shape[:3]
+            _, *pixel = case.spacing_mm or (1, 1, 1)
             ratio = width * pixel[1] / (height * pixel[0])
             self.view.style(f"aspect-ratio: {ratio:g}; max-width: {80 * ratio:g}vh")
-            self.view.classes(**{"add" if case.is_3d else "remove": "deep"})
-            self.slider.props["max"] = len(self.drawing.slices) - 1
-            self.slider.set_value(self.z)
+            self.slider.props["max"] = depth - 1
             self.slider.set_visibility(case.is_3d)
             self.window.set_visibility(case.source_range is not None)
             self.window.value = "{:g}/{:g}".format(*case.window) if case.window and case.window[0] else "percentile"
+            if path == self.source:
+                drawing.history = self.drawing.history
+            else:
+                self.list.value, self.slider.value = None, depth // 2
+            self.drawing, self.source = drawing, path
             self.say(f"{case.name}: drag a box round an object.")
             await self.changed()
+            return True
 
     async def changed(self) -> None:
         """Something else is to be shown, and perhaps to be found."""
+        self.begin()
         await self.show()
+
+    def begin(self) -> None:
+        """Wake the worker, which sleeps when nothing is to be done."""
         if self.task is None or self.task.done():
             self.task = background_tasks.create(self.work())
 
     async def work(self) -> None:
         """Let a network do what is to be done, slice by slice, in turn with the other visitors, and show it."""
         with self.client:
-            while (drawing := self.drawing) and drawing.to_do(self.z):
+            while True:
                 async with self.desk.lock:
+                    if not (drawing := self.drawing) or not (job := drawing.to_do(self.slider.value)):
+                        return
+                    if self.pressed and job in drawing.found:
+                        # the box that is being drawn should not wait for the next slice of another one
+                        await asyncio.sleep(0.02)
+                        continue
                     try:
-                        if job := drawing.to_do(self.z):
-                            await run.io_bound(drawing.work, job)
+                        z = await run.io_bound(drawing.work, job)
                     except InputError as error:  # as of a model that is not there
                         return self.say(str(error))
-                await self.show()
+                if z is not None:
+                    await self.show(z)
 
-    async def show(self) -> None:
-        """The slice with its masks, and the list of objects."""
+    async def show(self, changed: int | None = None) -> None:
+        """The slice with its masks, unless another one changed; the objects, and how long the last box took."""
         if not (drawing := self.drawing):
             return
-        self.shown += 1
-        number, z, picture = self.shown, self.z, await run.io_bound(drawing.picture, self.z)
-        if number != self.shown or drawing is not self.drawing or not picture:
-            return  # a later call shows what is true now
-        self.image.props["src"] = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-        self.image.props["alt"] = f"{drawing.case.name}, slice {z}, {len(drawing.objects)} objects"
-        self.image.update()
-        lines = {}
+        z, lines = self.slider.value, {}
+        if changed in (None, z):
+            self.shown += 1
+            number, picture = self.shown, await run.io_bound(drawing.picture, z)
+            if number != self.shown or not self.drawing or not picture:
+                return  # a later call shows what is true now
+            source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+            self.image.props.update(src=source, alt=f"{drawing.case.name}, slice {z}, {len(drawing.objects)} objects")
         for i, masks in enumerate(map(drawing.masks, range(len(drawing.objects)))):
             lines[i] = f"{i + 1}" + (f", slices {min(masks)} to {max(masks)}" if len(masks) > 1 else "")
             if z in masks:
                 lines[i] += f": predicted IoU {masks[z][1]:.2f}, {masks[z][0].values.sum():,} pixels"
-        self.selected = self.selected if self.selected in lines else None
-        self.list.set_options(lines, value=self.selected)
-        if self.released and self.selected is not None and drawing.key(self.selected) in drawing.found:
-            self.say(f"Object {lines[self.selected]}, {time.perf_counter() - self.released:.2f} s")
+        self.list.set_options(lines)
+        if self.released and self.list.value is not None and drawing.key(self.list.value) in drawing.found:
+            self.say(f"Object {lines[self.list.value]}, {time.perf_counter() - self.released:.2f} s")
             self.released = 0.0
 
-    async def go(self, z: float) -> None:
-        """Show another slice, at most the first or the last one."""
-        if self.drawing and (z := int(min(max(z, 0), len(self.drawing.slices) - 1))) != self.z:
-            self.z = self.slider.value = z
-            await self.changed()
+    def turn(self, event) -> None:
+        """Show another slice, at most the first or the last one.   event.args: how many further up."""
+        self.slider.value = min(max(self.slider.value + event.args, 0), self.slider.props["max"])
 
     async def drag(self, event) -> None:
         """The mouse was released.   event.args: ends (Drawn.box_of), shift."""
-        if not self.drawing or not (box := self.drawing.box_of(event.args["ends"])):
+        drawing, number, z = self.drawing, self.list.value, self.slider.value
+        if not drawing or not (box := drawing.box_of(event.args["ends"])):
             return self.say(f"Too small: a box needs {SMALLEST} x {SMALLEST} pixels or more.")
-        if self.selected is None or not (event.args["shift"] or self.again.value):
-            self.selected = len(self.drawing.objects)
+        if number is None or not (event.args["shift"] or self.again.value):
+            number = len(drawing.objects)
         self.again.value, self.released = False, time.perf_counter()
-        self.drawing.mark(self.selected, self.z, box)
-        await self.changed()
+        drawing.mark(number, z, box)
+        self.list.set_options({**self.list.options, number: f"{number + 1}"}, value=number)
+        self.begin()
+        # A new mask is shown when it is found; until then the page keeps the rubber band
+        if drawing.key(number) in drawing.found:
+            await self.show()
 
     async def do(self, key: str) -> None:
         """What a key does."""
-        if not (drawing := self.drawing):
+        drawing, number = self.drawing, self.list.value
+        if not drawing:
             return
-        if key in STEPS:
-            return await self.go(self.z + STEPS[key])
         if key == "c":
             self.again.value = not self.again.value
-        elif key == "u":
-            del drawing.history[max(1, len(drawing.history) - 1) :]
+        elif key == "u" and len(drawing.history) > 1:
+            drawing.history.pop()
         elif key == "s" and drawing.objects:
             await self.save(drawing)
-        elif self.selected is not None and key == "Delete":
-            drawing.history.append((*drawing.objects[: self.selected], *drawing.objects[self.selected + 1 :]))
-        elif self.selected is not None and key == "x":
-            drawing.mark(self.selected, self.z, None)
+        elif key == "Delete" and number is not None:
+            drawing.history.append((*drawing.objects[:number], *drawing.objects[number + 1 :]))
+        elif key == "x" and number is not None:
+            drawing.mark(number, self.slider.value, None)
         await self.changed()
 
     async def save(self, drawing: Drawn) -> None:
         """Find what is still to be found, then write all files."""
         self.say("Following to the end, then saving ...")
-        await self.changed()
+        self.begin()
         await self.task
         if drawing is not self.drawing or not drawing.done.issuperset(map(drawing.key, range(len(drawing.objects)))):
             return
         try:
-            # results of an upload go to the browser, in one file
-            is_upload, place = self.source != self.desk.opened, Path(tempfile.mkdtemp(dir=self.folder.name))
-            folder = place / "masks" if is_upload else self.desk.folder
-            names, where = await run.io_bound(drawing.save, folder, self.source, self.desk.arguments), str(folder)
-            if is_upload:
-                packed, file = shutil.make_archive(str(folder), "zip", folder), f"{drawing.case.name}_masks.zip"
-                ui.download.content(Path(packed).read_bytes(), file)
-                where = f"{file}, in your downloads"
+            with tempfile.TemporaryDirectory(dir=self.desk.uploads.name) as place:
+                # results of an upload go to the browser, in one file
+                is_upload = self.source != self.desk.opened
+                folder = Path(place) / "masks" if is_upload else self.desk.folder
+                names, where = await run.io_bound(drawing.save, folder, self.source, self.desk.arguments), str(folder)
+                if is_upload:
+                    packed, where = shutil.make_archive(where, "zip", where), f"{drawing.case.name}_masks.zip"
+                    ui.download.content(Path(packed).read_bytes(), where)
             self.say(f"Saved in {where}: {', '.join(names)}.")
         except (InputError, OSError) as error:  # a full disk should not cost the drawing
             self.say(f"Not saved: {error}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -22,8 +22,8 @@ OVERLAPS = {  # of a pixel that two objects claim
     "separate": "both have it, each in files of its own",
 }
 SMALLEST = 2  # pixels that a box needs in width and in height
-SHOWN_SIDE = 1600  # pixels: larger images are made smaller to be shown
-Masks = dict[int, tuple[MaskPatch, float]]  # of an object: slice -> its mask (bool), predicted IoU
+SHOWN_SIDE = 1200  # pixels: larger images are made smaller to be shown
+Masks = dict[int, tuple[MaskPatch, float]]  # of an object: slice -> its mask (bool, not empty), predicted IoU
 
 
 class Drawn:
@@ -39,10 +39,11 @@ class Drawn:
         # (x0, y0, x1, y1), or None where it is not; the mark that was made last at the end
         self.history: list[tuple[dict, ...]] = [()]
         self.embed = lru_cache(EMBEDDINGS_KEPT)(lambda model, z: load(model).embed(self.slices[z]))
-        self.ready: tuple | None = None  # model and slice that were embedded before there was a box
-        self.runs: dict[tuple, Iterator] = {}  # `follow` of an object by a model
+        self.walks: dict[tuple, Iterator] = {}  # `follow` of an object, as `key` names it
         self.found: dict[tuple, Masks] = {}  # what each gave so far
-        self.done: set[tuple] = set()  # those that have ended
+        self.done: set[tuple] = (
+            set()
+        )  # those that have ended; models and slices that were embedded before there was a box
 
     @property
     def objects(self) -> tuple[dict, ...]:
@@ -62,8 +63,7 @@ class Drawn:
         """A box of an object, 0-based, on a slice, or None: it is not there. Without any box the object is gone."""
         before = self.objects[number] if number < len(self.objects) else {}
         marks = {at: one for at, one in before.items() if at != z} | {z: box}
-        kept = [marks] * any(marks.values())
-        self.history.append((*self.objects[:number], *kept, *self.objects[number + 1 :]))
+        self.history.append((*self.objects[:number], *[marks] * any(marks.values()), *self.objects[number + 1 :]))
 
     def key(self, number: int) -> tuple:
         """Of an object as it is now, by the model and as the kind of boxes that are set."""
@@ -73,41 +73,34 @@ class Drawn:
         """The next job: objects without any mask; then the slice shown, so that a box on it is answered at once; the rest."""
         keys = [key for key in map(self.key, range(len(self.objects))) if key not in self.done]
         new, here = [key for key in keys if key not in self.found], (self.settings["model"], shown)
-        return next(iter([*new, *[here] * (here != self.ready), *keys]), None)
+        return next(iter([*new, *[here] * (here not in self.done), *keys]), None)
 
-    def work(self, job: tuple) -> None:
-        """Do one job of `to_do`: the next slice of an object, or an embedding."""
+    def work(self, job: tuple) -> int | None:
+        """Do one job of `to_do`: the next slice of an object, or an embedding. -> the slice that was asked for a mask"""
         model, what, *marks = job
+        walk = follow(self.load(model), self.slices, dict(*marks), what, partial(self.embed, model))
         if not marks:
             self.embed(model, what)
-            self.ready = job
-            return
-        if job not in self.runs:
-            self.runs[job] = follow(self.load(model), self.slices, dict(*marks), what, lambda z: self.embed(model, z))
-        if one := next(self.runs[job], None):
-            z, mask, iou = one
-            self.found.setdefault(job, {})[z] = mask._replace(values=mask.values > 0), iou
-        else:
-            self.done.add(job)
+        elif step := next(self.walks.setdefault(job, walk), None):
+            z, mask, iou = step
+            inside, masks = mask.values > 0, self.found.setdefault(job, {})
+            if inside.any():
+                masks[z] = mask._replace(values=inside), iou
+            return z
+        self.done.add(job)
+        return None
 
     def masks(self, number: int) -> Masks:
-        """The masks of an object that were found, none of them empty."""
-        found = sorted(self.found.get(self.key(number), {}).items())
-        return {z: one for z, one in found if one[0].values.any()}
-
-    def whole_box(self, number: int) -> np.ndarray:
-        """The box round all that were drawn of an object, and in a volume round the slices of its masks, too."""
-        drawn = {z: box for z, box in self.objects[number].items() if box}
-        slices, sides = [*self.masks(number), *drawn], np.array([*drawn.values()], float)
-        low, high = sides[:, :2].min(axis=0), sides[:, 2:].max(axis=0)
-        return np.array([*low, min(slices), *high, max(slices)] if self.case.is_3d else [*low, *high])
+        """The masks of an object that were found, by slices."""
+        return dict(sorted(self.found.get(self.key(number), {}).items()))
 
     def paint(self, masks: dict[int, Masks], z: int) -> np.ndarray:
         """The label map (H, W) uint16 of a slice: object i paints i + 1."""
         labels = np.zeros(self.slices.shape[1:3], np.uint16)
-        for number, (values, rows, columns) in ((i, mine[z][0]) for i, mine in masks.items() if z in mine):
-            there = labels[rows, columns]
-            there[values & ((there == 0) | (self.settings["overlap"] == "overwrite"))] = number + 1
+        for i in masks if self.settings["overlap"] == "overwrite" else reversed(masks):
+            if z in masks[i]:
+                values, rows, columns = masks[i][z][0]
+                labels[rows, columns][values] = i + 1
         return labels
 
     def picture(self, z: int) -> bytes:
@@ -120,6 +113,13 @@ class Drawn:
             labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
         return cv2.imencode(".png", overlay(image, labels, boxes, numbers=True)[..., ::-1])[1].tobytes()
 
+    def whole_box(self, number: int) -> list[float]:
+        """The box round all that were drawn of an object, and in a volume round the slices of its masks, too."""
+        drawn = {z: box for z, box in self.objects[number].items() if box}
+        slices, sides = [*self.masks(number), *drawn], np.array([*drawn.values()], float)
+        low, high = [*sides[:, :2].min(axis=0)], [*sides[:, 2:].max(axis=0)]
+        return [*low, min(slices), *high, max(slices)] if self.case.is_3d else low + high
+
     def save(self, folder: Path, source: Path, arguments: dict) -> list[str]:
         """Write all objects as step 4 does, in the geometry of the input. -> names of the files
 
@@ -129,8 +129,7 @@ class Drawn:
         apart = self.settings["overlap"] == "separate"
         for group in [[i] for i in every] if apart else [every]:
             masks = {i: self.masks(i) for i in group}
-            labels = np.stack([self.paint(masks, z) for z in range(len(self.slices))])
-            labels = labels if self.case.is_3d else labels[0]
+            labels = np.stack([self.paint(masks, z) for z in range(len(self.slices))]).reshape(self.case.grid_shape)
             iou = np.array([sum(iou for _, iou in mine.values()) / max(1, len(mine)) for mine in masks.values()])
             own = np.array([sum(mask.values.sum() for mask, _ in mine.values()) for mine in masks.values()])
             case = replace(self.case, name=self.case.name + f"_object{group[0] + 1}" * apart, label_names=None,

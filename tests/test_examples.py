@@ -13,10 +13,9 @@ from fake_model import BrightModel
 
 import segment
 from demo_data import tiny_case
-from examples.instances import mean_precision, read_polygons, write_polygons
 from examples.instances.__main__ import main as instances
-from examples.interactive import read_request, segment_request
-from examples.interactive.__main__ import box_of, click_on
+from examples.instances.__main__ import mean_precision, read_polygons, write_polygons
+from examples.interactive.__main__ import box_of, click_on, read_request, segment_request
 from examples.interactive.__main__ import main as interactive
 from figures import layer, outlines
 from formats import InputError

@@ -41,7 +41,7 @@ from nicegui.testing import user_simulation
 from starlette.datastructures import UploadFile
 
 from page import app as module
-from page.app import MOST_BYTES, Desk, Guard, Visitor
+from page.app import MOST_BYTES, Desk, Visitor, guard
 
 ROOT = Path(__file__).parent.parent
 infer = importlib.import_module("04_infer")
@@ -294,13 +294,13 @@ def test_a_box_shows_its_mask_number_iou_and_seconds(scan):
         await drag(one, (20, 20, 21, 40))
         assert "Too small" in one.message.text
         await drag(one, SMALL)
-        assert one.selected == 1
+        assert one.list.value == 1
         await one.do("Delete")
         assert len(one.drawing.objects) == 1
         await one.do("u")
         await one.do("u")
         assert [dict(marks) for marks in one.drawing.objects] == [{0: BIG}]
-        one.selected = 0
+        one.list.value = 0
         await drag(one, SMALL, shift=True)
         assert [dict(marks) for marks in one.drawing.objects] == [{0: SMALL}]
         await one.do("c")
@@ -477,7 +477,7 @@ def test_only_a_page_from_here_is_let_in_and_bodies_are_bounded(kind, headers, g
         sent.append(message)
 
     scope = {"type": kind, "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
-    asyncio.run(Guard(answer)(scope, None, send))
+    asyncio.run(guard(answer)(scope, None, send))
     assert bool(inside) is good
     refused = {"http": ("http.response.start", 403), "websocket": ("websocket.close", 1008)}
     if not good:
