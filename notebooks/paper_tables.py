@@ -11,7 +11,6 @@ import os
 import platform
 import statistics
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +40,6 @@ def score_rows(path: Path, **chosen: str) -> list[dict]:
     return [row | found | {"objects": int(row["objects"])} for row, found in zip(rows, numbers, strict=True)]
 
 
-@lru_cache(maxsize=1)
 def network_counts() -> tuple[int, float]:
     """Parameters of the proposed network, and multiply-adds of one image with one box in thousand millions (G)."""
     network = build_model().eval()
