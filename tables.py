@@ -390,10 +390,9 @@ def write_tables(
 
 
 def finish_int8(
-    out: Path, title: str, layers: list, reach: dict, seconds: dict, cases: list[dict], left_out: int, arguments: dict,
-    engine: str = "torch-int8",
-) -> dict:  # fmt: skip
-    """Write what step 3, or `engines static`, found beside its file `out` as .md and .json, and print it. -> the report
+    out: Path, title: str, layers: list, reach: dict, seconds: dict, cases: list[dict], left_out: int, arguments: dict
+) -> dict:
+    """Write what step 3 found beside its file `out` as .md and .json, and print it. -> the report
 
     cases: rows of scores, float and int8.   left_out: cases that could not be scored; InputError if there are any."""
     import torch
@@ -417,6 +416,6 @@ def finish_int8(
     tell(text)
     if left_out:
         raise InputError(f"{len(cases) // 2} cases scored, {left_out} left out as told above; wrote {out}")
-    command = f"python 04_infer.py --model {out} --engine {engine} -i CASES -o segs_int8"
+    command = f"python 04_infer.py --model {out} --engine torch-int8 -i CASES -o segs_int8"
     tell("Removed again. Next: 04_infer.py --smoke" if arguments.get("smoke") else f"Wrote {out}. Next: {command}")
     return report

@@ -2,18 +2,16 @@
 
     python benchmarks/accuracy.py table4 --cases val         a table of TABLES; writes results/table4
 
-Reads folders of .npz cases with `imgs`, `gts`, in 3D `spacing`. All systems get the same boxes. Writes cases.csv and
-differences.csv (0..1), table.md (per cent), settings.json.
-Boxes, label maps and scores stay in --work.
+Reads folders of .npz cases with `imgs`, `gts`, in 3D `spacing`. All systems get the same boxes, those of the masks.
+Writes cases.csv and differences.csv (0..1), table.md (per cent), settings.json.
 """
 
 import hashlib
 import importlib
-import math
 import shutil
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -28,13 +26,10 @@ import tables
 import volumes
 from engines import openvino_engine
 from formats import InputError
-from formats.case import Case
 from formats.checkpoints import OUR_CHECKPOINT
-from formats.npz import spacing_of
 from formats.readers import list_cases, read_case
-from formats.writing import csv_text, progress, save_figure, save_json, save_npz, save_text, script, tell
-from grid import boxes_from_labels, drawn_boxes, promptable_labels
-from segment import BOX_KINDS, MODELS
+from formats.writing import csv_text, save_figure, save_json, save_text, script
+from segment import file_of
 
 SHOWN = {"DSC": "dsc_strict", "NSD": "nsd_strict", "NSD challenge": "nsd_challenge"}
 ELLIPSE = "inscribed ellipse"
@@ -51,7 +46,7 @@ class System(NamedTuple):
     only: str = ""  # "pictures" or "volumes": it is run on these alone
     note: str = ""  # number in PAPER_VS_CODE.md
     constants: tuple[tuple[str, float | str], ...] = ()  # of volumes.py, with other values
-    boxes_are: str = ""  # the kind that it asks boxes as, or "other": not the kind that they are
+    other_kind: bool = False  # it asks exact boxes as drawn, and drawn ones as exact
 
 
 class Table(NamedTuple):
@@ -94,14 +89,13 @@ SWEPT = tuple(
     for value in values
     if value != AS_SET[name]
 )
-RELEASED_CHANNELS = ("iterations=1", "diffusion_range=1.0", "border=wrap", "rounding=truncate", "equalize=raw")
 TABLES = {
     "table4": Table("Table 4 measured", (BASELINE, INT8[0], PROPOSED, INT8[1]), parts=("boxes",)),
     "table4_unseen": Table("Table 4 measured, and with drawn boxes", (BASELINE, PROPOSED, INT8[1]),
                            ("exact", "loose-15pct-seed0"), ("boxes",)),
     "looseness": Table("Scores as boxes get looser (D20)", (
         BASELINE, PROPOSED,
-        System("proposed, asked as the other kind", ("proposed",), engine=FLOAT, boxes_are="other", note="D24"),
+        System("proposed, asked as the other kind", ("proposed",), engine=FLOAT, other_kind=True, note="D24"),
     ), tuple(BOXES), ("folder", "boxes"), "pictures"),
     "precision": Table("What does a shorter number cost? (D17, D23)", (
         System("float32", engine=("openvino", "precision=f32")),
@@ -132,86 +126,60 @@ TABLES = {
     "inputs": Table("Does our network lean on the enhancement? [P 4.5]", (
         System("fixed"),
         change("gray three times", "", "iterations=0", "equalize=nothing"),
-        change("released channels", "", *RELEASED_CHANNELS),
+        change("released channels", "", "iterations=1", "diffusion_range=1.0", "border=wrap", "rounding=truncate",
+               "equalize=raw"),
         change("gray", "#5", "color=gray"),
     ), only="pictures"),
     "propagation": Table("What each constant of the 3D propagation is worth (D6)", (
         BASELINE, System("as set", ("baseline", ELLIPSE), engine=FLOAT),
-        System("middle slice asked as drawn", ("as set",), engine=FLOAT, boxes_are="drawn"), *SWEPT,
+        System("middle slice asked as drawn", ("as set",), engine=FLOAT, other_kind=True), *SWEPT,
     ), only="volumes"),
 }  # fmt: skip
 
 
-def prepare(
-    table: Table, folders: Iterable[Path], work: Path, wanted: Callable[[Case], bool] = lambda case: True
-) -> tuple[list[Path], int]:
-    """Write every case with every kind of boxes, as work/FOLDER/BOXES/KIND/imgs/NAME.npz and .../gts/NAME.npz.
-
-    -> (the folders .../KIND, number of bad cases, which are told and left out)"""
-    places, left_out = {}, 0
-    for folder in folders:
-        for old in (old for part in ("imgs", "gts", "segs") for old in work.glob(f"{folder.name}/*/*/{part}")):
-            shutil.rmtree(old)
-        for path in progress(list_cases(folder), f"boxes of {folder.name}"):
-            try:
-                case = read_case(path, boxes_from_masks=True)
-                labels, _ = promptable_labels(case.labels)
-                if not labels.any():
-                    raise InputError(f"{path}: every object is 1 pixel wide or high, which prompts nothing; remove it")
-                if case.is_3d and case.spacing_mm is None:
-                    raise InputError(f"{path}: has no key 'spacing', but 3D NSD is in mm; save (x, y, z) in mm")
-            except InputError as error:
-                left_out += 1
-                tell(f"accuracy.py: left out: {error}", error=True)
-                continue
-            kind, exact = "volumes" if case.is_3d else "pictures", boxes_from_labels(labels)[1]
-            for name in table.boxes if table.only in ("", kind) and wanted(case) else ():
-                rest = {"boxes": drawn_boxes(case.name, exact, BOXES[name], labels.shape)} | spacing_of(case)
-                place = work / folder.name / name / kind
-                save_npz(place / "imgs" / f"{case.name}.npz", imgs=case.image, **rest)
-                save_npz(place / "gts" / f"{case.name}.npz", gts=labels, **rest)
-                places[place] = None
+def copied(table: Table, folders: Iterable[Path], work: Path) -> list[Path]:
+    """Copies a table's cases, each kind apart. -> the folders work/FOLDER/KIND, KIND "pictures" or "volumes" """
+    places = {}
+    for path in (path for folder in folders for path in list_cases(folder)):
+        kind = "volumes" if read_case(path).is_3d else "pictures"
+        if table.only in ("", kind):
+            place = work / path.absolute().parent.name / kind
+            place.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
+            places[place] = None
     if not places:
-        raise InputError(f"{', '.join(map(str, folders))}: no case here can be used; name other folders with --cases")
-    return list(places), left_out
+        raise InputError(f"--cases: these folders hold none of the {table.only} of this table; name other folders")
+    return list(places)
 
 
-def weights_of(model: str) -> Path:
-    """The file or folder behind step 4's --model. InputError if it is not there."""
-    path = MODELS[model].weights() if model in MODELS else Path(model)
-    if not path.exists():
-        raise InputError(f"{path}: no such weights; name others with --model, or with --static")
-    return path
-
-
-def label_maps(system: System, model: str, place: Path) -> Path:
-    """Step 4 with a system on the cases of a folder. -> the folder of its label maps"""
-    out, kind = place / "segs" / system.name, "drawn" if BOXES[place.parent.name] else "exact"
-    if system.boxes_are:
-        kind = next(one for one in BOX_KINDS if one != kind) if system.boxes_are == "other" else system.boxes_are
-    flags = ["--model", model, "--preset", *system.preset, "--engine", *system.engine, "--boxes", kind]
+def label_maps(system: System, model: str, place: Path, looseness: float, out: Path) -> Path:
+    """Step 4 with a system on the cases of a folder. -> the folder of its label maps, `out`"""
+    flags = ["--model", model, "--preset", *system.preset, "--engine", *system.engine]
+    flags += ["--boxes-from-masks", str(looseness)]
+    if system.other_kind:
+        flags += ["--boxes", "exact" if looseness else "drawn"]
     with patch.multiple(volumes, **AS_SET | dict(system.constants)):
-        importlib.import_module("04_infer").main(["-i", str(place / "imgs"), "-o", str(out), *flags])
+        importlib.import_module("04_infer").main(["-i", str(place), "-o", str(out), *flags])
     return out
 
 
-def rows_of(systems: Iterable[System], models: dict[str, str], places: Iterable[Path]) -> list[dict]:
-    """Steps 4 and 5 with every system on every folder that `prepare` made: the rows of step 5's cases.csv.
+def rows_of(table: Table, models: dict[str, str], places: Iterable[Path]) -> list[dict]:
+    """Steps 4 and 5 with every system, on every folder of `copied`, with every kind of boxes: rows of step 5's cases.csv.
 
     models: what a system calls its model -> step 4's --model. A row also says its folder, boxes and kind."""
     rows = []
-    for place in places:
-        folder, boxes, kind = place.parts[-3:]
-        here = [system for system in systems if system.only in ("", kind)]
-        found = {system.name: label_maps(system, models[system.model], place) for system in here}
-        flags = ["-g", str(place / "gts"), "-o", str(place / "scores")]
+    for place, boxes in product(places, table.boxes):
+        (folder, kind), looseness, out = place.parts[-2:], BOXES[boxes], place.with_name(f"{place.name}-{boxes}")
+        here = [system for system in table.systems if system.only in ("", kind)]
+        found = {one.name: label_maps(one, models[one.model], place, looseness, out / one.name) for one in here}
+        flags = ["-g", str(place), "-o", str(out / "scores"), "--looseness", str(looseness)]
         importlib.import_module("05_evaluate").main(["-s", *(f"{name}={path}" for name, path in found.items()), *flags])
-        for row in tables.read_rows(place / "scores" / "cases.csv"):
+        for row in tables.read_rows(out / "scores" / "cases.csv"):
             named = {key: row[key] for key in ("system", "case", "modality")} | {"objects": int(row["objects"])}
             scores = {score: float(row[score] or "nan") for score in tables.score_names()}
             rows.append(named | scores | {"folder": folder, "boxes": boxes, "kind": kind})
     boxed = list(dict.fromkeys((row["folder"], row["boxes"]) for row in rows)).index
-    order = [*(system.name for system in systems), *tables.REFERENCES].index
+    order = [*(system.name for system in table.systems), *tables.REFERENCES].index
     # stable: cases stay in their order
     return sorted(rows, key=lambda row: (boxed((row["folder"], row["boxes"])), order(row["system"])))
 
@@ -222,19 +190,6 @@ def parts_of(table: Table, rows: list[dict]) -> list[tuple[dict, list[dict]]]:
     for row in rows:
         parts.setdefault(tuple(row[column] for column in table.parts), []).append(row)
     return [(dict(zip(table.parts, name, strict=True)), here) for name, here in parts.items()]
-
-
-def score_table(summary: dict[tuple[str, str], dict], score: str) -> str:
-    """One score of every system, the paper's four columns of that metric, DSC or NSD, on its own split, at the right."""
-    systems, ending = tables.systems_of(summary), f": {score.split('_')[0].upper()}"
-    printed = {name: column for name, column in tables.paper_scores((False, True)).items() if name.endswith(ending)}
-    header, *body = tables.summary_cells(summary, {system: (system, score) for system in systems})
-    rows = [[*header[:2], "objects", *systems, *(name.removesuffix(ending) for name in printed)]]
-    for modality, cases, *scores in body:
-        objects = str(summary[systems[-1], modality]["objects"])
-        paper = [tables.cell(column.get(modality, math.nan)) for column in printed.values()]
-        rows.append([modality, cases, objects, *scores, *paper])
-    return tables.pipe_table(rows)
 
 
 def average_table(table: Table, lines: list[dict]) -> str:
@@ -258,10 +213,11 @@ def table_text(table: Table, rows: list[dict], lines: list[dict]) -> str:
     for part, here in parts_of(table, rows):
         # more systems would not fit beside one another
         for title, score in SHOWN.items() if len(table.systems) <= 4 else ():
-            heading = ", ".join([f"## {title}", *part.values()])
-            text += [heading, "", score_table(tables.summarize(here), score), ""]
+            summary = tables.summarize(here)
+            cells = tables.summary_cells(summary, {system: (system, score) for system in tables.systems_of(summary)})
+            text += [", ".join([f"## {title}", *part.values()]), "", tables.pipe_table(cells), ""]
     text.append(
-        "Means, per cent, over a case's objects, a modality's cases, the modalities. The paper's columns are of other cases.\n"
+        "Means, per cent, over a case's objects, a modality's cases, the modalities.\n"
         "Boxes loose by S per cent: each side outward by 0.5 to 1.5 times S per cent of the object's width or height (D20).\n"
     )
     return "\n".join(text)
@@ -284,20 +240,16 @@ def looseness_plot(rows: list[dict]) -> Figure:
     return figure
 
 
-def run(args: Namespace) -> tuple[list[dict], int]:
-    # 1. The same boxes for everyone
+def run(args: Namespace, work: Path) -> list[dict]:
+    # 1. Steps 4 and 5, with the same boxes for everyone
     table, models = TABLES[args.table], {"proposed": args.model, "baseline": "baseline", "static": args.static}
     if any("precision=bf16" in system.engine for system in table.systems) and not openvino_engine.has_bfloat16():
         raise InputError("this processor has no bfloat16, so there is nothing to compare; use another machine")
-    used = {system.model: weights_of(models[system.model]) for system in table.systems}
-    places, left_out = prepare(table, args.cases, args.work)
-
-    # 2. Steps 4 and 5
-    rows = rows_of(table.systems, models, places)
+    rows = rows_of(table, models, copied(table, args.cases, work))
     pairs = [(system.name, minus) for system in table.systems for minus in system.minus]
     lines = [part | one for part, here in parts_of(table, rows) for one in tables.paired_differences(here, pairs)]
 
-    # 3. Tables
+    # 2. Tables
     parts = tuple(column for column in table.parts if column != "kind")  # a case's name says its kind
     save_text(args.out / "cases.csv", csv_text(rows, (*parts, "system", "case", "modality", "objects", *tables.score_names())))  # fmt: skip
     columns = (*table.parts, "system", "minus", "modality", "cases", "score", "difference", "low", "high")
@@ -306,13 +258,14 @@ def run(args: Namespace) -> tuple[list[dict], int]:
     if args.table == "looseness":
         save_figure(args.out / "looseness.png", looseness_plot(rows))
     settings = {"torch": version("torch"), "cases": len({(row["folder"], row["case"]) for row in rows})}
+    used = {model: file_of(models[model]) for model in dict.fromkeys(system.model for system in table.systems)}
     files = {model: sorted(path.iterdir()) if path.is_dir() else [path] for model, path in used.items()}
     weights = {model: b"".join(file.read_bytes() for file in found) for model, found in files.items()}
     settings |= {"sha256 of weights": {model: hashlib.sha256(found).hexdigest() for model, found in weights.items()}}
     save_json(args.out / "settings.json", settings)
     print(average_table(table, lines))
-    print(f"accuracy.py: {settings['cases']} cases, {left_out} left out; wrote {args.out}")
-    return rows, left_out
+    print(f"accuracy.py: {settings['cases']} cases; wrote {args.out}")
+    return rows
 
 
 def main(argv: list[str] | None = None) -> list[dict]:
@@ -322,15 +275,11 @@ def main(argv: list[str] | None = None) -> list[dict]:
     p.add_argument("--cases", type=Path, nargs="+", required=True, help="folders of .npz cases with imgs and gts")
     p.add_argument("--model", default="proposed", help="the proposed model: its name, or a checkpoint")
     p.add_argument("--static", default=str(OUR_CHECKPOINT.with_suffix(".static")), help="its int8 form, for precision")
-    p.add_argument("--work", type=Path, default=Path("out/accuracy"), help="folder for boxes, label maps and scores")
     p.add_argument("-o", "--out", type=Path, help="folder for the tables (default: results/TABLE)")
     args = p.parse_args(argv)
     args.out = args.out or Path("results") / args.table
-    with script("accuracy.py"):
-        rows, left_out = run(args)
-    if left_out:
-        sys.exit(1)
-    return rows
+    with script("accuracy.py") as work:
+        return run(args, work)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Table 5 measured: seconds and memory of whole processes of step 4, beside the published algorithm. [P 4.3]
 
-    python benchmarks/speed.py --static NAME.static                                               every case, in hours
+    python benchmarks/speed.py                                                             every case, in hours
     python benchmarks/speed.py --cases 2DBox_US_tiny 3DBox_CT_tiny --repeats 1 -o out/try         2 min
 
 The challenge starts a process for each case, so each run here is one, from its start to its exit. Systems take turns. The
@@ -162,14 +162,13 @@ def released_step(arguments: list[str]) -> None:
         importlib.import_module("04_infer").main(arguments)
 
 
-def measure(case: str, system: str, static: Path | None) -> dict:
+def measure(case: str, system: str) -> dict:
     """One process: its seconds and its memory. InputError if it fails."""
     path, out, marks = WORK / case / "imgs" / f"{case}.npz", WORK / "segs" / system, WORK / "marks.json"
     if not path.is_file():
         write_case(WORK / case, draw(BY_NAME[case]))
     preset, model, engine = system.split()
     function = ("speed", "released_step") if preset == "released" else ("04_infer", "main")
-    model = static or model if engine == "openvino-int8" else model
     # a folder with one case: so no overlay is drawn, as in the challenge
     flags = ["-i", path.parent, "-o", out, "--model", model, "--preset", preset, "force=yes", "--engine", engine]
     command = [sys.executable, "-c", CHILD, marks, *function, *flags]
@@ -192,7 +191,7 @@ def measure_all(args: Namespace) -> list[dict]:
     """The rows of times.csv. Repeats are the outer loop, so that systems take turns."""
     for system in OURS:
         with suppress(InputError):
-            measure(TINY[0].name, system, args.static)  # makes and compiles graphs, fills the disk's cache
+            measure(TINY[0].name, system)  # makes and compiles graphs, fills the disk's cache
     rows = []
     turns = [
         {"case": case, "system": system, "repeat": repeat}
@@ -200,7 +199,7 @@ def measure_all(args: Namespace) -> list[dict]:
     ]
     for turn in progress(turns, "runs"):
         try:
-            rows.append(turn | measure(turn["case"], turn["system"], args.static))
+            rows.append(turn | measure(turn["case"], turn["system"]))
         except InputError as error:
             tell(f"speed.py: left out: {error}")
         save_text(args.out / "times.csv", csv_text(rows, COLUMNS, ".6g"))
@@ -243,7 +242,6 @@ def main(argv: list[str] | None = None) -> list[dict]:
     p = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     cases = [SIX_OBJECTS.name, *(case.name for case in TABLE5)]
     p.add_argument("--cases", nargs="+", choices=BY_NAME, default=cases, metavar="NAME", help="rows of Table 5")
-    p.add_argument("--static", type=Path, help="NAME.static for engine openvino-int8 (default: its own)")
     p.add_argument("--repeats", type=int, default=3, help="runs of a system on a case; their median counts")
     p.add_argument("-o", "--out", type=Path, default=Path("results/speed"), help="folder for times and tables")
     args = p.parse_args(argv)

@@ -5,7 +5,7 @@ openvino_engine.py  runs graphs with Intel's OpenVINO, without PyTorch
 graphs.py           makes graphs, and ONNX files: traces PyTorch's network, and compares the two
 decoder.py          attention with its sums in another order, for the decoder's graphs
 static_int8.py      the encoder's graph with int8 layers
-__main__.py         `python -m engines static` writes such a network, and a report
+__main__.py         `python -m engines static` writes such a network, `python -m engines onnx` ONNX files
 
 model.py may be edited, and the graphs must follow. So each folder of graphs has a hash of the network's code.
 - openvino: where it, or the checkpoint, is another one, the graphs are made anew. They are compared with the network's

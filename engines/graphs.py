@@ -90,8 +90,8 @@ def decoder_graphs(network: BoxSegmenter, kind: str) -> dict:
     return {f"{name}-{kind}": graph for name, graph in graphs.items()}
 
 
-def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=None) -> int:
-    """Make and write the graphs of a network, whole or not at all; a folder of before is replaced. -> bytes
+def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=None) -> None:
+    """Make and write the graphs of a network, whole or not at all; a folder of before is replaced.
 
     info: for info.json.   int8_encoder: the graph for openvino-int8, which is not compared with the network.
     InputError if the graphs cannot be made, or do not compute what the network as written does."""
@@ -118,11 +118,9 @@ def write_graphs(folder: Path, network: BoxSegmenter, info: dict, int8_encoder=N
             for part in differing(answers(OpenVINOEngine(made), kind), answers(TorchEngine(network), kind)):
                 if int8_encoder is None or part != "image encoder":
                     raise refusal(part)
-        size = sum(path.stat().st_size for path in made.iterdir())
         if folder.is_dir():
             shutil.move(folder, Path(scratch) / "before")
         shutil.move(made, folder)
-    return size
 
 
 def answers(engine: OpenVINOEngine | TorchEngine, kind: str = "exact") -> dict[str, np.ndarray]:

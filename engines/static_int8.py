@@ -60,13 +60,3 @@ def calibration_entries(entries: list[CacheEntry], count: int) -> list[CacheEntr
     for entry in epoch_entries(train, "equal", seed=0, epoch=0) if train else ():
         groups[entry.modality].append(entry)
     return list(islice(chain.from_iterable(zip(*groups.values(), strict=True)), count))
-
-
-def int8_weights(graph) -> dict[str, int]:
-    """The int8 weights that a graph stores, as {name: how many numbers}: one entry for each layer in int8."""
-    constants = [node for node in graph.get_ops() if node.get_type_name() == "Constant"]
-    return {
-        node.get_friendly_name(): node.get_data().size
-        for node in constants
-        if node.get_element_type().get_type_name() in ("i8", "u8")
-    }

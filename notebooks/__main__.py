@@ -2,7 +2,6 @@
 
 python -m notebooks                  all of them, one after the other
 python -m notebooks 03 05 --check    these two, and nothing is written
-python -m notebooks --small --check  a quick try of all, with the switch SMALL on
 
 notebooks/solutions/NAME.ipynb is the source, kept without outputs. It is run, and written as notebooks/NAME.ipynb with
 its outputs; there `...  # your code` stands for the lines between `# begin solution` and `# end solution`. The cell after
@@ -20,18 +19,14 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
-from jinja2 import DictLoader
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from nbconvert import HTMLExporter
 from PIL import Image
 
 from formats.writing import save_image, save_text
 
 FOLDER = Path(__file__).parent
-SWITCH = re.compile(r"^SMALL = False", re.MULTILINE)
 SOLUTION = re.compile(r"^( *)# begin solution\n.*?^ *# end solution$", re.MULTILINE | re.DOTALL)
-LARGEST = 1_000_000  # bytes of a notebook with its outputs, so that it reads well where it is hosted
 SLOWEST = 600  # seconds a cell may take
 THUMBNAIL = 360  # pixels of the longer side of README's picture of a notebook, which is the notebook's first
 
@@ -69,15 +64,13 @@ def with_blanks(cells: list) -> list:
     return run
 
 
-def run_notebook(path: Path, small: bool) -> tuple[str, float]:
+def run_notebook(path: Path) -> tuple[str, float]:
     """Run a solved notebook. -> the text of the one to be worked through, with outputs; seconds
 
     The kernel starts in the folder of the notebooks, as Jupyter does. Or CellExecutionError, or ValueError for a check
     that passes on a blank exercise.
     """
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells if small else ():
-        cell.source = SWITCH.sub("SMALL = True", cell.source)
     notebook.cells = with_blanks(notebook.cells)
     start = time.perf_counter()
     place = {"metadata": {"path": FOLDER}}
@@ -112,50 +105,20 @@ def write_picture(name: str, text: str) -> None:
     save_image(FOLDER.parent / "assets" / "notebooks" / f"{name[:2]}.png", np.asarray(picture))
 
 
-# nbconvert's page for JupyterLab's look leaves out the texts for readers who cannot see a picture; this puts them in, and
-# folds the outputs of cells that answer a guess
-TEMPLATE = """{% extends "lab/index.html.j2" %}
-{% block data_png scoped %}<div class="jp-RenderedImage jp-OutputArea-output">
-<img src="data:image/png;base64,{{ output.data["image/png"] }}" alt="{{ output.metadata["image/png"]["alt"] | escape_html }}">
-</div>{% endblock %}
-{% block outputs scoped %}
-{% if cell.metadata.get("jupyter", {}).get("outputs_hidden") %}<details><summary>The answer</summary>{{ super() }}</details>
-{% else %}{{ super() }}{% endif %}{% endblock %}"""
-
-
-def write_page(path: Path, folder: Path) -> Path:
-    """A notebook with its stored outputs as one HTML file. The links between notebooks lead from page to page."""
-    exporter = HTMLExporter(extra_loaders=[DictLoader({"page.html.j2": TEMPLATE})], template_file="page.html.j2")
-    text, _ = exporter.from_filename(str(path))
-    target = folder / path.relative_to(FOLDER).with_suffix(".html")
-    save_text(target, text.replace('.ipynb"', '.html"'))
-    return target
-
-
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(prog="python -m notebooks", description=__doc__.splitlines()[0])
     p.add_argument("names", nargs="*", help="how the file names begin, 03 for example; default: all")
     p.add_argument("--check", action="store_true", help="run only, write nothing")
-    p.add_argument("--small", action="store_true", help="with SMALL = True, a quick try; needs --check")
-    p.add_argument("--html", type=Path, metavar="FOLDER", help="write web pages there; runs nothing")
     args = p.parse_args(argv)
     paths, total = list_solved(args.names), 0.0
     if not paths:
         sys.exit(f"notebooks: no file in {FOLDER} begins with {' or '.join(args.names)}; see --help")
-    if args.small and not args.check:
-        p.error("--small needs --check: what a quick try shows is not kept")
-    if args.html:
-        print(*(write_page(FOLDER / path.name, args.html) for path in paths), sep="\n")
-        return
     for path in paths:
         try:
-            text, seconds = run_notebook(path, args.small)
+            text, seconds = run_notebook(path)
         except (CellExecutionError, ValueError) as error:
             plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # without the colours of a terminal
             sys.exit(f"notebooks: {path.name} stopped.\n{plain}")
-        if len(text) > LARGEST:
-            sys.exit(f"notebooks: {path.name} would have {len(text):,} bytes, {LARGEST:,} are allowed; make its pictures "
-                     "smaller")  # fmt: skip
         if not args.check:
             save_text(FOLDER / path.name, text)
             write_picture(path.stem, text)

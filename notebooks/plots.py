@@ -18,11 +18,9 @@ from PIL import Image as Pictures
 from figures import PALETTE, YELLOW, overlay
 
 WIDTH = 5.4  # inches of a figure
-DPI = 110  # pixels of an inch
 COLOURS = [tuple(colour / 255) for colour in PALETTE[[4, 2, 1, 3, 5, 0]]]  # of lines and bars, the darkest first
-BOX = tuple(np.array(YELLOW) / 255)
 plt.rcParams.update({
-    "figure.dpi": DPI, "figure.figsize": (WIDTH, 3.2), "figure.constrained_layout.use": True, "font.size": 9,
+    "figure.dpi": 110, "figure.figsize": (WIDTH, 3.2), "figure.constrained_layout.use": True, "font.size": 9,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     "axes.prop_cycle": plt.cycler(color=COLOURS, marker=list("osD^v*")),
 })  # fmt: skip
@@ -88,7 +86,7 @@ def draw_box(ax, box):
     """A box prompt in yellow. box: x0 y0 x1 y1, pixels, both ends inclusive."""
     x0, y0, x1, y1 = (float(value) for value in box)
     xs, ys = [x0 - 0.5, x1 + 0.5, x1 + 0.5, x0 - 0.5, x0 - 0.5], [y0 - 0.5, y0 - 0.5, y1 + 0.5, y1 + 0.5, y0 - 0.5]
-    ax.plot(xs, ys, color=BOX, linewidth=1.5, marker="")
+    ax.plot(xs, ys, color=tuple(np.array(YELLOW) / 255), linewidth=1.5, marker="")
     return ax
 
 

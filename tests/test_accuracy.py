@@ -4,7 +4,9 @@ Most runs use the stand-in of fake_model.py, which needs no weights; the last te
 """
 
 import csv
+import importlib
 import json
+from pathlib import Path
 
 import accuracy
 import numpy as np
@@ -14,7 +16,8 @@ from fake_model import BrightModel
 import segment
 import volumes
 from demo_data import tiny_case
-from formats.npz import load_npz, write_training_case
+from formats.npz import write_training_case
+from formats.readers import read_boxed
 from formats.writing import save_npz
 from grid import boxes_from_labels, case_rng, loosen_boxes
 from presets import PRESETS, override, preset_options
@@ -23,10 +26,8 @@ from segment import Segmenter
 
 def test_boxes_depend_on_the_cases_name_alone(place):
     folder, _ = place
-    table = accuracy.TABLES["looseness"]
-    places, _ = accuracy.prepare(table, [folder / "val"], folder / "work")
-    assert [path.parent.name for path in places] == list(accuracy.BOXES) == list(table.boxes)
-    found = [load_npz(path / "imgs" / "2D_US_tiny0.npz")["boxes"] for path in places]
+    assert list(accuracy.BOXES) == list(accuracy.TABLES["looseness"].boxes)
+    found = [read_boxed(folder / "val" / "2D_US_tiny0.npz", None, share).boxes for share in accuracy.BOXES.values()]
     exact = boxes_from_labels(tiny_case().labels)[1]
     assert (found[0] == exact).all()
     assert (found[2] == loosen_boxes(exact, 0.3, case_rng("2D_US_tiny0"), 64, 80)).all()
@@ -79,8 +80,21 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def test_all_systems_get_the_same_boxes_and_every_table_is_written(place):
+def test_all_systems_get_the_same_boxes_and_every_table_is_written(place, monkeypatch):
     folder, loaded = place
+    steps, asked = {step: importlib.import_module(step).main for step in ("04_infer", "05_evaluate")}, []
+
+    def step_4(argv):
+        steps["04_infer"](argv)
+        out = Path(argv[argv.index("-o") + 1])
+        asked.append((argv[argv.index("--boxes-from-masks") + 1], read(out / "efficiency.csv")[0]["boxes_are"]))
+
+    def step_5(argv):  # the references are drawn from the boxes of the truth
+        assert {share for share, _ in asked[-3:]} == {argv[argv.index("--looseness") + 1]}
+        steps["05_evaluate"](argv)
+
+    monkeypatch.setattr(importlib.import_module("04_infer"), "main", step_4)
+    monkeypatch.setattr(importlib.import_module("05_evaluate"), "main", step_5)
     rows = run("table4_unseen")
     names = ("baseline", "proposed", "proposed-int8")
     assert len(rows) == 3 * 5 * 2  # cases, systems and references, boxes
@@ -89,15 +103,7 @@ def test_all_systems_get_the_same_boxes_and_every_table_is_written(place):
     assert [one[:3] for one in loaded[:3]] == [(model, "fixed", engine) for model, engine in engines]
     assert len(loaded) == 3 * 2 * 2
     kinds = ("exact", "loose-15pct-seed0")
-    asked = {
-        path.parts[-5]: read(path)[0]["boxes_are"] for path in folder.glob("out/accuracy/val/*/*/segs/*/efficiency.csv")
-    }
-    assert asked == {"exact": "exact", "loose-15pct-seed0": "drawn"}
-    places = [folder / "out/accuracy/val" / kind / "pictures" for kind in kinds]
-    inputs, truth = ([load_npz(p / part / "2D_US_tiny0.npz") for p in places] for part in ("imgs", "gts"))
-    assert not np.array_equal(inputs[0]["boxes"], inputs[1]["boxes"])
-    for given, wanted in zip(inputs, truth, strict=True):  # the references are drawn from the boxes of the truth
-        assert np.array_equal(given["boxes"], wanted["boxes"])
+    assert set(asked) == {("0.0", "exact"), ("0.15", "drawn")} and len(asked) == 3 * 2 * 2
 
     cases = read(folder / "results/cases.csv")
     assert list(cases[0])[:5] == ["boxes", "system", "case", "modality", "objects"]
@@ -106,7 +112,7 @@ def test_all_systems_get_the_same_boxes_and_every_table_is_written(place):
     assert filled["exact", "2D_US_tiny0.npz"] != filled["loose-15pct-seed0", "2D_US_tiny0.npz"]
     table = (folder / "results/table.md").read_text().splitlines()
     header = next(line for line in table if line.startswith("| modality"))
-    assert [cell.strip() for cell in header.split("|")[1:-1]][3:8] == [*names, "filled box", "inscribed ellipse"]
+    assert [cell.strip() for cell in header.split("|")[1:-1]][2:] == [*names, "filled box", "inscribed ellipse"]
     assert "| loose-15pct-seed0 | 3 | proposed-int8 | proposed |" in "\n".join(table)
     assert sum(line.startswith("## ") for line in table) == 6
     lines = read(folder / "results/differences.csv")
@@ -176,36 +182,33 @@ def test_each_row_of_the_propagation_is_one_constant_changed_and_the_constants_c
     assert {row["case"] for row in rows} == {"3D_CT_tiny0.npz"}  # pictures are left out
 
 
-def test_bad_cases_are_told_and_the_others_are_done(place, capsys):
+def test_a_case_that_cannot_be_used_stops_the_measurement_in_one_sentence(place, capsys):
     folder, _ = place
-    image = np.full((20, 30), 9, np.uint8)
-    line = np.zeros((20, 30), np.uint8)
-    line[5:15, 7] = 1
-    save_npz(folder / "val" / "2D_US_line.npz", imgs=image, gts=line)
-    save_npz(folder / "val" / "2D_US_none.npz", imgs=image)
-    save_npz(folder / "val" / "3D_MR_nospacing.npz", imgs=image[None], gts=(image > 0)[None].astype(np.uint8))
-    with pytest.raises(SystemExit) as stop:
-        run("inputs")
-    assert stop.value.code == 1
-    told = [one for one in capsys.readouterr().err.splitlines() if "left out" in one]
-    for text, words in zip(
-        told, ("1 pixel wide or high", "neither 'boxes' nor 'gts'", "no key 'spacing'"), strict=True
-    ):
-        assert text.startswith("accuracy.py: left out: val/") and words in text
-    assert {row["case"] for row in read(folder / "results/cases.csv")} == {"2D_US_tiny0.npz", "2D_US_tiny1.npz"}
+    image = np.arange(600, dtype=np.uint8).reshape(20, 30)
+    bad = (
+        ("2D_US_none.npz", {"imgs": image}, "neither 'boxes' nor 'gts'"),
+        ("2D_US_empty.npz", {"imgs": image, "gts": 0 * image}, "its masks hold no object"),
+        ("3D_MR_nospacing.npz", {"imgs": image[None], "gts": (image > 9)[None].astype(np.uint8)}, "no key 'spacing'"),
+    )
+    for name, arrays, words in bad:
+        save_npz(folder / "val" / name, **arrays)
+        with pytest.raises(SystemExit) as stop:
+            run("differences")
+        told = [line for line in [*capsys.readouterr().err.splitlines(), str(stop.value.code)] if words in line]
+        assert told and stop.value.code and not (folder / "results").exists()
+        (folder / "val" / name).unlink()
 
 
 def test_what_is_missing_is_told_in_one_sentence(place, capsys):
     folder, loaded = place
     for path in (folder / "val").glob("2D*"):
         path.unlink()
-    with pytest.raises(SystemExit, match="^accuracy.py: val: no case here can be used; name other folders"):
+    with pytest.raises(
+        SystemExit, match="^accuracy.py: --cases: these folders hold none of the pictures of this table; "
+    ):
         run("looseness")
     with pytest.raises(SystemExit, match="no such folder"):
         run("looseness", cases=("nowhere",))
-    (folder / "ours.pt").unlink()
-    with pytest.raises(SystemExit, match="ours.pt: no such weights; name others with --model, or with --static"):
-        run("table4")
     assert loaded == []
     for arguments in (["table9", "--cases", "val"], ["table4"]):
         with pytest.raises(SystemExit):
@@ -220,17 +223,4 @@ def test_the_real_models_make_a_table_of_an_image_and_a_volume(tmp_path, monkeyp
         write_training_case(tmp_path / "tiny", tiny_case(dims=dims))
     rows = accuracy.main(["table4", "--cases", "tiny"])
     assert len(rows) == 2 * 6 and all(0 <= row["dsc_strict"] <= 1 for row in rows)
-    assert capsys.readouterr().out.splitlines()[-1].startswith("accuracy.py: 2 cases, 0 left out; wrote ")
-
-
-def test_a_score_stands_beside_the_papers_numbers_of_the_same_metric():
-    scores = accuracy.tables.score_names()
-    rows = [{"system": "ours", "case": f"{i}", "modality": modality, "objects": 2} | dict.fromkeys(scores, score)
-            for i, (modality, score) in enumerate((("CT", 0.5), ("CT", 1.0), ("OCT", 0.25)))]  # fmt: skip
-    header, _, ct, oct, mean = accuracy.score_table(accuracy.tables.summarize(rows), "nsd_strict").splitlines()
-    assert header.startswith(
-        "| modality | cases | objects | ours | paper's Baseline on its own split | paper's Quantized"
-    )
-    assert ct == "| CT | 2 | 4 | 75.00 | 88.49 | 89.15 | 97.74 | 98.05 |"
-    assert oct == "| OCT | 1 | 2 | 25.00 | - | - | - | - |"
-    assert mean == "| Average | 3 | 6 | 50.00 | 95.20 | 95.32 | 98.05 | 98.28 |"
+    assert capsys.readouterr().out.splitlines()[-1].startswith("accuracy.py: 2 cases; wrote ")

@@ -198,7 +198,7 @@ def place(tmp_path, monkeypatch):
     """Runs that take no time; `asked` lists them, `fails` the systems that go wrong."""
     asked, fails = [], set()
 
-    def measure(case, system, static):
+    def measure(case, system):
         asked.append((case, system))
         if system in fails:
             raise InputError(f"{case}, {system}: openvino is not installed")
@@ -268,4 +268,4 @@ def test_real_processes_are_timed_by_stage(tmp_path, monkeypatch):
     assert np.load(tmp_path / "work" / "segs" / OURS / f"{TINY[0].name}.npz")["segs"].any()
     monkeypatch.setattr(speed, "CHILD", "raise SystemExit('it went wrong')")
     with pytest.raises(InputError, match="2DBox_US_tiny, fixed proposed torch: it went wrong"):
-        speed.measure(TINY[0].name, OURS, None)
+        speed.measure(TINY[0].name, OURS)

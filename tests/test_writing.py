@@ -14,7 +14,7 @@ import pytest
 import tables
 from formats import InputError
 from formats.cache import CacheEntry, read_index, write_index
-from formats.writing import csv_text, one_run, progress, tell
+from formats.writing import csv_text, one_run, progress, someone_is_there, tell
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,3 +156,10 @@ def test_what_is_told_moves_no_cursor(capsys):
     tell("a\x1b[2Jb\udcff\x9b1m\rc\nd")
     tell("\x1b]0;title\x07\u202egpj", error=True)
     assert capsys.readouterr() == ("a\\x1b[2Jb\\udcff\\x9b1m\\rc\nd\n", "\\x1b]0;title\\x07\\u202egpj\n")
+
+
+@pytest.mark.parametrize("message, want", [({}, False), ({"content": {"allow_stdin": False}}, False), ({"content": {"allow_stdin": True}}, True)])  # fmt: skip
+def test_a_runner_of_notebooks_is_told_from_a_page_by_whether_it_can_answer_questions(monkeypatch, message, want):
+    kernel = SimpleNamespace(get_parent=lambda channel: message)
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    assert someone_is_there() is want
