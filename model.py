@@ -12,13 +12,14 @@ Sources: [P] Lee, Ku, Choi, "Gray's Anatomy for Segment Anything Model", CVPR 20
 """
 
 import math
+from collections import OrderedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficientvit import EMBED_DIM, EMBED_GRID, ImageEncoder, LayerNorm2d
+from efficientvit import EMBED_DIM, EMBED_GRID, LayerNorm2d
 from grid import GRID
 
 # ---------------------------------------------------------------- prompt encoder
@@ -111,18 +112,6 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-class FeedForward(nn.Module):
-    """The transformer layer's two linear layers (named apart from `MLP` because the checkpoint names them so)."""
-
-    def __init__(self, hidden: int = 2048) -> None:
-        super().__init__()
-        self.lin1 = nn.Linear(EMBED_DIM, hidden)
-        self.lin2 = nn.Linear(hidden, EMBED_DIM)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lin2(self.lin1(x).relu())
-
-
 class TwoWayLayer(nn.Module):
     """Tokens attend to themselves, tokens to image, feed-forward, image to tokens. [SAM Fig. 14]"""
 
@@ -133,7 +122,9 @@ class TwoWayLayer(nn.Module):
         self.norm1 = nn.LayerNorm(EMBED_DIM)
         self.cross_attn_token_to_image = Attention(EMBED_DIM // 2)
         self.norm2 = nn.LayerNorm(EMBED_DIM)
-        self.mlp = FeedForward()
+        self.mlp = nn.Sequential(
+            OrderedDict(lin1=nn.Linear(EMBED_DIM, 2048), act=nn.ReLU(), lin2=nn.Linear(2048, EMBED_DIM))
+        )
         self.norm3 = nn.LayerNorm(EMBED_DIM)
         self.norm4 = nn.LayerNorm(EMBED_DIM)
         self.cross_attn_image_to_token = Attention(EMBED_DIM // 2)
@@ -211,10 +202,13 @@ class MaskDecoder(nn.Module):
 
 
 class BoxSegmenter(nn.Module):
-    """Image encoder, prompt encoder, mask decoder: Figure 1 of [P], and the baseline with another encoder."""
+    """Image encoder, prompt encoder, mask decoder: Figure 1 of [P], and the baseline with another encoder.
+
+    With EfficientViT-SAM-L0 it has 34,792,784 parameters. [P 2.2, Table 3]"""
 
     def __init__(self, image_encoder: nn.Module, kinds: tuple[str, ...] = ()) -> None:
-        """kinds: names of further kinds of boxes, see segment.BOX_KINDS; each has a decoder of its own."""
+        """image_encoder: takes (B, 3, 256, 256) and returns (B, 256, 64, 64).
+        kinds: names of further kinds of boxes, see segment.BOX_KINDS; each has a decoder of its own, 4,064,816 parameters."""
         super().__init__()
         self.image_encoder = image_encoder
         self.mask_decoder = MaskDecoder()
@@ -246,13 +240,6 @@ class BoxSegmenter(nn.Module):
             raise ValueError(f"{len(boxes)} boxes for {len(embedding)} images: say which with image_of_box")
         sparse, dense = prompt_encoder(boxes)
         return mask_decoder(embedding, prompt_encoder.dense_positions(), sparse, dense)
-
-
-def build_model(encoder: type[nn.Module] = ImageEncoder, kinds: tuple[str, ...] = ()) -> BoxSegmenter:
-    """The proposed model with EfficientViT-SAM-L0, 34,792,784 parameters, random weights. [P 2.2, Table 3]
-    encoder: another image encoder's class; it takes (B, 3, 256, 256) and returns (B, 256, 64, 64).
-    kinds: see BoxSegmenter; each has 4,064,816 parameters more."""
-    return BoxSegmenter(encoder(), kinds)
 
 
 class TorchEngine:
