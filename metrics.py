@@ -202,8 +202,6 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
         raise ValueError(f"tolerance must be a finite number of mm, 0 or more, found {tolerance_mm}")
     if not pred.any() or not gt.any():
         return 0.0 if pred.any() or gt.any() else math.nan
-    if np.array_equal(pred, gt):
-        return 1.0
     low, high = label_bounds(pred | gt)[1]
     crop = tuple(map(slice, low, high + 1))
     codes = [_element_codes(mask[crop]) for mask in (pred, gt)]
@@ -213,8 +211,8 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
     total, missed = 0.0, 0.0  # |S_P| + |S_G|, and what of it is further than t from the other
     for code, of, other in ((codes[0], *surfaces), (codes[1], *reversed(surfaces))):
         total += np.bincount(code[of], minlength=len(sizes)) @ sizes
-        far = _far(of, other, spacing_mm, tolerance_mm)
-        missed += np.bincount(code.ravel()[far], minlength=len(sizes)) @ sizes
+        far = code.ravel()[_far(of, other, spacing_mm, tolerance_mm)]
+        missed += np.bincount(far, minlength=len(sizes)) @ sizes
     return float((total - missed) / total)
 
 
@@ -359,7 +357,8 @@ def _check_masks(pred: np.ndarray, gt: np.ndarray) -> None:
 
 def _check_spacing(spacing_mm: tuple[float, ...], ndim: int) -> tuple[float, ...]:
     spacing = tuple(float(s) for s in spacing_mm)
-    if ndim not in (2, 3) or len(spacing) != ndim or not all(0 < s < math.inf for s in spacing):
+    # squares of larger ones overflow
+    if ndim not in (2, 3) or len(spacing) != ndim or not all(0 < s < 1e100 for s in spacing):
         raise ValueError(f"a {ndim}D mask needs 2 or 3 axes and one positive spacing (mm) an axis, found {spacing}")
     return spacing
 

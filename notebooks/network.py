@@ -1,6 +1,6 @@
 """Figure 1, and README's picture of the whole idea: a network as it is, seen while one image and one box go through.
 
-python -m notebooks.network assets/idea.png        README's picture
+README's picture is drawn by: python -m notebooks.network assets/idea.png
 """
 
 import sys
@@ -116,13 +116,16 @@ def figure1(rows: list[dict], ax, skips: Sequence[tuple[str, str]] = ()):
     return ax
 
 
-def figure_idea(image: np.ndarray, box_xyxy: np.ndarray, segmenter, axes):
-    """[P Figs. 1, 2] The whole idea on one gray image, in six pictures from the box to the mask.
+def draw_idea(path: Path) -> None:
+    """[P Figs. 1, 2] The whole idea in six pictures from the box to the mask: an MR slice of the abdomen, one kidney.
 
-    image: (H, W) uint8; box_xyxy: (4,) pixels; segmenter: segment.Segmenter on PyTorch; axes: (2, 3) Axes; returned.
     An embedding has 256 numbers for each cell. The three directions in which those vary most become red, green, blue.
     """
-    boxes, nothing = box_xyxy[None], np.zeros(image.shape, np.uint16)
+    case, segmenter = {case.name: case for case in real_cases()}["2DBox_MR_abdomen"], load("proposed")
+    figure = Figure(figsize=(10, 6.4))
+    figure.subplots_adjust(0.01, 0.02, 0.99, 0.92, wspace=0.32, hspace=0.5)
+    image, axes = case.image, figure.subplots(2, 3)
+    boxes, nothing = boxes_from_labels(case.labels)[1][:1], np.zeros(image.shape, np.uint16)
     on_grid = boxes_to_grid(boxes, *image.shape)
     channels = three_channels(resize_to_grid(image), segmenter.preset)
     stack = np.concatenate([np.pad(channels[..., i], ((0, 8), (0, 0)), constant_values=255) for i in range(3)])
@@ -150,7 +153,6 @@ def figure_idea(image: np.ndarray, box_xyxy: np.ndarray, segmenter, axes):
         ax.imshow(picture, **settings)
         ax.set_title(title, fontsize=13)
         ax.axis("off")
-    figure = axes[0, 0].figure
     figure.canvas.draw()  # else the panels are not yet where they will be
     image_at, channels_at, embedding_at, tokens_at, logits_at, mask_at = (ax.transAxes for ax in axes.ravel())
     below, above, left, right = (0.5, -0.03), (0.5, 1.38), (-0.03, 0.5), (1.03, 0.5)
@@ -167,15 +169,6 @@ def figure_idea(image: np.ndarray, box_xyxy: np.ndarray, segmenter, axes):
         at = figure.transFigure.inverted().transform((x, y + 4 * ("encoder" not in name or "\n" in name)))
         where = {"ha": "left", "va": "center"} if first == below else {"ha": "center", "va": "bottom"}
         figure.text(*at, name, fontsize=12, **where)
-    return axes
-
-
-def draw_idea(path: Path) -> None:
-    """The whole idea on a real image, an MR slice of the abdomen, and the box of one kidney."""
-    case = {case.name: case for case in real_cases()}["2DBox_MR_abdomen"]
-    figure = Figure(figsize=(10, 6.4))
-    figure.subplots_adjust(0.01, 0.02, 0.99, 0.92, wspace=0.32, hspace=0.5)
-    figure_idea(case.image, boxes_from_labels(case.labels)[1][0], load("proposed"), figure.subplots(2, 3))
     save_figure(path, figure)
 
 
