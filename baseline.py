@@ -8,8 +8,6 @@ Sources: Wu et al., "TinyViT", arXiv:2207.10666; Ma et al., "Segment anything in
 (2024), branch LiteMedSAM of its repository, whose stem keeps full resolution so that 256 pixels give 64x64 cells.
 """
 
-from collections import OrderedDict
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,6 +88,19 @@ class WindowAttention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+class Mlp(nn.Module):
+    """Normalize, widen four times, GELU, narrow."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(c)
+        self.fc1 = nn.Linear(c, 4 * c)
+        self.fc2 = nn.Linear(4 * c, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(self.norm(x))))
+
+
 class TinyViTBlock(nn.Module):
     """Window attention, a depthwise 3x3 convolution that joins the windows, an MLP. (B, C, H, W) -> (B, C, H, W)"""
 
@@ -98,9 +109,7 @@ class TinyViTBlock(nn.Module):
         self.window = window
         self.attn = WindowAttention(c, heads, window)
         self.local_conv = ConvBN(c, c, 3, groups=c)
-        self.mlp = nn.Sequential(
-            OrderedDict(norm=nn.LayerNorm(c), fc1=nn.Linear(c, 4 * c), act=nn.GELU(), fc2=nn.Linear(4 * c, c))
-        )
+        self.mlp = Mlp(c)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._attend(x)
@@ -121,12 +130,13 @@ class TinyViTBlock(nn.Module):
 class Stage(nn.Module):
     """Blocks of one width, then the way to the next stage."""
 
-    def __init__(self, blocks: list[nn.Module], downsample: nn.Module) -> None:
+    def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
         self.blocks, self.downsample = nn.Sequential(*blocks), downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.downsample(self.blocks(x))
+        x = self.blocks(x)
+        return x if self.downsample is None else self.downsample(x)
 
 
 class TinyViT(nn.Module):
@@ -139,7 +149,7 @@ class TinyViT(nn.Module):
             Stage([TinyMBConv(64) for _ in range(2)], Downsample(64, 128, 2)),  # (B, 128, 128, 128)
             Stage([TinyViTBlock(128, 4, 7) for _ in range(2)], Downsample(128, 160, 2)),  # (B, 160, 64, 64)
             Stage([TinyViTBlock(160, 5, 14) for _ in range(6)], Downsample(160, 320, 1)),  # (B, 320, 64, 64)
-            Stage([TinyViTBlock(320, 10, 7) for _ in range(2)], nn.Identity()),
+            Stage([TinyViTBlock(320, 10, 7) for _ in range(2)], None),
         )  # fmt: skip
         self.neck = nn.Sequential(
             nn.Conv2d(320, EMBED_DIM, 1, bias=False), LayerNorm2d(EMBED_DIM),

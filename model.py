@@ -12,7 +12,6 @@ Sources: [P] Lee, Ku, Choi, "Gray's Anatomy for Segment Anything Model", CVPR 20
 """
 
 import math
-from collections import OrderedDict
 
 import numpy as np
 import torch
@@ -112,6 +111,18 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
+class FeedForward(nn.Module):
+    """The transformer layer's two linear layers (named apart from `MLP` because the checkpoint names them so)."""
+
+    def __init__(self, hidden: int = 2048) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(EMBED_DIM, hidden)
+        self.lin2 = nn.Linear(hidden, EMBED_DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin2(self.lin1(x).relu())
+
+
 class TwoWayLayer(nn.Module):
     """Tokens attend to themselves, tokens to image, feed-forward, image to tokens. [SAM Fig. 14]"""
 
@@ -122,9 +133,7 @@ class TwoWayLayer(nn.Module):
         self.norm1 = nn.LayerNorm(EMBED_DIM)
         self.cross_attn_token_to_image = Attention(EMBED_DIM // 2)
         self.norm2 = nn.LayerNorm(EMBED_DIM)
-        self.mlp = nn.Sequential(
-            OrderedDict(lin1=nn.Linear(EMBED_DIM, 2048), act=nn.ReLU(), lin2=nn.Linear(2048, EMBED_DIM))
-        )
+        self.mlp = FeedForward()
         self.norm3 = nn.LayerNorm(EMBED_DIM)
         self.norm4 = nn.LayerNorm(EMBED_DIM)
         self.cross_attn_image_to_token = Attention(EMBED_DIM // 2)
