@@ -19,8 +19,6 @@ from segment import FOLLOWED, Segmenter
 # is worth: results/propagation, made by benchmarks/accuracy.py.
 # From one slice to the next a box grows on each side by at most this share of the prompt's size.
 GROWTH = 0.03
-# Logits are cut to -3..3, so that large ones do not always outweigh the prior (see `with_prior`).
-LOGIT_LIMIT = 3.0
 # The prior, an ellipsoid's depth, counts 10 (1 - IoU)^2 logits: 0.1 at IoU 0.9, 1.6 at 0.6.
 PRIOR_WEIGHT = 10.0
 # `follow` moves each side of a mask's box outwards by this share of its width or height. A smaller share loses an object
@@ -313,11 +311,8 @@ def ellipsoid_depth(box: np.ndarray, z: int, height: int, width: int) -> np.ndar
 def with_prior(logits: np.ndarray, iou: float, depth: np.ndarray) -> np.ndarray:
     """Mask logits (256, 256) plus the ellipsoid's depth (256, 256), the more, the lower the predicted IoU.
 
-        (clip(logits, -L, L) + w depth) / (L + w),   w = W (1 - IoU)^2,   L = LOGIT_LIMIT = 3,  W = PRIOR_WEIGHT = 10
+        logits + w depth,   w = W (1 - IoU)^2,   W = PRIOR_WEIGHT = 10
 
-    The IoU is first cut to 0..1. The mask is where the result is above 0; the divisor changes no sign. It
-    is the largest value that the sum can take, so that where objects overlap the surer one wins, and
-    not the one with the stronger prior."""
+    The IoU is first cut to 0..1. The mask is where the result is above 0."""
     doubt = 1 - min(max(iou, 0.0), 1.0)
-    weight = np.float32(PRIOR_WEIGHT * doubt**2)
-    return (logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) + weight * depth) / (LOGIT_LIMIT + weight)
+    return logits + np.float32(PRIOR_WEIGHT * doubt**2) * depth
