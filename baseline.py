@@ -132,14 +132,11 @@ class Stage(nn.Module):
 
     def __init__(self, blocks: list[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        if downsample is not None:
-            self.downsample = downsample
+        self.blocks, self.downsample = nn.Sequential(*blocks), downsample
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return self.downsample(x) if hasattr(self, "downsample") else x
+        x = self.blocks(x)
+        return x if self.downsample is None else self.downsample(x)
 
 
 class TinyViT(nn.Module):
@@ -148,19 +145,16 @@ class TinyViT(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch_embed = Stem(64)  # (B, 64, 256, 256)
-        self.layers = nn.ModuleList([
+        self.layers = nn.Sequential(
             Stage([TinyMBConv(64) for _ in range(2)], Downsample(64, 128, 2)),  # (B, 128, 128, 128)
             Stage([TinyViTBlock(128, 4, 7) for _ in range(2)], Downsample(128, 160, 2)),  # (B, 160, 64, 64)
             Stage([TinyViTBlock(160, 5, 14) for _ in range(6)], Downsample(160, 320, 1)),  # (B, 320, 64, 64)
             Stage([TinyViTBlock(320, 10, 7) for _ in range(2)], None),
-        ])  # fmt: skip
+        )  # fmt: skip
         self.neck = nn.Sequential(
             nn.Conv2d(320, EMBED_DIM, 1, bias=False), LayerNorm2d(EMBED_DIM),
             nn.Conv2d(EMBED_DIM, EMBED_DIM, 3, padding=1, bias=False), LayerNorm2d(EMBED_DIM),
         )  # fmt: skip
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.patch_embed(image)
-        for stage in self.layers:
-            x = stage(x)
-        return self.neck(x)
+        return self.neck(self.layers(self.patch_embed(image)))

@@ -139,12 +139,10 @@ class Chain(nn.Module):
 
     def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
-        self.op_list = nn.ModuleList(blocks)
+        self.op_list = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.op_list:
-            x = block(x)
-        return x
+        return self.op_list(x)
 
 
 class Backbone(nn.Module):

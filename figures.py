@@ -1,6 +1,7 @@
-"""Figures 1 to 3 of the paper, overlays, training curves: data and axes in, axes out.
+"""Figures 2 and 3 of the paper, overlays, training curves: data and axes in, axes out.
 
-Figure 1 is drawn in notebooks/02_network.ipynb. `draw_figures` makes the files of Figures 2 and 3 for step 5.
+Figure 1 is drawn in notebooks/02_network.ipynb, by notebooks/network.py. `draw_figures` makes the files of Figures 2
+and 3 for step 5.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from formats import InputError, printable
 from formats.case import Case, told_in_a_sentence
 from formats.readers import list_cases, name_of, read_case
 from formats.writing import save_figure
-from grid import boxes_from_labels, boxes_to_grid, drawn_boxes, label_bounds, resize_to_grid
+from grid import boxes_from_labels, drawn_boxes, label_bounds, resize_to_grid
 from presets import PRESETS
 
 YELLOW = (255, 221, 0)  # box prompts, as in the paper's Figure 3
@@ -60,18 +61,6 @@ def overlay(
     return rgb
 
 
-def layer(labels: np.ndarray, opacity: float = 0.35) -> np.ndarray:
-    """Masks as a picture to lay over the image: labels (H, W), 0 is background -> (H, W, 4) RGBA uint8.
-
-    >>> layer(np.array([[0, 1]]), opacity=1).tolist()
-    [[[0, 0, 0, 0], [86, 180, 233, 255]]]
-    """
-    inside, rgba = labels > 0, np.zeros((*labels.shape, 4), np.uint8)
-    rgba[inside, :3] = PALETTE[(labels[inside].astype(np.int64) - 1) % len(PALETTE)]
-    rgba[inside, 3] = round(255 * opacity)
-    return rgba
-
-
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
     """The outer outline of each part of a mask (H, W) bool: (n, 2) x, y of its outermost pixels; the longest first.
 
@@ -112,64 +101,6 @@ def flat_view(image: np.ndarray, labels: np.ndarray, boxes: np.ndarray | None) -
     z = busiest_slice(labels)
     crossing = None if boxes is None else boxes[(boxes[:, 2] <= z) & (z <= boxes[:, 5])][:, [0, 1, 3, 4]]
     return image[z], labels[z], crossing
-
-
-def figure1(rows: list[dict], ax, marked: dict[str, str] | None = None, skips: Sequence[tuple[str, str]] = ()):
-    """[P Fig. 1] The network as boxes: the image encoder from top to bottom, prompt encoder and mask decoder beside it.
-
-    rows: of quantize.trace_parts, the image encoder's first; each is a box with its output's shape (C x H x W), its
-    parameters and its multiply-adds. A row that others are inside is a frame round their boxes. marked: {name of a
-    row: a line of text}; such a box gets a thick frame and the text. skips: pairs of the image encoder's rows; the
-    output of the first goes to the second as well.
-    """
-    from matplotlib.patches import Rectangle  # matplotlib is imported only where something is drawn
-
-    colours = {"image_encoder": PALETTE[0], "prompt_encoder": PALETTE[5], "mask_decoder": PALETTE[1]}
-    inputs = {"image_encoder": "image\n3 x 256 x 256", "prompt_encoder": "box\n4 numbers, x y x y"}
-    holders = {row["inside"] for row in rows}
-    boxes = [row for row in rows if row["name"] not in holders]
-    left = [row for row in boxes if row["side"] == "image_encoder"]
-    right = [row for row in boxes if row["side"] != "image_encoder"]
-    height = len(left)
-    places = {row["name"]: (0, height - 1 - i) for i, row in enumerate(left)}  # column, row from below
-    places |= {row["name"]: (1, len(right) - 1 - i) for i, row in enumerate(right)}
-    ends: dict[int, float] = {}  # where the last box of each column ends
-    for column, side in enumerate(inputs):
-        top = 1.1 + max((y for x, y in places.values() if x == column), default=-1)
-        ax.text(column, top, inputs[side], ha="center", va="center", fontsize=10)
-        ends[column] = top - 0.27
-    for row in [*(row for row in rows if row["name"] in holders), *boxes]:
-        count, work = row["parameters"], row["multiply_adds"] / 1e9
-        size = f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
-        text = f"{row['name']}\n{' x '.join(map(str, row['output']))}\n{size} parameters, {work:.2f} G"
-        note = (marked or {}).get(row["name"])
-        text = f"{text}\n{note}" if note else text
-        frame = {"edgecolor": PALETTE[2] / 255, "linewidth": 3} if note else {"edgecolor": "0.4", "linewidth": 0.8}
-        pale = 1 - 0.35 * (1 - colours[row["side"]] / 255)  # so that the text stays readable
-        if row["name"] in holders:
-            inner = [places[one["name"]] for one in boxes if one["inside"] == row["name"]]
-            x, low, high = inner[0][0], min(y for _, y in inner) - 1.15, max(y for _, y in inner) + 0.45
-            margin = 0.1 + 0.06 * len(skips) if skips and x == 0 else 0.02  # skips run inside the frame
-            corner, width = (x - 0.46 - margin, low), 0.94 + margin
-            ax.add_patch(Rectangle(corner, width, high - low, facecolor=(pale + 2) / 3, **frame))
-            ax.text(x, low + 0.36, text, ha="center", va="center", fontsize=9, linespacing=1.15)
-            continue
-        x, y = places[row["name"]]
-        ax.add_patch(Rectangle((x - 0.46, y - 0.37), 0.92, 0.74, facecolor=pale, **frame))
-        ax.text(x, y, text, ha="center", va="center", fontsize=9, linespacing=1.15)
-        ax.annotate("", (x, y + 0.38), (x, ends[x]), arrowprops={"arrowstyle": "->"})
-        ends[x] = y - 0.38
-    decoder = [row["name"] for row in right if row["side"] == "mask_decoder"]
-    if left and decoder:  # the embedding goes over to the decoder
-        (x, y), (to_x, to_y) = places[left[-1]["name"]], places[decoder[0]]
-        ax.annotate("", (to_x - 0.47, to_y), (x + 0.47, y), arrowprops={"arrowstyle": "->"})
-    for i, (start, end) in enumerate(skips):
-        y, to_y, x = places[start][1], places[end][1] + 0.15 - 0.25 * i, -0.54 - 0.06 * i
-        ax.plot([-0.46, x, x], [y, y, to_y], color="black", linewidth=1, marker="")
-        ax.annotate("", (-0.46, to_y), (x, to_y), arrowprops={"arrowstyle": "->", "shrinkA": 0})
-    ax.set(xlim=(-0.6 - 0.06 * len(skips), 1.5), ylim=(-1.2 if holders - {""} else -0.5, height + 0.5))
-    ax.axis("off")
-    return ax
 
 
 def figure2(image: np.ndarray, axes):
@@ -223,58 +154,6 @@ def row_of_case(case: Case, segs: Path, gts: Path, looseness: float = 0.0) -> tu
     return figure3_row(case.name, case.image, drawn_boxes(case.name, boxes, looseness, truth.shape), found, truth)
 
 
-def figure_idea(image: np.ndarray, box_xyxy: np.ndarray, segmenter, axes):
-    """[P Figs. 1, 2] The whole idea on one gray image, in six pictures from the box to the mask.
-
-    image: (H, W) uint8; box_xyxy: (4,) pixels; segmenter: segment.Segmenter on PyTorch; axes: (2, 3) Axes; returned.
-    An embedding has 256 numbers for each cell. The three directions in which those vary most become red, green, blue.
-    """
-    boxes, nothing = box_xyxy[None], np.zeros(image.shape, np.uint16)
-    on_grid = boxes_to_grid(boxes, *image.shape)
-    channels = three_channels(resize_to_grid(image), segmenter.preset)
-    stack = np.concatenate([np.pad(channels[..., i], ((0, 8), (0, 0)), constant_values=255) for i in range(3)])
-    embedding = segmenter.embed(image)  # (1, 256, 64, 64), padding at the right and below
-    height, width = np.array(channels.shape[:2]) // 4
-    cells = embedding[0, :, :height, :width].numpy().reshape(256, -1)
-    varies = np.linalg.eigh(np.cov(cells))[1][:, -3:]  # (256, 3), the last varies most
-    colours = (cells - cells.mean(axis=1, keepdims=True)).T @ varies
-    low, high = np.percentile(colours, [2, 98], axis=0)
-    colours = ((colours - low) / (high - low)).clip(0, 1).reshape(height, width, 3)
-    tokens = segmenter.engine.network.prompt_encoder(embedding.new_tensor(on_grid))[0][0].detach()  # (2, 256)
-    logits = segmenter.decode(embedding, on_grid)[0][0, : channels.shape[0], : channels.shape[1]]
-    most = float(np.abs(logits).max())
-    mask = segmenter.masks(embedding, boxes, image.shape).labels
-    sharp, signed = {"interpolation": "nearest"}, {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
-    shown = [
-        ("image and box", overlay(image, nothing, boxes), {}),
-        ("three channels: raw,\ndiffused, equalized", stack, GRAY),
-        ("embedding: 256 numbers\nfor each of 64 x 64 cells", colours, sharp),
-        ("box tokens: 256 numbers\nfor each of two corners", tokens, sharp | {"cmap": "cividis", "aspect": 60}),
-        ("logits: where above 0 (red)\nthe pixel is the object's", logits, signed),
-        ("mask", overlay(image, mask, boxes), {}),
-    ]
-    for ax, (title, picture, settings) in zip(axes.ravel(), shown, strict=True):
-        _show(ax, title, 13, picture, **settings)
-    figure = axes[0, 0].figure
-    figure.canvas.draw()  # else the panels are not yet where they will be
-    image_at, channels_at, embedding_at, tokens_at, logits_at, mask_at = (ax.transAxes for ax in axes.ravel())
-    below, above, left, right = (0.5, -0.03), (0.5, 1.38), (-0.03, 0.5), (1.03, 0.5)
-    for start, end, (first, last), name in (
-        (image_at, channels_at, (right, left), "enhance"),
-        (channels_at, embedding_at, (right, left), "image\nencoder"),
-        (image_at, tokens_at, (below, above), "    prompt encoder"),
-        (embedding_at, logits_at, (below, (0.97, 1.32)), ""),
-        (tokens_at, logits_at, (right, left), "mask\ndecoder"),
-        (logits_at, mask_at, (right, left), "> 0"),
-    ):
-        axes[0, 0].annotate("", last, first, end, start, arrowprops={"arrowstyle": "-|>", "linewidth": 1.5})
-        x, y = (start.transform(first) + end.transform(last)) / 2
-        at = figure.transFigure.inverted().transform((x, y + 4 * ("encoder" not in name or "\n" in name)))
-        where = {"ha": "left", "va": "center"} if first == below else {"ha": "center", "va": "bottom"}
-        figure.text(*at, name, fontsize=12, **where)
-    return axes
-
-
 def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path, segs: Path, gts: Path) -> None:
     """figure3.png of the named cases, else of the first four; figure2.png of their first gray 2D image, else of any.
 
@@ -306,26 +185,21 @@ def draw_figures(out: Path, rows: list[dict], named: Sequence[str], images: Path
         save_figure(out / "figure2.png", figure)
 
 
-def plot_losses(log: list[dict], ax=None, losses: Sequence[tuple[int, float]] = ()):
-    """Training and validation loss over the steps.   log: rows of log.csv, step, train_loss, validation_loss.
+def plot_losses(log: list[dict], losses: Sequence[tuple[int, float]]):
+    """Training and validation loss over the steps. -> the axes of a figure
 
-    losses: (step, loss) of every training step, if known. They are drawn thin, and their mean over the last steps
-    thick, in place of the log's training loss.   ax: those of a figure of their own if None."""
-    if ax is None:
-        from matplotlib.figure import Figure  # not pyplot: no window system, and no state to clean up
+    log: rows of log.csv, with step and validation_loss.   losses: (step, loss) of every training step, drawn thin, and
+    their mean over the last steps thick."""
+    from matplotlib.figure import Figure  # not pyplot: no window system, and no state to clean up
 
-        ax = Figure(figsize=(6, 4)).subplots()
-    steps = [row["step"] for row in log]
-    if losses:
-        at, values = np.array(losses, float).T
-        count, span = len(values), int(np.clip(len(values) // 10, 1, 100))
-        mean = np.convolve(values, np.ones(span))[:count] / np.minimum(np.arange(count) + 1, span)
-        ax.plot(at, values, color="C0", alpha=0.35, linewidth=0.8, label="training, each step")
-        ax.plot(at, mean, color="C0", linewidth=2, label=f"training, mean of the last {span}")
-    else:
-        ax.plot(steps, [row["train_loss"] for row in log], marker="o", markersize=3, label="training")
+    ax = Figure(figsize=(6, 4)).subplots()
+    at, values = np.array(losses, float).T
+    count, span = len(values), int(np.clip(len(values) // 10, 1, 100))
+    mean = np.convolve(values, np.ones(span))[:count] / np.minimum(np.arange(count) + 1, span)
+    ax.plot(at, values, color="C0", alpha=0.35, linewidth=0.8, label="training, each step")
+    ax.plot(at, mean, color="C0", linewidth=2, label=f"training, mean of the last {span}")
     if log:
-        validation = [row["validation_loss"] for row in log]
+        steps, validation = [row["step"] for row in log], [row["validation_loss"] for row in log]
         ax.plot(steps, validation, color="C1", marker="o", markersize=3, label="validation")
     ax.set(xlabel="optimiser steps", ylabel="loss")
     ax.legend(frameon=False)

@@ -68,11 +68,6 @@ def boxes_to_grid(boxes_xyxy: np.ndarray, height: int, width: int, rounding: str
     return (np.trunc(scaled) if rounding == "int" else scaled).astype(np.float32)
 
 
-def boxes_to_original(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The inverse of `boxes_to_grid` without rounding: (N, 4) -> (N, 4) float64."""
-    return np.asarray(boxes_xyxy, dtype=np.float64) * (max(height, width) / GRID)
-
-
 def logits_to_original(logits: np.ndarray, height: int, width: int) -> MaskPatch:
     """One object's mask logits (256, 256) float32 on the grid -> upsampled to the original image.
 

@@ -33,7 +33,7 @@ Conventions. Every row is a test in tests/test_metrics.py, computed by hand, in 
 import itertools
 import math
 from collections.abc import Callable
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,6 @@ from grid import label_bounds
 
 TOLERANCE = 2.0  # mm in 3D, pixels in 2D: the challenge's one tolerance for every organ and modality
 PROTOCOLS = ("strict", "challenge")  # ours (D10), and what the challenge's evaluator computes
-LARGE_BALL = 20_000  # offsets: with more, as at a large tolerance or in fine voxels, a search tree is faster
 CHALLENGE_NSD_FROM = 0.2  # the challenge computes NSD only for cases whose mean DSC is above this
 
 # The corners of a 2x2x2 neighbourhood as (z, y, x). A neighbourhood's code has bit 7 - i set if corner i is inside.
@@ -167,32 +166,9 @@ _sizes_of = lru_cache(maxsize=64)(element_sizes)  # a case may have 65,535 objec
 # Which elements lie within the tolerance? --------------------------------------------------------------------------
 
 
-def _ball(spacing_mm: tuple[float, ...], tolerance_mm: float, extent: tuple[int, ...]) -> tuple:
-    """The tolerance ball: offsets (n, ndim) of the grid points in it, nearest first; margin (ndim,), how far it reaches.
-
-    extent: number of grid points along each axis; no offset reaches further, however large the tolerance is.
-    A ball in a window of more than LARGE_BALL points is not made: offsets None, margin 0."""
-    # one more than the quotient: rounding may have lowered it, the comparison below decides
-    margin = [min(int(min(tolerance_mm / step, n)) + 1, n) for step, n in zip(spacing_mm, extent, strict=True)]
-    if math.prod(2 * m + 1 for m in margin) > LARGE_BALL:
-        return None, np.zeros(len(margin), int)
-    return _offsets(spacing_mm, tolerance_mm, tuple(margin)), np.array(margin)
-
-
-@lru_cache(maxsize=64)
-def _offsets(spacing_mm: tuple[float, ...], tolerance_mm: float, margin: tuple[int, ...]) -> np.ndarray:
-    """The offsets of `_ball`."""
-    axes = np.meshgrid(*(np.arange(-m, m + 1) for m in margin), indexing="ij")
-    offsets = np.stack(axes, axis=-1).reshape(-1, len(margin))
-    distances = np.sqrt(((offsets * np.asarray(spacing_mm)) ** 2).sum(axis=1))  # (n,) mm
-    order = np.argsort(distances, kind="stable")
-    return offsets[order[: np.count_nonzero(distances <= tolerance_mm)]]
-
-
-def _element_codes(mask: np.ndarray, margin: np.ndarray) -> np.ndarray:
-    """Codes of all 2x2(x2) neighbourhoods of a bool mask, uint8; shape: mask's + 1 + 2 * margin, zeros around it."""
-    codes = np.zeros(mask.shape + 2 * (margin + 1), np.uint8)  # np.pad takes longer than all the rest of a small object
-    codes[tuple(slice(m + 1, m + 1 + n) for m, n in zip(margin, mask.shape, strict=True))] = mask
+def _element_codes(mask: np.ndarray) -> np.ndarray:
+    """Codes of all 2x2(x2) neighbourhoods of a bool mask with a pixel of background around it: uint8, mask's shape + 1."""
+    codes = np.pad(mask, 1).astype(np.uint8)
     for axis in reversed(range(mask.ndim)):
         before = codes[(slice(None),) * axis + (slice(None, -1),)]
         after = codes[(slice(None),) * axis + (slice(1, None),)]
@@ -200,26 +176,14 @@ def _element_codes(mask: np.ndarray, margin: np.ndarray) -> np.ndarray:
     return codes
 
 
-def _unreached(of: np.ndarray, other: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Flat indices of the points of one surface with no point of the other surface in the ball around them.
+def _far(of: np.ndarray, other: np.ndarray, spacing_mm: tuple[float, ...], tolerance_mm: float) -> np.ndarray:
+    """Flat indices of the elements of one surface that lie further than the tolerance from the other surface.
 
-    of, other: bool grids of one shape with an empty margin as wide as the ball; offsets: see `_ball`."""
-    strides, flat = np.cumprod((1, *of.shape[:0:-1]))[::-1], other.ravel()  # flat steps of each axis
-    todo = np.flatnonzero(of)
-    for shift in (offsets @ strides).tolist():
-        todo = todo[~flat[todo + shift]]
-        if not todo.size:
-            break
-    return todo
-
-
-def _unreached_by_tree(of: np.ndarray, other: np.ndarray, spacing_mm: tuple, tolerance_mm: float) -> np.ndarray:
-    """What `_unreached` returns, from each point's nearest neighbour: for balls with many offsets."""
+    of, other: where the elements are, bool, of one shape. A search tree finds each element's nearest one."""
     from scipy.spatial import KDTree  # comes with scikit-image; importing it takes long
 
     of = of & ~other  # where they coincide, the distance is 0
-    points, others = np.argwhere(of), np.argwhere(other)
-    spacing = np.asarray(spacing_mm)
+    points, others, spacing = np.argwhere(of), np.argwhere(other), np.asarray(spacing_mm)
     nearest = KDTree(others * spacing).query(points * spacing)[1]
     distances = np.sqrt((((points - others[nearest]) * spacing) ** 2).sum(axis=1))  # (n,) mm
     return np.flatnonzero(of)[distances > tolerance_mm]
@@ -231,7 +195,6 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
     pred, gt: (H, W) or (D, H, W) bool. spacing_mm: (dy, dx) or (dz, dy, dx), array-axis order, not x, y, z.
     A surface element is a 2x2(x2) neighbourhood that holds both inside and outside; it weighs its contour length
     (2D) or patch area (3D), and its place is the neighbourhood's centre. Both empty -> nan; one empty -> 0.
-    No distance map is built: "within the tolerance" only asks whether a ball holds an element of the other surface.
     Raises ValueError for masks that are not bool or differ in shape, a wrong spacing, or a negative tolerance."""
     _check_masks(pred, gt)
     spacing_mm = _check_spacing(spacing_mm, gt.ndim)
@@ -239,25 +202,17 @@ def nsd(pred: np.ndarray, gt: np.ndarray, spacing_mm: tuple[float, ...], toleran
         raise ValueError(f"tolerance must be a finite number of mm, 0 or more, found {tolerance_mm}")
     if not pred.any() or not gt.any():
         return 0.0 if pred.any() or gt.any() else math.nan
-    if np.array_equal(pred, gt):
-        return 1.0
-    either, axes = pred | gt, range(gt.ndim)
-    used = [np.flatnonzero(either.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
-    crop = tuple(slice(at[0], at[-1] + 1) for at in used)
-    pred, gt = pred[crop], gt[crop]
-    offsets, margin = _ball(spacing_mm, tolerance_mm, tuple(n + 1 for n in gt.shape))
-    codes = [_element_codes(mask, margin) for mask in (pred, gt)]
+    low, high = label_bounds(pred | gt)[1]
+    crop = tuple(map(slice, low, high + 1))
+    codes = [_element_codes(mask[crop]) for mask in (pred, gt)]
     full = 2 ** (2**gt.ndim) - 1
     surfaces = [(code != 0) & (code != full) for code in codes]
     sizes = _sizes_of(spacing_mm)
     total, missed = 0.0, 0.0  # |S_P| + |S_G|, and what of it is further than t from the other
     for code, of, other in ((codes[0], *surfaces), (codes[1], *reversed(surfaces))):
         total += np.bincount(code[of], minlength=len(sizes)) @ sizes
-        if offsets is None:
-            far = _unreached_by_tree(of, other, spacing_mm, tolerance_mm)
-        else:
-            far = _unreached(of, other, offsets)
-        missed += np.bincount(code.ravel()[far], minlength=len(sizes)) @ sizes
+        far = code.ravel()[_far(of, other, spacing_mm, tolerance_mm)]
+        missed += np.bincount(far, minlength=len(sizes)) @ sizes
     return float((total - missed) / total)
 
 
@@ -338,7 +293,8 @@ def case_scores(
         bounds = [b[label] for b in (pred_bounds, gt_bounds) if label in b]
         if not bounds:
             continue
-        crop = _window(bounds)
+        low, high = np.min([b[0] for b in bounds], axis=0), np.max([b[1] for b in bounds], axis=0)
+        crop = tuple(map(slice, low, high + 1))
         pred, gt = segs[crop] == label, gts[crop] == label
         scores[i] = [score(metric, pred, gt) for metric in of_objects.values()]
         overlaps[i] = dsc(pred, gt) if challenge else math.nan
@@ -390,13 +346,7 @@ def filled_box(boxes_xyxy: np.ndarray, shape: tuple[int, ...], ellipse: bool = F
     return labels
 
 
-# Windows and checks ----------------------------------------------------------------------------------------------
-
-
-def _window(bounds: list[tuple[np.ndarray, np.ndarray]]) -> tuple[slice, ...]:
-    """The smallest window that holds all of some bounds, each (low, high) as `label_bounds` gives them."""
-    low, high = reduce(np.minimum, [b[0] for b in bounds]), reduce(np.maximum, [b[1] for b in bounds])
-    return tuple(slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+# Checks ----------------------------------------------------------------------------------------------
 
 
 def _check_masks(pred: np.ndarray, gt: np.ndarray) -> None:
@@ -407,7 +357,8 @@ def _check_masks(pred: np.ndarray, gt: np.ndarray) -> None:
 
 def _check_spacing(spacing_mm: tuple[float, ...], ndim: int) -> tuple[float, ...]:
     spacing = tuple(float(s) for s in spacing_mm)
-    if ndim not in (2, 3) or len(spacing) != ndim or not all(0 < s < math.inf for s in spacing):
+    # squares of larger ones overflow
+    if ndim not in (2, 3) or len(spacing) != ndim or not all(0 < s < 1e100 for s in spacing):
         raise ValueError(f"a {ndim}D mask needs 2 or 3 axes and one positive spacing (mm) an axis, found {spacing}")
     return spacing
 

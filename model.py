@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from efficientvit import EMBED_DIM, EMBED_GRID, ImageEncoder, LayerNorm2d
+from efficientvit import EMBED_DIM, EMBED_GRID, LayerNorm2d
 from grid import GRID
 
 # ---------------------------------------------------------------- prompt encoder
@@ -211,10 +211,13 @@ class MaskDecoder(nn.Module):
 
 
 class BoxSegmenter(nn.Module):
-    """Image encoder, prompt encoder, mask decoder: Figure 1 of [P], and the baseline with another encoder."""
+    """Image encoder, prompt encoder, mask decoder: Figure 1 of [P], and the baseline with another encoder.
+
+    With EfficientViT-SAM-L0 it has 34,792,784 parameters. [P 2.2, Table 3]"""
 
     def __init__(self, image_encoder: nn.Module, kinds: tuple[str, ...] = ()) -> None:
-        """kinds: names of further kinds of boxes, see segment.BOX_KINDS; each has a decoder of its own."""
+        """image_encoder: takes (B, 3, 256, 256) and returns (B, 256, 64, 64).
+        kinds: names of further kinds of boxes, see segment.BOX_KINDS; each has a decoder of its own, 4,064,816 parameters."""
         super().__init__()
         self.image_encoder = image_encoder
         self.mask_decoder = MaskDecoder()
@@ -246,13 +249,6 @@ class BoxSegmenter(nn.Module):
             raise ValueError(f"{len(boxes)} boxes for {len(embedding)} images: say which with image_of_box")
         sparse, dense = prompt_encoder(boxes)
         return mask_decoder(embedding, prompt_encoder.dense_positions(), sparse, dense)
-
-
-def build_model(encoder: type[nn.Module] = ImageEncoder, kinds: tuple[str, ...] = ()) -> BoxSegmenter:
-    """The proposed model with EfficientViT-SAM-L0, 34,792,784 parameters, random weights. [P 2.2, Table 3]
-    encoder: another image encoder's class; it takes (B, 3, 256, 256) and returns (B, 256, 64, 64).
-    kinds: see BoxSegmenter; each has 4,064,816 parameters more."""
-    return BoxSegmenter(encoder(), kinds)
 
 
 class TorchEngine:

@@ -103,15 +103,12 @@ def quantize_activation(x: Tensor, bits: int = 8) -> tuple[Tensor, float, int]:
 def int_matmul(a: Tensor, b: Tensor) -> Tensor:
     """(N, K) int8 times (O, K) int8, transposed -> (N, O) int32, exact for K up to MOST_K.
 
-    `torch._int_mm` is a private name of PyTorch, which may vanish. On a GPU it refuses some shapes
-    (it wants 17 rows or more, K and O multiples of 8). On a CPU without VNNI, an instruction that
-    adds up products of int8, it is eight times slower than float32. There float32 does the sums, in
-    pieces of EXACT_K: it holds every integer up to 2^24, so they are exact too."""
-    if a.device.type == "cpu":
-        fits = getattr(torch.cpu, "_is_vnni_supported", lambda: True)()
-    else:
-        fits = len(a) > 16 and a.shape[1] % 8 == 0 and len(b) % 8 == 0
-    if fits and hasattr(torch, "_int_mm"):
+    `torch._int_mm` is a private name of PyTorch, which may vanish, and a GPU refuses some shapes. On a
+    CPU without VNNI, an instruction that adds up products of int8, it is eight times slower than
+    float32. There float32 does the sums, in pieces of EXACT_K: it holds every integer up to 2^24, so
+    they are exact too."""
+    fast = a.device.type == "cpu" and getattr(torch.cpu, "_is_vnni_supported", lambda: True)()
+    if fast and hasattr(torch, "_int_mm"):
         return torch._int_mm(a, b.mT)
     total = torch.zeros(len(a), len(b), dtype=torch.int32, device=a.device)
     for rows, weights in zip(a.split(EXACT_K, dim=1), b.split(EXACT_K, dim=1), strict=True):
@@ -198,21 +195,6 @@ BOX = (50.0, 60.0, 180.0, 200.0)  # the box that is counted, and timed by step 3
 CPU_ATTENTION = {  # the decoder's, which PyTorch's counter does not know on a CPU: q k^T, and its product with v
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: 4 * math.prod(q) * k[-2]
 }
-PARTS = {  # boxes of Figure 1: title -> module of the proposed network, in the order in which data flow
-    "stem": "image_encoder.backbone.stages.0",
-    "stage 1, FusedMBConv": "image_encoder.backbone.stages.1",
-    "stage 2, FusedMBConv": "image_encoder.backbone.stages.2",
-    "stage 3, MBConv": "image_encoder.backbone.stages.3",
-    "stage 4, EfficientViT": "image_encoder.backbone.stages.4",
-    "neck": "image_encoder.neck",
-    "norm": "image_encoder.norm",
-    "whole image encoder": "image_encoder",
-    "prompt encoder": "prompt_encoder",
-    "two-way transformer": "mask_decoder.transformer",
-    "upscaling": "mask_decoder.output_upscaling",
-    "whole mask decoder": "mask_decoder",
-}
-SKIPS = (("stage 2, FusedMBConv", "neck"), ("stage 3, MBConv", "neck"))  # the neck takes three maps
 
 
 def count_operations(network: BoxSegmenter) -> dict[str, dict[str, int]]:
@@ -270,29 +252,3 @@ def compare_speed(engines: dict, repeats: int, boxes: tuple[int, ...]) -> dict[s
         # The first run, which warms up, does not count
         found[title] = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     return found
-
-
-def trace_parts(network: BoxSegmenter, parts: dict[str, str] = PARTS) -> list[dict]:
-    """What Figure 1 shows, seen by hooks during one call, in the order of `parts`.   parts: {title: a module's name}.
-
-    Each row: name, side (the network's module that it is in), inside (the part that holds it, or ""), parameters, output
-    (shape of the first tensor that comes out, without its batch axis), multiply_adds. A part inside another counts in both.
-    """
-    modules, shapes = {title: network.get_submodule(name) for title, name in parts.items()}, {}
-
-    def note(module, _, output) -> None:
-        shapes[module] = tuple((output[0] if isinstance(output, tuple) else output).shape[1:])
-
-    handles = [module.register_forward_hook(note) for module in modules.values()]
-    found = count_operations(network)
-    for handle in handles:
-        handle.remove()
-    return [
-        {
-            "name": title, "side": parts[title].split(".")[0],
-            "inside": next((other for other, holder in parts.items() if parts[title].startswith(f"{holder}.")), ""),
-            "parameters": sum(p.numel() for p in module.parameters()),
-            "output": shapes[module], "multiply_adds": sum(found.get(parts[title], {}).values()),
-        }
-        for title, module in modules.items()
-    ]  # fmt: skip

@@ -307,7 +307,7 @@ def architecture(model: str) -> Architecture:
 
 def build(model: str, kinds: tuple[str, ...] = ()):
     """The network of a model, model.BoxSegmenter, with random weights.   kinds: further ones of BOX_KINDS."""
-    from model import build_model
+    from model import BoxSegmenter
 
     row = architecture(model)
-    return build_model(getattr(importlib.import_module(row.module), row.encoder), kinds)
+    return BoxSegmenter(getattr(importlib.import_module(row.module), row.encoder)(), kinds)

@@ -189,11 +189,6 @@ def _score_file(
 # Means -------------------------------------------------------------------------------------------------------------
 
 
-def by_system(rows: list[dict]) -> dict[str, list[dict]]:
-    """{system: its rows}, in the order in which the systems come."""
-    return {system: [r for r in rows if r["system"] == system] for system in dict.fromkeys(r["system"] for r in rows)}
-
-
 def table_lines(rows: list[dict], key: str) -> dict[str, list[np.ndarray]]:
     """{line of a table: the numbers that its mean of means is of}: one array for a modality, one of each for the average.
 
@@ -216,7 +211,8 @@ def mean_of_means(values: list[np.ndarray]) -> float:
 def summarize(rows: list[dict]) -> dict[tuple[str, str], dict]:
     """{(system, line of the table): cases, objects, mean scores and seconds}, in the order of the table."""
     keys, summary = [*scores_in(rows[0]), *(["seconds"] if "seconds" in rows[0] else [])], {}
-    for system, mine in by_system(rows).items():
+    for system in dict.fromkeys(row["system"] for row in rows):
+        mine = [row for row in rows if row["system"] == system]
         lines = {key: table_lines(mine, key) for key in ("objects", *keys)}
         for name, objects in lines["objects"].items():
             counts = {"cases": sum(map(len, objects)), "objects": int(sum(map(sum, objects)))}
@@ -250,26 +246,20 @@ def bootstrap_interval(groups: Sequence[np.ndarray], draws: int = DRAWS, seed: i
     return low, high
 
 
-def mean_and_interval(values: list[np.ndarray], draws: int = DRAWS) -> tuple[float, float, float]:
-    """(mean of the groups' means, low, high); low and high are nan where one case is all there is."""
-    ends = bootstrap_interval(values, draws) if sum(map(len, values)) > 1 else (math.nan, math.nan)
-    return mean_of_means(values), *ends
-
-
-def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]], draws: int = DRAWS) -> list[dict]:
-    """Mean difference of each pair of systems, for each line of the table, with its interval.
+def paired_differences(rows: list[dict], pairs: Sequence[tuple[str, str]]) -> list[dict]:
+    """Mean difference of each pair of systems, for each line of the table, with its interval; nan where one case is all.
 
     rows: of step 5's `score_case`, all at the same boxes. pairs: (system, system to subtract); a pair without rows is
     left out, and so is a case that has no score in either."""
-    of_system = {system: {row["case"]: row for row in mine} for system, mine in by_system(rows).items()}
-    scores, found = scores_in(rows[0]), []
+    row_of, scores, found = {(row["system"], row["case"]): row for row in rows}, scores_in(rows[0]), []
     columns = ("system", "minus", "modality", "cases", "score", "difference", "low", "high")
     for system, minus in pairs:
-        ours, theirs = of_system.get(system, {}), of_system.get(minus, {})
-        both = [ours[case] | {s: ours[case][s] - theirs[case][s] for s in scores} for case in ours if case in theirs]
+        both = [(row, row_of.get((minus, row["case"]))) for row in rows if row["system"] == system]
+        both = [ours | {s: ours[s] - theirs[s] for s in scores} for ours, theirs in both if theirs]
         for score, name, values in ((s, *line) for s in scores for line in table_lines(both, s).items()):
-            if values:
-                cells = (system, minus, name, sum(map(len, values)), score, *mean_and_interval(values, draws))
+            if count := sum(map(len, values)):
+                ends = bootstrap_interval(values) if count > 1 else (math.nan, math.nan)
+                cells = (system, minus, name, count, score, mean_of_means(values), *ends)
                 found.append(dict(zip(columns, cells, strict=True)))
     return found
 

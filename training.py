@@ -140,13 +140,22 @@ def validate(
     item the network sees.   extra(embedding, item): a loss that recipe/ adds.   boxes_are: their kind.
     Of several processes the first one validates, and the others wait for what it found."""
     found, losses, dices = {}, defaultdict(list), defaultdict(list)
+    device = next(network.parameters()).device
     if first_process():
         network.eval()
         for modality, item in items:
-            tensors = {key: torch.from_numpy(value) for key, value in item.items()}
-            loss, dice = validate_item(network, tensors, channels, extra, boxes_are)
-            losses[modality].append(loss)
-            dices[modality].append(dice)
+            item = {key: torch.from_numpy(value).to(device) for key, value in item.items()}
+            embedding = network.image_encoder(item[channels].unsqueeze(0))  # (1, 256, 64, 64)
+            loss, dice = 0.0, []
+            for first in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
+                boxes, masks = (item[key][first : first + OBJECT_CHUNK] for key in ("boxes", "masks"))
+                logits, iou = network.decode(embedding, boxes, boxes_are=boxes_are)
+                terms = segmentation_loss(logits.float(), iou.float(), masks.unsqueeze(1))
+                loss += terms["loss"].item() * len(boxes)
+                p, t = (logits[:, 0] > 0).flatten(1), (masks > 0.5).flatten(1)
+                dice += (2 * (p & t).sum(dim=1) / (p.sum(dim=1) + t.sum(dim=1))).tolist()
+            losses[modality].append(loss / len(dice) + (float(extra(embedding, item)) if extra else 0.0))
+            dices[modality].append(mean_of(dice))
         for name, group in (("validation_loss", losses), ("validation_dice", dices)):
             found[name] = mean_of([mean_of(values) for values in group.values()])
         found["dice"] = {modality: mean_of(values) for modality, values in sorted(dices.items())}
@@ -154,24 +163,6 @@ def validate(
     if dist.is_initialized():
         dist.broadcast_object_list(told)
     return told[0]
-
-
-def validate_item(
-    network: BoxSegmenter, item: dict[str, Tensor], channels: str = "image", extra: Callable | None = None,
-    boxes_are: str = "exact",
-) -> tuple[float, float]:  # fmt: skip
-    """Mean loss and Dice of all objects of one image."""
-    device = next(network.parameters()).device
-    item = {key: value.to(device) for key, value in item.items()}
-    embedding = network.image_encoder(item[channels].unsqueeze(0))  # (1, 256, 64, 64)
-    total, dice = 0.0, []
-    for first in range(0, len(item["boxes"]), OBJECT_CHUNK):  # an image may hold hundreds of objects
-        boxes, masks = (item[key][first : first + OBJECT_CHUNK] for key in ("boxes", "masks"))
-        logits, iou = network.decode(embedding, boxes, boxes_are=boxes_are)
-        total += segmentation_loss(logits.float(), iou.float(), masks.unsqueeze(1))["loss"].item() * len(boxes)
-        found, true = (logits[:, 0] > 0).flatten(1), (masks > 0.5).flatten(1)
-        dice += (2 * (found & true).sum(dim=1) / (found.sum(dim=1) + true.sum(dim=1))).tolist()
-    return total / len(dice) + (float(extra(embedding, item)) if extra else 0.0), mean_of(dice)
 
 
 def mean_of(values: list[float]) -> float:
@@ -266,7 +257,7 @@ class Run:
             return
         if self.losses:
             save_text(folder / "losses.csv", csv_text(self.losses, tuple(self.losses[0]), number=""))  # all digits
-            curve = plot_losses(self.log, losses=[(row["step"], row["loss"]) for row in self.losses])
+            curve = plot_losses(self.log, [(row["step"], row["loss"]) for row in self.losses])
             save_figure(folder / "curve.png", curve.figure)
         if self.log:
             save_text(folder / "log.csv", csv_text(self.log, LOG_COLUMNS, number=""))

@@ -19,12 +19,10 @@ from segment import FOLLOWED, Segmenter
 # is worth: results/propagation, made by benchmarks/accuracy.py.
 # From one slice to the next a box grows on each side by at most this share of the prompt's size.
 GROWTH = 0.03
-# Logits are cut to -3..3, so that large ones do not always outweigh the prior (see `with_prior`).
-LOGIT_LIMIT = 3.0
 # The prior, an ellipsoid's depth, counts 10 (1 - IoU)^2 logits: 0.1 at IoU 0.9, 1.6 at 0.6.
 PRIOR_WEIGHT = 10.0
-# `follow` moves each side of a mask's box outwards by this share of its width or height. On three volumes, with the
-# checkpoint of commit 23f32e0, a smaller share lost an object slice by slice, and a larger one took what lies beside it.
+# `follow` moves each side of a mask's box outwards by this share of its width or height. A smaller share loses an object
+# slice by slice, and a larger one takes what lies beside it.
 WIDENED = 0.08
 # `follow` ends where a mask has at most this share of the pixels of the mask that it began with.
 OVER = 0.05
@@ -167,13 +165,11 @@ def prompted(
        so that it cannot drift off. If the mask before is empty, the box is the ellipsoid's section.
     3. Then the slices m - 1, m - 2, ... z0 in the same way. They start from the mask of slice m, not
        from where the way up ended.
-    4. A slice's mask. The box is scaled to the 256 grid, by 256 / max(H, W) (`grid.boxes_to_grid`), and
-       the decoder gives logits (256, 256) and a predicted IoU. In the preset `fixed`, box sides keep their
-       fractions.
-       The ellipsoid's depth is added to the logits, the more, the less sure the network is
-       (`with_prior`), on all slices, m among them. The result is upsampled to the slice
-       (`grid.logits_to_original`), cut to the pixels that (x0, y0, x1, y1) touches, and the mask is where it
-       is above 0. The next slice's box comes from this mask, also where another object covers it.
+    4. A slice's mask (`ask`). The decoder gives logits (256, 256) and a predicted IoU. The ellipsoid's depth
+       is added to the logits, the more, the less sure the network is (`with_prior`), on all slices, m
+       among them. The result is upsampled to the slice, cut to the pixels that (x0, y0, x1, y1) touches,
+       and the mask is where it is above 0. The next slice's box comes from this mask, also where another
+       object covers it.
 
     Objects do not follow one another; they meet only in the label map. Where masks overlap, the preset's
     `overlap` decides ("logit": the object with the larger value of `with_prior`, upsampled; "last":
@@ -274,9 +270,7 @@ def slice_box(box: np.ndarray, z: int, followed: np.ndarray | None, middle: floa
     """The box (4,) to ask with on slice z, original pixels: on the middle slice the prompt's own.
 
     box: the 3D prompt (6,).   followed: box (4,) round the object's mask on the slice before, its
-    outermost pixels; None if that mask is empty: then the answer is the ellipsoid's section.
-    Each side of `followed` is moved outwards by GROWTH times the prompt's x1 - x0 or y1 - y0, then, where
-    the section reaches farther, to the section's side, then cut to the prompt."""
+    outermost pixels; None if that mask is empty: then the answer is the ellipsoid's section."""
     whole = box[[0, 1, 3, 4]]
     if z == middle:
         return whole
@@ -317,11 +311,8 @@ def ellipsoid_depth(box: np.ndarray, z: int, height: int, width: int) -> np.ndar
 def with_prior(logits: np.ndarray, iou: float, depth: np.ndarray) -> np.ndarray:
     """Mask logits (256, 256) plus the ellipsoid's depth (256, 256), the more, the lower the predicted IoU.
 
-        (clip(logits, -L, L) + w depth) / (L + w),   w = W (1 - IoU)^2,   L = LOGIT_LIMIT = 3,  W = PRIOR_WEIGHT = 10
+        logits + w depth,   w = W (1 - IoU)^2,   W = PRIOR_WEIGHT = 10
 
-    The IoU is first cut to 0..1. The mask is where the result is above 0; the divisor changes no sign. It
-    is the largest value that the sum can take, so that where objects overlap the surer one wins, and
-    not the one with the stronger prior."""
+    The IoU is first cut to 0..1. The mask is where the result is above 0."""
     doubt = 1 - min(max(iou, 0.0), 1.0)
-    weight = np.float32(PRIOR_WEIGHT * doubt**2)
-    return (logits.clip(-LOGIT_LIMIT, LOGIT_LIMIT) + weight * depth) / (LOGIT_LIMIT + weight)
+    return logits + np.float32(PRIOR_WEIGHT * doubt**2) * depth

@@ -78,7 +78,6 @@ def change(name: str, note: str, *fields: str, only: str = "", engine: str = "to
 # The constants of volumes.py are chosen by these, so the cases must not be those that a score is stated for.
 SWEEP = {
     "GROWTH": (0.0, 0.03, 0.06, 0.1),
-    "LOGIT_LIMIT": (1.5, 6.0),
     "PRIOR_WEIGHT": (0.0, 10.0, 40.0, 120.0),
     "FOLLOWED": ("exact", "drawn", "followed"),
 }

@@ -1,30 +1,13 @@
 """Write the demo cases: python -m demo_data --out demo
 
 Writes demo/imgs and demo/gts, the input of steps 4 and 5; with --train also the input of step 1.
-`python -m demo_data --idea assets/idea.png` draws README's picture of the whole idea instead.
 """
 
 import argparse
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from demo_data import RECIPES, demo_cases, real_cases, synthetic_case, tiny_case
-from figures import figure_idea
+from demo_data import RECIPES, demo_cases, synthetic_case, tiny_case
 from formats.npz import write_case, write_training_case
-from formats.writing import save_figure
-from grid import boxes_from_labels
-
-
-def draw_idea(path: Path) -> None:
-    """The whole idea on a real image, an MR slice of the abdomen, and the box of one kidney."""
-    from segment import load  # only here: the demo's cases need no PyTorch
-
-    case = {case.name: case for case in real_cases()}["2DBox_MR_abdomen"]
-    figure = Figure(figsize=(10, 6.4))
-    figure.subplots_adjust(0.01, 0.02, 0.99, 0.92, wspace=0.32, hspace=0.5)
-    figure_idea(case.image, boxes_from_labels(case.labels)[1][0], load("proposed"), figure.subplots(2, 3))
-    save_figure(path, figure)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,12 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--train", type=int, default=0, metavar="N", help="also write N other synthetic cases of each "
                    "modality to train/, and the demo cases to val/, in training format")  # fmt: skip
     p.add_argument("--smoke", action="store_true", help="two tiny synthetic cases instead, one 2D and one 3D, 1 s")
-    p.add_argument(
-        "--idea", type=Path, metavar="FILE", help="draw README's picture of the whole idea, and nothing else"
-    )
     args = p.parse_args(argv)
-    if args.idea:
-        return draw_idea(args.idea)
     cases = [tiny_case(dims=2), tiny_case(dims=3)] if args.smoke else demo_cases()
     for case in cases:
         write_case(args.out, case)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from formats import MODALITIES, PAPER_MODALITIES, bare_name
-from model import build_model
 from quantize import count_macs
+from segment import build
 from tables import AVERAGE, PAPER_TABLES, cell, pipe_table, read_rows, scores_in, summarize
 
 RESULTS = PAPER_TABLES.parent
@@ -42,7 +42,7 @@ def score_rows(path: Path, **chosen: str) -> list[dict]:
 
 def network_counts() -> tuple[int, float]:
     """Parameters of the proposed network, and multiply-adds of one image with one box in thousand millions (G)."""
-    network = build_model().eval()
+    network = build("proposed").eval()
     return sum(p.numel() for p in network.parameters()), sum(count_macs(network).values()) / 1e9
 
 

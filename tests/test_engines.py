@@ -158,7 +158,7 @@ class TinyEncoder(nn.Module):
 
 def tiny_network():
     torch.manual_seed(0)
-    return model.build_model(TinyEncoder).eval()
+    return model.BoxSegmenter(TinyEncoder()).eval()
 
 
 IMAGE = np.random.default_rng(0).random((3, 256, 256), np.float32)

@@ -11,9 +11,10 @@ from torch import nn
 import figures
 from enhance import three_channels
 from figures import YELLOW, busiest_slice, figure2, figure3, figure3_row, flat_view, overlay, plot_dice, plot_losses
-from model import build_model
+from model import BoxSegmenter
+from notebooks.network import PARTS, SKIPS, figure1, trace_parts
 from presets import PRESETS
-from quantize import PARTS, SKIPS, trace_parts
+from segment import build
 
 
 @pytest.mark.parametrize("side", [64, 100, 400, 512, 700])
@@ -78,13 +79,10 @@ def test_figure_3_draws_boxes_prediction_and_truth_of_a_case():
 
 
 def test_curves_draw_the_numbers_that_were_passed():
-    log = [
-        {"step": 10, "train_loss": 3.0, "validation_loss": 2.5},
-        {"step": 20, "train_loss": 1.0, "validation_loss": 2},
-    ]
-    lines = plot_losses(log).lines
-    assert [line.get_label() for line in lines] == ["training", "validation"]
-    assert [list(line.get_ydata()) for line in lines] == [[3, 1], [2.5, 2]]
+    log = [{"step": 10, "validation_loss": 2.5}, {"step": 20, "validation_loss": 2}]
+    lines = plot_losses(log, [(10, 3.0), (20, 1.0)]).lines
+    assert [line.get_label() for line in lines[::2]] == ["training, each step", "validation"]
+    assert [list(line.get_ydata()) for line in lines[::2]] == [[3, 1], [2.5, 2]]
     rows = [
         {"stage": "distill", "step": "5", "CT": "0.1", "US": "0.2"},
         {"stage": "finetune", "step": "3", "CT": "1", "US": "0.5"},
@@ -100,7 +98,7 @@ def test_matplotlib_is_not_loaded_by_importing_the_module():
 
 
 def test_figure_1_is_the_network_itself():
-    network = build_model(PatchEncoder).eval()
+    network = BoxSegmenter(PatchEncoder()).eval()
     parts = {"patches": "image_encoder.conv", "prompt encoder": "prompt_encoder", "whole mask decoder": "mask_decoder"}
     rows = trace_parts(network, parts)
     first = rows[0]
@@ -109,19 +107,21 @@ def test_figure_1_is_the_network_itself():
     assert rows[1]["output"] == (2, 256) and rows[2]["output"] == (1, 256, 256)
     assert not network.image_encoder.conv._forward_hooks, "hooks are taken off again"
     ax = Figure().subplots()
-    figures.figure1(rows, ax, marked={"patches": "edited"})
+    figure1(rows, ax)
     texts = [text.get_text() for text in ax.texts]
-    assert any(t.startswith("patches\n256 x 64 x 64\n") and t.endswith("edited") for t in texts)
+    assert any(t.startswith("patches\n256 x 64 x 64\n") for t in texts)
     assert sum("parameters" in t for t in texts) == len(ax.patches) == 3, "a box a row"
 
 
 def test_the_parts_of_figure_1_are_all_of_the_encoder():
-    rows = trace_parts(build_model().eval())
+    rows = trace_parts(build("proposed").eval())
     encoder = [row for row in rows if row["inside"] == "whole image encoder"]
     assert {row["inside"] for row in rows} == {"", "whole image encoder", "whole mask decoder"}, "what is a frame"
-    assert sum(row["parameters"] for row in encoder) == sum(p.numel() for p in build_model().image_encoder.parameters())
+    assert sum(row["parameters"] for row in encoder) == sum(
+        p.numel() for p in build("proposed").image_encoder.parameters()
+    )
     ax = Figure().subplots()
-    figures.figure1(rows, ax, skips=SKIPS)
+    figure1(rows, ax, skips=SKIPS)
     assert len(ax.patches) == len(rows) == len(PARTS)
 
 
@@ -139,7 +139,7 @@ class PatchEncoder(nn.Module):
 def test_the_thick_line_of_a_training_curve_is_the_mean_of_the_last_steps():
     losses = [(step, float(step % 2)) for step in range(1, 41)]
     log = [{"step": 40, "train_loss": 0.5, "validation_loss": 0.7}]
-    each, mean, validation = plot_losses(log, losses=losses).lines
+    each, mean, validation = plot_losses(log, losses).lines
     assert each.get_ydata().tolist() == [loss for _, loss in losses] and validation.get_ydata().tolist() == [0.7]
     assert mean.get_label() == "training, mean of the last 4" and mean.get_ydata()[3:].tolist() == [0.5] * 37
     assert mean.get_ydata()[:3].tolist() == pytest.approx([1, 1 / 2, 2 / 3]), "fewer at first"

@@ -26,7 +26,7 @@ from formats.pictures import read_image, read_mask
 from formats.writing import save_image, save_npz
 from grid import boxes_from_labels, case_rng, loosen_boxes
 from metrics import dsc
-from model import BoxSegmenter, build_model
+from model import BoxSegmenter
 from presets import PRESETS, override
 from segment import Segmenter, load
 from tables import with_times
@@ -422,7 +422,7 @@ def small(monkeypatch, tmp_path):
 
 
 def test_the_proposed_model_comes_with_its_weights_and_the_preset_it_was_trained_with(tmp_path):
-    network = build_model()
+    network = segment.build("proposed")
     torch.save({"model": network.state_dict(), "preset": "released", "step": 7}, tmp_path / "last.pt")
     found = load("proposed", tmp_path / "last.pt")
     assert found.preset == PRESETS["released"] and found.enhanced and not found.engine.network.training

@@ -13,7 +13,6 @@ from metric_rows import DISTANCE, OF_CASE, PAPER, use
 
 from grid import label_bounds
 from metrics import (
-    LARGE_BALL,
     METRICS,
     Metric,
     _patch_outlines,
@@ -278,10 +277,7 @@ def test_every_outline_is_closed_and_uses_every_crossed_edge_once():
     ],
 )
 @pytest.mark.parametrize("density", [0.02, 0.4, 0.9])
-@pytest.mark.parametrize("large", [LARGE_BALL, 0])
-def test_fast_nsd_equals_all_pairs_of_elements(shape, spacing, tolerance, density, large, monkeypatch):
-    """By the offsets of the ball, and by the search tree that stands in for them where they are many."""
-    monkeypatch.setattr("metrics.LARGE_BALL", large)
+def test_fast_nsd_equals_all_pairs_of_elements(shape, spacing, tolerance, density):
     pred, gt = blobs(np.random.default_rng(0), shape, density)
     want = brute_force_nsd(pred, gt, spacing, tolerance)
     assert nsd(pred, gt, spacing, tolerance) == pytest.approx(want, abs=1e-12)

@@ -11,7 +11,7 @@ from filled_weights import filled
 
 from formats import InputError
 from formats.checkpoints import lite_medsam_path, load_weights
-from model import TorchEngine, build_model
+from model import TorchEngine
 from presets import PRESETS
 from segment import Segmenter, build
 
@@ -27,7 +27,7 @@ def relative_error(got: torch.Tensor, want: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def model():
     layout = json.loads((GOLDEN / "efficientvit_sam_l0_layout.json").read_text())
-    net = build_model().eval()
+    net = build("proposed").eval()
     net.load_state_dict({name: filled(name, tuple(shape)) for name, shape in layout}, strict=True)
     return net
 
@@ -219,7 +219,7 @@ def test_loader_refuses_odd_entries_in_a_sentence(tmp_path):
 
 def test_loader_refuses_another_architecture_and_says_which_names():
     with pytest.raises(InputError, match=r"another architecture.*missing \(first: image_encoder.*unexpected"):
-        load_weights(lite_medsam_path(), build_model())
+        load_weights(lite_medsam_path(), build("proposed"))
 
 
 def test_loader_refuses_damaged_unsafe_and_nan_files(tmp_path):

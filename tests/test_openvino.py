@@ -346,7 +346,7 @@ def another_activation(network):
 @pytest.mark.parametrize("edit", [one_layer_less, one_layer_more])
 def test_openvino_follows_an_edit_of_the_transformers_layers(edit, tmp_path):
     torch.manual_seed(0)
-    network = model.build_model(TinyEncoder)
+    network = model.BoxSegmenter(TinyEncoder())
     before = graphs.answers(model.TorchEngine(network))
     edit(network)
     wanted = graphs.answers(model.TorchEngine(network))
@@ -359,7 +359,7 @@ def test_openvino_follows_an_edit_of_the_transformers_layers(edit, tmp_path):
 @pytest.mark.parametrize("edit", [another_activation, louder])
 def test_openvino_refuses_an_edited_decoder_and_keeps_nothing(edit, tmp_path, monkeypatch):
     torch.manual_seed(0)
-    network = model.build_model(TinyEncoder)
+    network = model.BoxSegmenter(TinyEncoder())
     if edit is louder:
         monkeypatch.setattr(model.MaskDecoder, "forward", louder)
     else:

@@ -27,7 +27,6 @@ from demo_data import tiny_cache
 from formats import InputError
 from formats.checkpoints import lite_medsam_path, load_weights, read_checkpoint, save_checkpoint
 from grid import move_box
-from model import build_model
 from presets import PRESETS, override
 from segment import build
 from training import dice_loss, mask_iou, segmentation_loss, starting_network
@@ -440,7 +439,7 @@ def test_the_real_network_overfits_one_batch(cache):
     torch.manual_seed(0)
     entry = next(e for e in read_index(cache) if e.split == "train" and e.modality == "US")
     item = {key: torch.from_numpy(value) for key, value in validation_item(cache, entry, PRESETS["fixed"]).items()}
-    model, decoder = build_model(), build("baseline")
+    model, decoder = build("proposed"), build("baseline")
     load_weights(lite_medsam_path(), decoder)
     model.prompt_encoder.load_state_dict(decoder.prompt_encoder.state_dict())
     model.mask_decoder.load_state_dict(decoder.mask_decoder.state_dict())
@@ -462,5 +461,5 @@ def test_the_real_network_overfits_one_batch(cache):
 def test_smoke_trains_the_real_network_and_its_checkpoint_loads(cache, tmp_path):
     last = train.main(["--cache", str(cache), "--out", str(tmp_path), "--steps", "2", "--batch", "2"])
     assert np.isfinite(last["validation_loss"])
-    rest = load_weights(tmp_path / "best.pt", build_model())
+    rest = load_weights(tmp_path / "best.pt", build("proposed"))
     assert (rest["architecture"], rest["preset"], rest["step"]) == ("proposed", "fixed", 2)
