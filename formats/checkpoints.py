@@ -11,8 +11,6 @@ PyTorch is imported where a file is read or written, so that finding one does no
 
 import hashlib
 import io
-import json
-import math
 import sys
 import warnings
 import zipfile
@@ -30,11 +28,6 @@ LITE_MEDSAM_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c30
 OUR_CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "grays_anatomy_sam_l0.pt"  # the proposed model
 INT8_KEY = "weight_int8"  # a checkpoint with this key, "channel" or "tensor", holds int8 linear layers (quantize.py)
 CHECKSUM = "crc32"  # key of a checkpoint: of all that it holds beside
-# How .safetensors files call the kinds of numbers that weights have
-NUMBERS = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
 WRAPPERS = ("model", "state_dict")  # keys under which checkpoints keep their state dict
 OF_KINDS = "mask_decoders.", "prompt_encoders."  # names of weights for further kinds of boxes, PREFIX KIND.NAME (D24)
 
@@ -80,8 +73,12 @@ def save_checkpoint(path: Path, state: dict) -> None:
             f"{path}: not written, {len(bad)} tensors hold NaN or infinity (first: {bad[0]}); use an earlier one"
         )
     if path.suffix == ".safetensors":
+        import safetensors.torch
+
         says = {key: text for key, text in state.items() if isinstance(text, str)}
-        save_bytes(path, safetensors(weights, says | {CHECKSUM: checksum(says | {"model": weights})}))
+        says[CHECKSUM] = checksum(says | {"model": weights})
+        own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+        save_bytes(path, safetensors.torch.save(own, says))
         return
     buffer = io.BytesIO()
     torch.save(state | {CHECKSUM: checksum(state)}, buffer)
@@ -123,46 +120,12 @@ def raw(tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def safetensors(weights: dict, says: dict[str, str]) -> bytes:
-    """A .safetensors file: 8 bytes with the length of a JSON header, the header, the bytes of all tensors.
+def read_safetensors(path: Path) -> dict:
+    """A .safetensors file as a checkpoint of ours. SafetensorError for a damaged one."""
+    from safetensors import safe_open
 
-    The header says of each tensor its kind of number, shape, and where in those bytes it lies; `__metadata__` is text.
-    """
-    header, parts, end = {"__metadata__": says}, [], 0
-    names = {name: kind for kind, name in NUMBERS.items()}
-    for name, value in weights.items():
-        parts.append(raw(value))
-        start, end = end, end + len(parts[-1])
-        kind = names[str(value.dtype).removeprefix("torch.")]
-        header[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
-
-
-def read_safetensors(content: bytes) -> dict:
-    """The inverse of `safetensors`, as a checkpoint of ours. ValueError unless its tensors fill the file, one after the other."""
-    import torch
-
-    size = int.from_bytes(content[:8], "little")
-    header, data = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])
-    says, weights, end = header.pop("__metadata__", {}), {}, 0
-    for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        kind, shape, (start, stop) = getattr(torch, NUMBERS[about["dtype"]]), about["shape"], about["data_offsets"]
-        if start != end or any(type(n) is not int or n < 0 for n in (start, stop, *shape)):
-            raise ValueError(f"{name} has shape {shape} and lies at {start}, not at {end}")
-        end = start + math.prod(shape) * kind.itemsize
-        if stop != end or end > len(data):
-            raise ValueError(f"{name} has shape {shape} and ends at {stop}")
-        flat = (
-            torch.frombuffer(data, dtype=kind, count=math.prod(shape), offset=start)
-            if end > start
-            else torch.empty(0, dtype=kind)
-        )
-        weights[name] = flat.reshape(shape)
-    if size > len(content) - 8 or end != len(data):
-        raise ValueError(f"its tensors take {end} bytes, and it has {len(data)}")
-    return {key: text for key, text in says.items() if isinstance(text, str)} | {"model": weights}
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}) | {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
 
 
 def export_checkpoint(source: Path, target: Path) -> dict:
@@ -190,7 +153,7 @@ def read_checkpoint(path: Path) -> dict:
         import torch
 
         if path.suffix == ".safetensors":
-            stored = read_safetensors(path.read_bytes())
+            stored = read_safetensors(path)
         else:
             # PyTorch writes a checksum of every tensor, and compares none
             if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
