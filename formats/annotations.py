@@ -5,9 +5,7 @@ where objects overlap, the smaller ones are seen. What an outline claims is chec
 believes it, fills it. Source: the formats of cocodataset.org and supervisely.com.
 """
 
-import base64
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -17,11 +15,9 @@ import numpy as np
 
 from formats import MAX_LABEL, InputError
 from formats.case import paint, told_in_a_sentence
-from formats.pictures import decoded
 from formats.writing import tell
 from grid import boxes_from_labels
 
-MAX_BYTES = 2**27  # of one object's bitmap, unpacked
 Boxed = tuple[np.ndarray, tuple[str, ...], np.ndarray]  # labels (H, W) uint16, the class of each, exact boxes (N, 4)
 
 
@@ -192,25 +188,16 @@ def _unpacked(text: str) -> list[int]:
 
 
 def read_supervisely(path: Path, shape: tuple[int, int]) -> Boxed:
-    """What `read_annotations` gives of a Supervisely file: polygons or bitmaps."""
-    with told_in_a_sentence(path, "is no Supervisely annotation"):
+    """What `read_annotations` gives of a Supervisely file of polygons."""
+    with told_in_a_sentence(path, "is no Supervisely annotation of polygons", "export it again, bitmaps as polygons"):
         content = json.loads(path.read_text(encoding="utf-8"))
         size, objects = (content["size"]["height"], content["size"]["width"]), content["objects"]
         _check(path, path.stem, size, shape, len(objects))
         masks = np.zeros((len(objects), *shape), np.uint8)
         for mask, one in zip(masks, objects, strict=True):
-            if "bitmap" in one:
-                content = zlib.decompressobj().decompress(base64.b64decode(one["bitmap"]["data"]), MAX_BYTES)
-                stamp = decoded(content, cv2.IMREAD_UNCHANGED)
-                stamp = stamp[..., -1] if stamp.ndim == 3 else stamp  # alpha
-                x, y = one["bitmap"]["origin"]
-                mask[y : y + stamp.shape[0], x : x + stamp.shape[1]] = stamp > 0
-            else:
-                for value, corners in [
-                    (1, one["points"]["exterior"]),
-                    *((0, o) for o in one["points"].get("interior", [])),
-                ]:
-                    cv2.fillPoly(mask, [_corners(corners, shape).round().astype(np.int32)], value)
+            holes = one["points"].get("interior", [])
+            for corners, value in ((one["points"]["exterior"], 1), *((hole, 0) for hole in holes)):
+                cv2.fillPoly(mask, [_corners(corners, shape).round().astype(np.int32)], value)
         names = tuple(str(one.get("classTitle", "")) for one in objects)
     return boxed_objects(path, masks.view(bool), names)
 

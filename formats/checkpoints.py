@@ -125,7 +125,7 @@ def read_safetensors(path: Path) -> dict:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}) | {"model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        return (file.metadata() or {}) | {"model": {name: file.get_tensor(name) for name in file.keys()}}
 
 
 def export_checkpoint(source: Path, target: Path) -> dict:

@@ -24,15 +24,12 @@ NEAR = 16  # grey levels: classes of a mask with soft edges lie farther apart
 ORIENTATION = 274  # of a TIFF and of EXIF: how to turn a picture, 1 (as it is) to 8
 
 
-def read_picture(
-    path: Path, window: tuple[float, float] | None = None, channel: int | None = None, time: int | None = None,
-    modality: str = "",
-) -> Case:  # fmt: skip
+def read_picture(path: Path, window: tuple[float, float] | None = None, modality: str = "") -> Case:
     """A picture as a case; the pages of a TIFF as the slices of a volume. InputError if it can't be read.
 
-    channel, time: of a TIFF that has several, counted from 0.   window, modality: see `intensity.gray_case`.
+    window, modality: see `intensity.gray_case`.
     """
-    pixels, is_3d = _pixels(path, C=channel, T=time)
+    pixels, is_3d = _pixels(path)
     if pixels.size and pixels.dtype == np.uint8:  # as most are: a window changes nothing, and needs no import
         check_contrast(pixels, path)
         return Case(path.stem, pixels, None, None, None, is_3d, modality=modality)
@@ -102,23 +99,21 @@ def as_shown(labels: np.ndarray, labels_path: Path, path: Path) -> np.ndarray:
 # ---------------------------------------------------------------- pixels
 
 
-def _pixels(path: Path, raw: bool = False, **chosen: int | None) -> tuple[np.ndarray, bool]:
+def _pixels(path: Path, raw: bool = False) -> tuple[np.ndarray, bool]:
     """(H, W), (H, W, 3) RGB or, if True comes with it, (D, H, W): a picture as viewers show it.
 
-    raw: numbers as stored, for masks.   chosen: of a TIFF's axes C and T, counted from 0.
+    raw: numbers as stored, for masks.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the path")
     if path.suffix.lower() in (".tif", ".tiff"):
-        pixels, is_3d = _tiff(path, raw, chosen)
+        pixels, is_3d = _tiff(path, raw)
     else:
-        if said := {key for key, number in chosen.items() if number is not None}:
-            raise InputError(f"{path}: has no axis {min(said)}; leave out --read channel and time")
         # all channels and bits, and turned as the camera says, as viewers show it; alpha is dropped
         what = f"not an image that OpenCV can read, or one of more than {MOST_PIXELS:,} pixels"
         with told_in_a_sentence(path, what, "give a PNG, JPG, TIFF or BMP file"):
             # cv2.imread cannot open non-ASCII paths on Windows
-            pixels, is_3d = decoded(path.read_bytes(), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH), False
+            pixels, is_3d = _decoded(path.read_bytes()), False
         pixels = np.ascontiguousarray(pixels[..., ::-1]) if pixels.ndim == 3 else pixels  # OpenCV reads BGR
     # 16 bits that hold 8 stay as they are
     small = pixels.dtype == np.uint16 and pixels.max() <= 255
@@ -133,14 +128,14 @@ def _opened(file):
     return Image.open(file)
 
 
-def decoded(content: bytes, how: int) -> np.ndarray:
-    """The pixels of a PNG, JPG or BMP as OpenCV decodes them, (H, W) or (H, W, 3 or 4) BGR. ValueError for a damaged one."""
+def _decoded(content: bytes) -> np.ndarray:
+    """The pixels of a PNG, JPG or BMP as OpenCV decodes them, (H, W) or (H, W, 3) BGR. ValueError for a damaged one."""
     with _opened(io.BytesIO(content)) as header:
         pixels = math.prod(header.size)
         header.verify()  # of PNG the checksums: OpenCV reads some damaged ones without end
     if pixels > min(MOST_PIXELS, len(content) * MOST_PACKED):
         raise ValueError(f"it claims {header.size[0]} x {header.size[1]} pixels")
-    found = cv2.imdecode(np.frombuffer(content, np.uint8), how)
+    found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     if found is None:
         raise ValueError("it decodes nothing")
     return found
@@ -158,7 +153,7 @@ class _Raised(logging.Handler):
 RAISED = _Raised(logging.ERROR)
 
 
-def _tiff(path: Path, raw: bool, chosen: dict[str, int | None]) -> tuple[np.ndarray, bool]:
+def _tiff(path: Path, raw: bool) -> tuple[np.ndarray, bool]:
     """What `_pixels` gives of a TIFF. Its axes are those that tifffile finds: Y, X, S (colours), Z, C, T, I (pages), ..."""
     import tifffile  # only here: it takes a tenth of a second to load
 
@@ -182,7 +177,7 @@ def _tiff(path: Path, raw: bool, chosen: dict[str, int | None]) -> tuple[np.ndar
         if len(series) > 1:
             pixels, axes = np.stack([pixels, *(one.asarray() for one in series[1:])]), f"I{axes}"
         pixels, axes = _as_viewers_show(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), axes, page, raw)
-        pixels, is_3d = _one_image(path, pixels, axes, chosen)
+        pixels, is_3d = _one_image(path, pixels, axes)
         mark = page.tags.valueof(ORIENTATION, 1)
     return np.stack([_turned(plane, mark) for plane in pixels]) if is_3d else _turned(pixels, mark), is_3d
 
@@ -210,20 +205,12 @@ def _as_viewers_show(pixels: np.ndarray, axes: str, page, raw: bool) -> tuple[np
     return pixels, axes
 
 
-def _one_image(path: Path, pixels: np.ndarray, axes: str, chosen: dict[str, int | None]) -> tuple[np.ndarray, bool]:
+def _one_image(path: Path, pixels: np.ndarray, axes: str) -> tuple[np.ndarray, bool]:
     """One picture, or one volume (True), of pixels with these axes. InputError if they are several."""
-    found = ", ".join(f"{axis} {size}" for axis, size in zip(axes, pixels.shape, strict=True))
-    keys = (("C", "channel"), ("T", "time"))
-    for axis, key in keys:
-        if (number := chosen.get(axis)) is None:
-            continue
-        if axis not in axes or number >= pixels.shape[axes.index(axis)]:
-            raise InputError(f"{path}: has no {key} {number}, its axes are {found}; {key}s count from 0")
-        pixels, axes = pixels.take(number, axes.index(axis)), axes.replace(axis, "", 1)
     more = [i for i, axis in enumerate(axes) if axis not in "YXS" and pixels.shape[i] > 1]
     if len(more) > 1 or more and (axes[more[0]] not in "ZIQ" or more[0] > axes.index("Y")):
-        ways = [f"choose by --read {key}=0 or " for axis, key in keys if axis in axes]
-        raise InputError(f"{path}: has the axes {found}; {''.join(ways)}save one gray picture or volume alone")
+        found = ", ".join(f"{axis} {size}" for axis, size in zip(axes, pixels.shape, strict=True))
+        raise InputError(f"{path}: has the axes {found}; save one channel of one time as a gray picture or volume")
     is_3d, is_colour = bool(more), axes.endswith("S")
     pixels = pixels.squeeze(tuple(i for i, axis in enumerate(axes) if axis not in "YXS" and i not in more))
     if is_3d and is_colour and not (pixels == pixels[..., :1]).all():

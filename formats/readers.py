@@ -6,7 +6,6 @@ row of READERS; of LABEL_READERS too, if labels lie in a file of their own.
 
 import csv
 import importlib
-import inspect
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +32,7 @@ READERS: dict[str, Callable[..., Case] | str] = {
 LABEL_READERS = dict.fromkeys(SCAN_ENDINGS, "formats.scans:read_scan_labels")
 
 # What --read KEY=VALUE takes, because only some files need it (docs/cache.md)
-READ_KEYS = ("window", "modality", "dataset", "instances", "smallest", "channel", "time")
+READ_KEYS = ("window", "modality", "dataset", "instances", "smallest")
 
 
 def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict:
@@ -48,7 +47,7 @@ def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict:
             advice = "begin with a known one: CT, MR, US, X-Ray, Fundus, OCT, ..."
         elif key == "instances" and value not in ("yes", "no"):
             advice = "give yes or no"
-        elif key in ("smallest", "channel", "time") and not (value.isdecimal() and len(value) < 10):
+        elif key == "smallest" and not (value.isdecimal() and len(value) < 10):
             advice = "give a whole number from 0 to 999999999"
         if advice:
             raise InputError(f"--read {text}: {advice}")
@@ -60,12 +59,10 @@ def read_options(texts: list[str], known: tuple[str, ...] = READ_KEYS) -> dict:
 
 
 class Asked(NamedTuple):
-    """What --read says of the values of a file; a reader gets those that are given, by name."""
+    """What --read says of the values of a file."""
 
     window: tuple[float, float] | None = None  # width and level; None: the file's own, or what suits its modality
     modality: str | None = None  # of MODALITIES, before what the file's name says; a DICOM file knows its own
-    channel: int | None = None  # of a picture that has several, counted from 0
-    time: int | None = None
 
 
 def window_of(texts: list[str]) -> Asked:
@@ -200,11 +197,9 @@ def _image_of(path: Path, window: tuple[float, float] | None) -> Case:
     if not path.is_file() and not path.is_dir():
         raise InputError(f"{path}: {'a pipe or a device' if path.exists() else 'no such file'}; check the path")
     reader, asked = imported(READERS[ending]), window if isinstance(window, Asked) else Asked(window)
-    said = {key: value for key, value in asked._asdict().items() if value is not None}
-    if ending not in (*SCAN_ENDINGS, *PICTURE_ENDINGS):
-        said.pop("modality", None)  # nothing that such a file holds depends on it
-    if unknown := said.keys() - inspect.signature(reader).parameters.keys():
-        raise InputError(f"{path}: --read {sorted(unknown)[0]} says nothing of such a file; leave it out")
+    said = {} if asked.window is None else {"window": asked.window}
+    if asked.modality and ending in (*SCAN_ENDINGS, *PICTURE_ENDINGS):  # of other files nothing depends on it
+        said["modality"] = asked.modality
     with told_in_a_sentence(path):
         case = reader(path, **said)
     is_told = asked.modality and (ending not in DICOM_ENDINGS or case.modality == "Other")

@@ -28,8 +28,6 @@ class Options:
     dropped: tuple[int, ...] = ()  # labels that become background
     instances: bool = False  # each connected part of a label becomes an object of its own
     smallest: int = 0  # objects of fewer pixels (2D) or voxels (3D), at the original size, become background
-    channel: int | None = None  # see readers.Asked
-    time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class Source:
         # a challenge case for validation has 8 bits: there is no window to cut
         window = None if is_npz and self.split == "val" else options.window
         # the case's name may begin with the modality that --read or the data set says
-        asked = Asked(window, None if said == "Other" else said, options.channel, options.time)
+        asked = Asked(window, None if said == "Other" else said)
         if self.labels:
             case = read_pair(self.path, self.labels, self.name, asked)
         else:

@@ -5,7 +5,6 @@ covers the changed bytes, other pixels than those of the whole file. A number an
 again: python tests/robustness.py --reader NAME --number N
 """
 
-import base64
 import gc
 import gzip
 import importlib
@@ -27,7 +26,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from commands import limit_memory
@@ -66,9 +64,10 @@ class Reader(NamedTuple):
 def supervisely(folder: Path) -> Path:
     save_image(folder / "US_a.png", PICTURE)
     points = {"exterior": [[5, 5], [40, 5], [40, 30]], "interior": [[[10, 8], [12, 8], [12, 10]]]}
-    stamp = cv2.imencode(".png", PICTURE[:20, :20])[1].tobytes()
-    bitmap = {"data": base64.b64encode(zlib.compress(stamp)).decode(), "origin": [3, 4]}
-    objects = [{"classTitle": "a", "points": points}, {"classTitle": "b", "bitmap": bitmap}]
+    objects = [
+        {"classTitle": "a", "points": points},
+        {"classTitle": "b", "points": {"exterior": [[3, 4], [23, 4], [9, 24]]}},
+    ]
     content = {"size": {"height": 64, "width": 80}, "objects": objects}
     return written(folder / "US_a.png.json", json.dumps(content).encode())
 
