@@ -61,6 +61,18 @@ def overlay(
     return rgb
 
 
+def layer(labels: np.ndarray, opacity: float = 0.35) -> np.ndarray:
+    """Masks as a picture to lay over the image: labels (H, W), 0 is background -> (H, W, 4) RGBA uint8.
+
+    >>> layer(np.array([[0, 1]]), opacity=1).tolist()
+    [[[0, 0, 0, 0], [86, 180, 233, 255]]]
+    """
+    inside, rgba = labels > 0, np.zeros((*labels.shape, 4), np.uint8)
+    rgba[inside, :3] = PALETTE[(labels[inside].astype(np.int64) - 1) % len(PALETTE)]
+    rgba[inside, 3] = round(255 * opacity)
+    return rgba
+
+
 def outlines(mask: np.ndarray) -> list[np.ndarray]:
     """The outer outline of each part of a mask (H, W) bool: (n, 2) x, y of its outermost pixels; the longest first.
 
