@@ -46,6 +46,7 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> cache.
     """Write the images and masks of one case, a picture or the slices of a volume. [P 2.1]
 
     source : the name of its file.   stamp : tells a changed file."""
+    assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16
     entries = []
     for name, z in cache.slice_names(case):
         # One size for all: the long side becomes 256 pixels, the short one as many fewer. A label map takes
