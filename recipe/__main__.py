@@ -55,7 +55,7 @@ STAGES = {
         RecipeStage("distill", 1700, 1.5e-3, 850, ("exact",), 0.3, distilled=True),
         RecipeStage("both", 3500, 4e-4, 1150, KINDS, 0.4),
         *(RecipeStage(kind, 400, 1e-4, 400, (kind,), 0.15, average=0.99, encoder=None) for kind in KINDS),
-        RecipeStage("neck", 1000, 1e-4, 500, KINDS, 0.15, average=0.99, encoder="image_encoder.neck", small=True),
+        RecipeStage("neck", 1000, 1e-4, 500, KINDS, 0.15, average=0.99, encoder="image_encoder.neck"),
     )
 }
 

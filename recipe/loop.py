@@ -43,7 +43,6 @@ class RecipeStage:
     # How the names of the encoder's weights that learn begin; None: the decoder of `kinds` learns alone, and the encoder
     # only answers. That needs no GPU
     encoder: str | None = "image_encoder."
-    small: bool = False  # few images a step: batch norms keep their means
 
 
 # ---------------------------------------------------------------- learning rate, losses, teacher
@@ -120,8 +119,8 @@ class StageRun(Run):
             group["lr"] = one_cycle(progress, self.preset.learning_rate)
         images, raw, boxes, masks = (batch[key].to(self.device) for key in ("image", "raw", "boxes", "masks"))
         masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256)
-        # batch norm is the only layer that this changes
-        self.network.train(self.settings.encoder is not None and not self.settings.small)
+        # batch norm is the only layer that this changes: it keeps its means where few images a step would blur them
+        self.network.train(self.settings.encoder is not None and self.settings.batch >= 16)
         with self.bfloat16:
             with torch.set_grad_enabled(self.settings.encoder is not None):
                 embedding = self.encode(images)  # (B, 256, 64, 64)
