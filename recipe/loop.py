@@ -24,6 +24,7 @@ from training import Run, decode_batch, mean_of, segmentation_loss, validate
 
 MODEL = "proposed"
 WARM_UP = 0.05  # share of a run in which the rate rises
+ENOUGH = 16  # images a step for means of their batch norms; a distillation has none to keep
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,9 @@ class StageRun(Run):
             group["lr"] = one_cycle(progress, self.preset.learning_rate)
         images, raw, boxes, masks = (batch[key].to(self.device) for key in ("image", "raw", "boxes", "masks"))
         masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256)
-        # batch norm is the only layer that this changes: it keeps its means where few images a step would blur them
-        self.network.train(self.settings.encoder is not None and self.settings.batch >= 16)
+        # batch norm is the only layer that this changes: where few images a step would blur its means, it keeps them
+        stage = self.settings
+        self.network.train(stage.distilled or stage.encoder is not None and stage.batch >= ENOUGH)
         with self.bfloat16:
             with torch.set_grad_enabled(self.settings.encoder is not None):
                 embedding = self.encode(images)  # (B, 256, 64, 64)

@@ -242,7 +242,7 @@ def test_a_decoders_run_trains_it_alone_and_starts_from_the_run_before(cache, ti
 
 
 def test_a_neck_run_leaves_the_backbone_and_the_means_of_norms_alone(cache, tmp_path):
-    stage = loop.RecipeStage("neck", 1, 1e-3, 1, ("exact", "drawn"), 1.0, encoder="image_encoder.neck", small=True)
+    stage = loop.RecipeStage("neck", 1, 1e-3, 1, ("exact", "drawn"), 1.0, encoder="image_encoder.neck", batch=1)
     network = build("proposed", ("drawn",))
     before = {name: value.clone() for name, value in network.state_dict().items()}
     run = loop.StageRun(stage, SCALED, network, torch.device("cpu"), {}, False)
