@@ -1,7 +1,8 @@
 """Step 1 of 5, preprocess: each slice to 256 x 256 pixels, images to PNG, masks to run lengths. [P 2.1]
 
-A million pairs of image and mask, of every size and file format, would be read anew in each epoch. So
-they are brought to one size and stored once, in forms that are small and quick to read:
+The paper's million pairs of image and mask have every size and file format, and training reads them again
+and again. So they are brought to one size and stored once, in forms that are small and quick to read. ([P 2.1]
+is a section of the paper; #24 and D6 are rows of PAPER_VS_CODE.md, which says where code and text differ.)
 
     image   (H, W) made a square by padding, so that no anatomy is stretched; resized to 256 x 256, times
             256 / max(H, W); a PNG, which loses nothing. Of a gray one steps 2 and 4 make the three channels
@@ -9,11 +10,11 @@ they are brought to one size and stored once, in forms that are small and quick 
                 raw         as it is
                 diffused    anisotropic diffusion of raw: less noise, and the edges stay
                 equalized   histogram equalization of diffused: as much contrast as there can be
-    masks   a label map, resized as its image is, as run lengths in a pickle (PKL). With v_i the label of
-            pixel i, row by row, (start, length, label) stands for
-                v_start = v_start+1 = ... = v_start+length-1 = label
+    masks   a label map of the same size, as run lengths in a pickle (PKL). With v[i] the label of pixel
+            i, row by row, (start, length, label) stands for
+                v[start] = v[start + 1] = ... = v[start + length - 1] = label
             so that 0 0 5 5 5 0 7 becomes (2, 3, 5), (6, 1, 7): background needs no run. A mask of
-            131,072 bytes then takes some thousand
+            131,072 bytes then takes a few thousand
     split   1 % of the images of each modality validate, the others train [P 3.2]
 
 A volume becomes one image for each slice that holds an object. The paper's images are the challenge's, over
@@ -49,15 +50,15 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> cache.
     assert case.image.dtype == np.uint8 and case.labels.dtype == np.uint16
     entries = []
     for name, z in cache.slice_names(case):
-        # One size for all: the long side becomes 256 pixels, the short one as many fewer. A label map takes
+        # One size for all: the long side becomes 256 pixels, the short one in proportion. A label map takes
         # the nearest pixel's label, so that none is invented; an object smaller than a pixel of the grid may
         # be lost. A slice without an object teaches nothing: there is no box to ask with.
         labels = resize_labels_to_grid(case.labels[z])  # (H, W) -> (h, w), the longer of the two 256
         if not labels.any():
             continue
 
-        # An image's pixels are averaged. Gray that is stored as three equal channels is one channel; step 2
-        # gives it the paper's two others.
+        # An image that shrinks gets the mean of the pixels that fall together. Gray that is stored as three
+        # equal channels is one channel; step 2 gives it the paper's two others.
         image = case.image[z]  # (H, W) or (H, W, 3)
         if image.ndim == 3 and is_gray(image):
             image = image[..., 0]
@@ -65,7 +66,7 @@ def cache_case(folder: Path, case: Case, source: str, stamp: str = "") -> cache.
 
         # Zeros at the right and at the bottom make it a square, so that no anatomy is stretched.
         # [P 2.1] pads first and then resizes: equal but for rounding.
-        image, labels = pad_to_square(image, GRID), pad_to_square(labels, GRID)  # (256, 256)
+        image, labels = pad_to_square(image, GRID), pad_to_square(labels, GRID)  # (256, 256), or 3
 
         # The image as PNG, which loses nothing. Of the labels only the runs, as a pickle: "easy loading
         # and saving of large amounts of structured data" in Python. The paper's runs are a value and a
@@ -83,8 +84,8 @@ def split_entries(entries: list[cache.CacheEntry], val_share: float = 0.01, seed
     sizes = Counter(entry.modality for entry in entries)
     images = Counter((entry.modality, entry.patient) for entry in entries)
 
-    # A row that has a split keeps it (with --val all have one), and a new one follows its patient. A person
-    # scanned in two modalities is on one side with both. Who is more than half of one is for training.
+    # A row that has a split keeps it, and a new one follows its patient. A person scanned in two modalities is
+    # on one side with both. A person with more than half of a modality's images trains.
     chosen = {(entry.modality, entry.patient): entry.split for entry in entries if entry.split}
     sides = {person_of(entry.patient): entry.split for entry in entries if entry.split}
     needed = {person_of(patient) for (modality, patient), n in images.items() if 2 * n > sizes[modality]}

@@ -3,8 +3,9 @@
 The paper starts from EfficientViT-SAM's image encoder and MedSAM's decoder (here LiteMedSAM's, #24) and
 trains the network, 34.79 million parameters, for 300 epochs in batches of 32 images of 256 x 256 x 3:
 113.2 hours on one GPU. An epoch of all images took more than a day, so one draws 1,000 of each 2D modality
-and of each 3D sub-modality (`fixed`: as many of each modality). Nothing is flipped or cropped, since a
-heart lies on the left: augmentation moves the sides of the box, by up to 5 pixels (#18), and that is all.
+and of each 3D sub-modality. (Our default, the preset `fixed`, draws equal numbers of each modality.) Nothing is
+flipped or cropped, since a heart lies on the left: augmentation moves the sides of the box, and that is all
+(by up to 5 pixels in the released code, #18).
 
 For an object's box the network gives logits L of its mask and the IoU u that it expects of it; the truth
 is the mask M. Table 3 names three losses, BCE, MSE and Dice; what they are of is the released code's. With
@@ -15,14 +16,15 @@ p = sigmoid(L), and sums and means over pixels:
     Dice = 1 - 2 sum p M / (sum p^2 + sum M^2)                        (#28)
     MSE  = (u - IoU)^2,   IoU = |A and M| / |A or M|,   A: where L > 0
 
-AdamW starts with a learning rate of 5e-5. When more than PATIENCE validations in a row bring no smaller
-loss, ReduceLROnPlateau multiplies it by FACTOR. 1 % of the images validate; the weights of the smallest
+AdamW starts with a learning rate of 5e-5. When more than PATIENCE validations in a row bring no clearly
+smaller loss, ReduceLROnPlateau multiplies it by FACTOR. 1 % of the images validate; the weights of the smallest
 validation loss are the final model.
 
     python 02_train.py --cache cache --init efficientvit_sam_l0.pt --preset paper     the paper's 300 epochs
     python 02_train.py --cache cache --init checkpoints/grays_anatomy_sam_l0.pt --steps 90 --batch 2
 
-Writes checkpoints, log and curve into --out. Several GPUs: training.join_processes. Our checkpoint: recipe/.
+Writes checkpoints, log and curve into --out. Several GPUs: join_processes of training.py. How our
+own checkpoint was trained: recipe/.
 """
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
@@ -83,15 +85,15 @@ def run(args: Namespace) -> dict:
         batch = next(batches)
         images, boxes, masks = (batch[key].to(device) for key in (channels, "boxes", "masks"))
         masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256)
-        # [P 2.2] An image is encoded once, whatever the number of its boxes. Encoder, prompt encoder and
-        # decoder all learn
+        # An image is encoded once, whatever the number of its boxes: the encoder sees none of them [P Fig. 1].
+        # Encoder, prompt encoder and decoder all learn
         network.train()
         with bfloat16:
             embedding = network.image_encoder(images)  # (B, 3, 256, 256) -> (B, 256, 64, 64)
             logits, iou = decode_batch(network.decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)
 
         # [P Table 3] three losses, added up. BCE asks each pixel, Dice the mask as a whole, however small it
-        # is; the third teaches the network how good its mask is
+        # is; the squared error teaches the network how good its mask is
         bce = F.binary_cross_entropy_with_logits(logits, masks)
         dice = dice_loss(logits, masks)
         mse = F.mse_loss(iou, mask_iou(logits, masks))

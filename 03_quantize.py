@@ -2,21 +2,21 @@
 
 Quantization gives each number fewer bits: less memory, and sums of small integers in place of floats. Of
 the weights W this is done once, before deployment. Of the activations x there are two ways. Static
-quantization fixes their range beforehand, on some training images; it is fast, but wrong for an image with
-other values. Dynamic quantization takes the range from the x that is there, anew at every call. The paper
+quantization fixes their range beforehand, on some training images; it is fast, but less accurate for an
+image with other values. Dynamic quantization takes the range from the x that is there, anew at every call. The paper
 chooses it, as medical images vary, and as nothing has to be calibrated. A linear layer y = W x + b becomes
 
-    W ~ s_w Q_w          once: s_w = max |W| / 127.5, Q_w in -128..127
+    W ~ s_w Q_w          once: s_w = max |W| / 127.5, Q_w in -128..127; W is a layer, or (`fixed`) one output
     x ~ s_x (Q_x - z)    every x: s_x = (max x - min x) / 255, z = -128 - min x / s_x, rounded
     y = s_w s_x (Q_w Q_x - z sum_k Q_w) + b
 
 max and min also count 0. The sums are of products of small integers, exact in int32 (quantize.py). Linear
-layers alone are reached: most of the mask decoder, but nothing of the proposed image encoder, which is all
-convolutions (#39).
+layers alone are reached: most of the mask decoder, but nothing of the proposed image encoder, whose weights are all
+of convolutions and norms (#39).
 
 The paper says that int8 takes less memory, is faster, and loses neither DSC nor NSD [P 2.3, 4.1, 4.3].
 This step measures all three, for float, for int8 by the layers of quantize.py, and in time also for
-PyTorch's own, torch.qint8, which the paper uses. With weight_int8=tensor the two give equal masks, bit for bit.
+PyTorch's own, torch.qint8, which the paper names. With weight_int8=tensor the two give equal masks, bit for bit.
 
     python 03_quantize.py                                   LiteMedSAM, the baseline -> checkpoints/
     python 03_quantize.py --model runs/table3/best.pt -i demo/cache/cases/imgs      with scores on cases
@@ -50,9 +50,9 @@ def run(args: Namespace, cases: list[Path]) -> dict:
     network, preset = floats.engine.network, floats.preset
 
     # 2. Every linear layer gives way to one of int8, its weights rounded to whole steps of s_w: one s_w for the
-    #    layer, as PyTorch, or one for each of its outputs, as the preset says. Convolutions, norms and
-    #    attention's products stay float32: 31 of the proposed network's 35 million weights. PyTorch's
-    #    quantize_dynamic, with which the paper makes torch.qint8, has the same reach (#39)
+    #    layer, as PyTorch, or one for each of its outputs, as the preset says. Convolutions and norms stay
+    #    float32, 31 of the proposed network's 35 million weights, and so do attention's products. PyTorch's
+    #    quantize_dynamic, which the released code calls, has the same reach (#39)
     quantized, layers = copy.deepcopy(network), []
     for name, layer in network.named_modules():
         if type(layer) is nn.Linear:
@@ -71,14 +71,14 @@ def run(args: Namespace, cases: list[Path]) -> dict:
     # 4. Faster [P 4.3]? The paper compares its int8 model with the baseline, which has another encoder: up to
     #    five times as fast, three times on average. Here each network is compared with itself: median seconds
     #    of the encoder, and of the decoder with few and many boxes. What lies between our int8 and PyTorch's is
-    #    Python, not int8: the sums are the same, but ours are a call for each step of the equation
+    #    mostly Python: PyTorch has one call for the whole equation, ours has a call for each of its steps
     timed = {"float": floats.engine, "int8": int8.engine, "PyTorch's int8": pytorchs_int8(network)}
     seconds = compare_speed(timed, args.repeats, TIMED_BOXES)
 
     # 5. As accurate [P 4.1, Table 4]? The paper's averages rise with int8: of the baseline DSC from 83.83 to
-    #    84.06, NSD from 95.20 to 95.32; of the proposed model from 88.20 to 88.54 and 98.05 to 98.28. Most of it
-    #    is MR, 80.92 to 82.69; PET falls, 79.22 to 79.15. Rounding adds no knowledge, but the paper's code draws
-    #    boxes at random when it scores (#19). Here float and int8 get the same boxes
+    #    84.06, NSD from 95.20 to 95.32; of the proposed model from 88.20 to 88.54 and 98.05 to 98.28. The proposed
+    #    model gains most in MR, 80.92 to 82.69 of DSC; in PET it loses, 79.22 to 79.15. Rounding adds no knowledge,
+    #    but the released code draws boxes at random when it scores (#19). Here float and int8 get the same boxes
     rows, left_out = score_cases(lambda path: score(path, {"float": floats, "int8": int8}), cases)
 
     title = f"{model}, dynamic int8, one weight scale per {preset.weight_int8}"

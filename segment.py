@@ -91,7 +91,7 @@ class Segmenter:
 
     def __init__(self, engine, preset: Preset, enhanced: bool) -> None:
         self.engine, self.preset, self.enhanced = engine, preset, enhanced
-        self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed over all images so far
+        self.seconds: dict[str, float] = defaultdict(float)  # stage -> seconds, summed until somebody clears it
 
     def embed(self, image: np.ndarray):
         """Encode one image or slice, (H, W) or (H, W, 3) RGB uint8, original pixels, or InputError. -> its embedding"""

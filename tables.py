@@ -17,7 +17,7 @@ import numpy as np
 from formats import MODALITIES, InputError, printable
 from formats.cache import in_parallel
 from formats.case import told_in_a_sentence
-from formats.truth import Truth, read_labels, read_prediction, read_truth  # noqa: F401  two for step 5, page, notebooks
+from formats.truth import Truth, read_labels, read_prediction, read_truth  # noqa: F401  for step 5, and an example
 from formats.writing import csv_cell, csv_text, progress, save_json, save_text, tell
 from metrics import METRICS, PROTOCOLS, filled_box, inscribed_ellipse
 

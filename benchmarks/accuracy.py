@@ -194,7 +194,7 @@ def parts_of(table: Table, rows: list[dict]) -> list[tuple[dict, list[dict]]]:
 def average_table(table: Table, lines: list[dict]) -> str:
     """A row for each part and pair of systems: the mean difference over the modalities, with its interval.
 
-    lines: rows of differences.csv. Notebook 03 reads a row's third, fifth and sixth cell."""
+    lines: rows of differences.csv."""
     notes = {system.name: f" ({system.note})" * bool(system.note) for system in table.systems}
     averages = [
         line | {"where": ", ".join(line[c] for c in table.parts) or "all", "note": notes.get(line["system"], "")}

@@ -24,7 +24,7 @@ from formats import InputError, usable_cores
 from grid import GRID
 
 INSTALL = "pip install -r requirements-fast.txt"
-MAKE_STATIC = "make it again with python -m engines static"
+MAKE_STATIC = "make it again with python -m engines static --cache CACHE"
 FORM = 5  # of a folder: what the graphs take and return, and what info.json holds. Another number: made anew
 CELL = 4  # pixels of the grid along a cell's side
 CELLS = GRID // CELL  # cells along the grid's side

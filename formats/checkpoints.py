@@ -165,8 +165,9 @@ def read_checkpoint(path: Path) -> dict:
         if said is not None and said != checksum(stored):
             raise ValueError(CHECKSUM)
     except ImportError as error:
+        missing = "PyTorch" if error.name in (None, "torch") else error.name
         run = "pip install -r requirements.txt (the openvino engines need it once for each checkpoint, to make their graphs)"
-        raise InputError(f"{path}: cannot be read, as PyTorch is not installed; run: {run}") from error
+        raise InputError(f"{path}: cannot be read, as {missing} is not installed; run: {run}") from error
     except Exception as error:  # a damaged file can fail in any way inside torch.load
         what = "not a checkpoint of plain tensors (cut short, damaged, or holding objects that could run code)"
         raise InputError(f"{path}: {what}; download it again, or save a state dict with torch.save") from error

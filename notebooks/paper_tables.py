@@ -141,7 +141,7 @@ def table3() -> str:
         "Optimizer": "AdamW",
         "Initial learning rate": "peaks 1.5e-3, 4e-4, 1e-4",
         "Decay schedule": "one cycle",
-        "Training time": "0.5 h GPU, 4.2 h CPU",
+        "Training time": "0.5 h GPU, 5.6 h CPU",
         "Loss function": "the same three; run 3 adds one for the contour",
         "Number of model parameters": f"{parameters:,}",
         "Number of flops": f"{macs:.2f} G multiply-adds an image; times {BATCH}: {BATCH * macs:.0f} G",

@@ -90,16 +90,14 @@ def draw_box(ax, box):
     return ax
 
 
-def draw_images(
-    images: Sequence[np.ndarray], titles: Sequence[str], columns: int = 3, boxes=None, scale=(0, 255)
-) -> Figure:
-    """Images in a grid, all with one grey scale. boxes: one for each image, or None."""
+def draw_images(images: Sequence[np.ndarray], titles: Sequence[str], columns: int = 3) -> Figure:
+    """Images in a grid, all with one grey scale."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(WIDTH, rows * (WIDTH / columns + 0.3)), squeeze=False)
     for i, ax in enumerate(axes.ravel()):
         ax.axis("off")
         if i < len(images):
-            draw_image(ax, images[i], titles[i], None if boxes is None else boxes[i], scale)
+            draw_image(ax, images[i], titles[i])
     return figure
 
 

@@ -1,7 +1,8 @@
 """Train our checkpoint: distill the encoder from LiteMedSAM, learn masks of both kinds of boxes, export.
 
     python -m recipe --cache cache --compile                              all, for a GPU
-    python -m recipe --cache cache --stage masks neck --init CHECKPOINT --batch 6   on 2 CPU cores
+    python -m recipe --cache cache --stage masks both --init CHECKPOINT --batch 8 --set learning_rate=1e-4 objects=2
+                                                                          on 2 CPU cores
     python -m recipe --average CHECKPOINT CHECKPOINT ... --out FOLDER     the mean of their weights
     python -m recipe --pack FOLDER --cache cache --init CHECKPOINT        for a machine without network (pack.py)
     python -m recipe --smoke                                              2 steps of each, 1 min
@@ -11,7 +12,6 @@
 2 both     everything learns: exact and drawn boxes in turn, each kind with its own decoder (D24)
 3 exact    the decoder of exact boxes alone
 4 drawn    the decoder of drawn boxes alone: most are as loose as people draw them (D20)
-  neck     the encoder's last part and both decoders; the rest answers only: the most that a CPU has time for
 In all runs every modality has the same chance, and images are augmented (batches.py, D14, D15).
 
 Writes OUT/distill, OUT/both, OUT/exact and OUT/drawn, each with the files of 02_train.py; after each
@@ -54,8 +54,7 @@ STAGES = {
     for stage in (
         RecipeStage("distill", 1700, 1.5e-3, 850, ("exact",), 0.3, distilled=True),
         RecipeStage("both", 3500, 4e-4, 1150, KINDS, 0.4),
-        *(RecipeStage(kind, 400, 1e-4, 400, (kind,), 0.15, average=0.99, encoder=None) for kind in KINDS),
-        RecipeStage("neck", 1000, 1e-4, 500, KINDS, 0.15, average=0.99, encoder="image_encoder.neck"),
+        *(RecipeStage(kind, 400, 1e-4, 400, (kind,), 0.15, average=0.99, encoder=False) for kind in KINDS),
     )
 }
 
@@ -65,7 +64,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="python -m recipe", description=__doc__.splitlines()[0], formatter_class=form)
     p.add_argument("--cache", type=Path, default=Path("cache"), help="folder of step 1")
     p.add_argument("--out", type=Path, default=Path("runs"), help="folder for the runs and the exported checkpoint")
-    p.add_argument("--stage", nargs="+", choices=("masks", *STAGES), default=["masks", *list(STAGES)[:-1]],
+    p.add_argument("--stage", nargs="+", choices=("masks", *STAGES), default=["masks", *STAGES],
                    help="which runs")  # fmt: skip
     p.add_argument("--init", type=Path, metavar="CHECKPOINT", help="where the first run starts (default: best.pt of "
                    "the run before)")  # fmt: skip

@@ -41,9 +41,8 @@ class RecipeStage:
     average: float = 0.999  # decay of the moving average
     # Beside the masks the encoder learns LiteMedSAM's embedding; its decoder is frozen (D13)
     distilled: bool = False
-    # How the names of the encoder's weights that learn begin; None: the decoder of `kinds` learns alone, and the encoder
-    # only answers. That needs no GPU
-    encoder: str | None = "image_encoder."
+    # Whether the encoder learns; else the decoder of `kinds` learns alone, and the encoder only answers
+    encoder: bool = True
 
 
 # ---------------------------------------------------------------- learning rate, losses, teacher
@@ -97,7 +96,7 @@ class StageRun(Run):
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.teacher = teacher_encoder().requires_grad_(False).to(device).eval() if stage.distilled else None
         decoders = () if stage.distilled else tuple(name for kind in stage.kinds for name in decoder_names(kind))
-        learning = decoders + ((stage.encoder,) if stage.encoder else ())
+        learning = decoders + ("image_encoder.",) * stage.encoder
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name.startswith(learning))
         self.encode, self.decode, self.teach = network.image_encoder, network.decode, self.teacher
@@ -122,9 +121,9 @@ class StageRun(Run):
         masks = masks.flatten(0, 1).unsqueeze(1)  # (N, 1, 256, 256)
         # batch norm is the only layer that this changes: where few images a step would blur its means, it keeps them
         stage = self.settings
-        self.network.train(stage.distilled or stage.encoder is not None and stage.batch >= ENOUGH)
+        self.network.train(stage.distilled or stage.encoder and stage.batch >= ENOUGH)
         with self.bfloat16:
-            with torch.set_grad_enabled(self.settings.encoder is not None):
+            with torch.set_grad_enabled(self.settings.encoder):
                 embedding = self.encode(images)  # (B, 256, 64, 64)
             decode = partial(self.decode, boxes_are=self.kind())
             logits, iou = decode_batch(decode, embedding, boxes)  # (N, 1, 256, 256), (N, 1)

@@ -745,7 +745,7 @@ PATHS = (
     "nul\tl",
 )
 WORDS = ("", "x", "=", "a=", "=a", "window=", "window=nan", "window=inf/1", "window=-1/1", "window=1e999/0", "modality=../x", "modality=x", "smallest=-1", "smallest=9" + "9" * 5000,
-         "channel=9", "time=-1", "instances=maybe", "dataset=x", "dataset=../..", os.fsdecode(b"\xff=\xff"), "\x1b[2J=1", "window=CT", "x" * 5000)  # fmt: skip
+         "instances=maybe", "dataset=x", "dataset=../..", os.fsdecode(b"\xff=\xff"), "\x1b[2J=1", "window=CT", "x" * 5000)  # fmt: skip
 SETTINGS = ("", "x", "x=1", "=", "epochs=", "epochs=nan", "epochs=-1", "learning_rate=nan", "learning_rate=inf", "learning_rate=-1", "learning_rate=1e999", "objects=0", "objects=-1",
             "objects=1e9", "jitter=nan", "sampling=x", "flips=maybe", "pad=", os.fsdecode(b"\xff=1"), "epochs=" + "9" * 5000, "preset=x", "name=x")  # fmt: skip
 FLAGS = {

@@ -56,7 +56,7 @@ WITHOUT_TORCH = (
 )
 
 
-OWN_IN_EACH = ("main", "parse", "run", "smoke")  # what each script has of its own
+OWN_IN_EACH = ("main", "parse", "run")  # what each script has of its own
 
 
 def tree(path: Path) -> ast.Module:
@@ -72,8 +72,6 @@ def imports_of(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import"
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    if SOURCES[module].parent.name == "benchmarks":  # they see their own folder, as scripts do
-        found |= {f"benchmarks.{name}" for name in found}
     return found & set(SOURCES) - {module}
 
 

@@ -432,7 +432,7 @@ def test_bad_folders_are_told_in_one_sentence(static, tmp_path):
         assert "\n" not in str(error.value)
     shutil.copytree(static, tmp_path / "cut.static")
     (tmp_path / "cut.static" / "box-exact.bin").unlink()
-    with pytest.raises(InputError, match="make it again with python -m engines static$"):
+    with pytest.raises(InputError, match="make it again with python -m engines static --cache CACHE$"):
         load("tiny", tmp_path / "cut.static", engine="openvino-int8", cache=tmp_path / "cache")
 
 
