@@ -140,7 +140,7 @@ def run_stage(stage: RecipeStage, args: argparse.Namespace, init: Path | None, m
 
 
 def write_average(paths: list[Path], out: Path) -> None:
-    """OUT/grays_anatomy_sam_l0.pt: the mean of the weights of checkpoints of one network, as float16."""
+    """OUT/grays_anatomy_sam_l0.pt: the mean of the weights of checkpoints of one network, as float16. (D21)"""
     stored = [read_checkpoint(path) for path in paths]
     each = [state_dict_of(one) for one in stored]
     if len({tuple((name, value.shape) for name, value in weights.items()) for weights in each}) > 1:
