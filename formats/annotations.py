@@ -195,6 +195,8 @@ def read_supervisely(path: Path, shape: tuple[int, int]) -> Boxed:
         _check(path, path.stem, size, shape, len(objects))
         masks = np.zeros((len(objects), *shape), np.uint8)
         for mask, one in zip(masks, objects, strict=True):
+            if one.get("bitmap"):
+                raise ValueError("an object is a bitmap")
             holes = one["points"].get("interior", [])
             for corners, value in ((one["points"]["exterior"], 1), *((hole, 0) for hole in holes)):
                 cv2.fillPoly(mask, [_corners(corners, shape).round().astype(np.int32)], value)

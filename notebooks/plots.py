@@ -1,4 +1,6 @@
-"""What the notebooks show: figures with a text for those who cannot see them, tables, guesses. Figure 1: network.py; 2 and 3: figures.py
+"""What the notebooks show: figures with a text for those who cannot see them, tables, guesses.
+
+Figure 1 is drawn by network.py, Figures 2 and 3 by figures.py of the house.
 
 Curves and bars are plain matplotlib, written where they are shown, so that they can be changed there. `WIDTH` inches stay
 readable on a telephone. COLOURS are those of figures.py, which colour-blind readers tell apart.

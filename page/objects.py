@@ -41,9 +41,8 @@ class Drawn:
         self.embed = lru_cache(EMBEDDINGS_KEPT)(lambda model, z: load(model).embed(self.slices[z]))
         self.walks: dict[tuple, Iterator] = {}  # `follow` of an object, as `key` names it
         self.found: dict[tuple, Masks] = {}  # what each gave so far
-        self.done: set[tuple] = (
-            set()
-        )  # those that have ended; models and slices that were embedded before there was a box
+        # those that have ended, and models and slices that were embedded before there was a box
+        self.done: set[tuple] = set()
 
     @property
     def objects(self) -> tuple[dict, ...]:

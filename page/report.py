@@ -116,7 +116,7 @@ def predicted_and_true(rows: list[dict], objects: Path, score: str) -> list[tupl
     try:
         lines = [(row["case"], row["label"], row["predicted_iou"] or "nan") for row in read_rows(objects)]
         predicted = {(case, int(label)): float(iou) for case, label, iou in lines}
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{objects}: needs columns case, label and predicted_iou; run 04_infer.py again") from error
     of_both = [(row["case"], label, scores) for row in rows for label, scores in row["labels"].items()]
     # the other protocol may have more labels

@@ -423,10 +423,12 @@ def test_supervisely_polygons(tmp_path):
     assert "a.png is listed as 40 x 50 (H, W), but is 9 x 9" in told
     save_image(tmp_path / "a.png", volume((40, 50), np.uint8, 255))
     assert np.array_equal(read_case(tmp_path / "a.png").labels, labels)
-    content["objects"][0] = {"classTitle": "tooth", "bitmap": {"data": "eJ", "origin": [10, 6]}}
-    (tmp_path / "a.png.json").write_text(json.dumps(content))
-    told = sentence(read_case, tmp_path / "a.png")
-    assert "is no Supervisely annotation of polygons ('points'); export it again, bitmaps as polygons" in told
+    # some programs write empty or other points beside a bitmap: it must not become the polygon
+    for points in ({}, {"points": {"exterior": [], "interior": []}}, {"points": triangle}):
+        content["objects"][0] = {"classTitle": "tooth", "bitmap": {"data": "eJ", "origin": [10, 6]}} | points
+        (tmp_path / "a.png.json").write_text(json.dumps(content))
+        told = sentence(read_case, tmp_path / "a.png")
+        assert "polygons (an object is a bitmap); export it again, bitmaps as polygons" in told
 
 
 # ---------------------------------------------------------------- boxes.csv, intensities, and what is bad

@@ -67,6 +67,9 @@ def test_predicted_and_true_are_joined_by_case_and_label(tmp_path):
         "case,label,predicted_iou\nUS_0.npz,7,0.8\nUS_0.npz,9,0.1\nUS_1.npz,1,0.2\nUS_0.npz,1,\nUS_0.npz,3,0.5\n",
     )
     assert predicted_and_true(rows, tmp_path / "objects.csv", "dsc_strict") == [(0.8, 0.6)]
+    save_text(tmp_path / "short.csv", "case,label,predicted_iou\nUS_0.npz\n")
+    with pytest.raises(InputError, match="needs columns case, label and predicted_iou"):
+        predicted_and_true(rows, tmp_path / "short.csv", "dsc_strict")
     save_text(tmp_path / "bad.csv", "case,label\nUS_0.npz,7\n")
     with pytest.raises(InputError, match="needs columns case, label and predicted_iou"):
         predicted_and_true(rows, tmp_path / "bad.csv", "dsc_strict")
